@@ -1,0 +1,21 @@
+"""Names that more than one part of Cartwheel, or the world outside, relies on."""
+
+from __future__ import annotations
+
+MODEL = "recommender"
+"""The served model, and the registered model in MLflow."""
+EXPERIMENT = "cartwheel"
+"""The MLflow experiment."""
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+INGEST_EVENTS = "ingest_events"
+BUILD_FEATURES = "build_features"
+TRAIN_RECOMMENDER = "train_recommender"
+DEPLOY_RECOMMENDER = "deploy_recommender"
+MONITOR_RECOMMENDER = "monitor_recommender"
+DAGS = (INGEST_EVENTS, BUILD_FEATURES, TRAIN_RECOMMENDER, DEPLOY_RECOMMENDER, MONITOR_RECOMMENDER)
+
+NOTHING_TO_DO = 99
+"""Exit status of a command that found nothing to do; Airflow shows the task as skipped."""

@@ -1,0 +1,175 @@
+"""Every setting of Cartwheel, and the only module that reads the environment.
+
+Settings come from `CARTWHEEL_*` environment variables, then from the file `.env` in the
+repository's root. `.env.example` and the table in the README are generated from this module:
+`python -m contracts settings`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from contracts.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _numbers(value: Any) -> Any:
+    """Accept `1,7,13` beside a real list."""
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Numbers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_numbers)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """All settings, checked on reading. Paths that are not absolute are taken from the repository's root."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CARTWHEEL_", env_file=REPOSITORY / ".env", extra="ignore", frozen=True
+    )
+
+    # Where things are
+    home: Path = Field(Path("var"), description="Folder that holds all state of this installation.")
+    cache: Path = Field(Path("var/cache"), description="Folder for downloads that installations may share (Spark jars).")
+    dataset: Path = Field(Path("datasets/complete_journey.toml"), description="The file that describes the shop's data.")
+
+    data_dir: str = Field(
+        "", description="Folder that relative paths in the dataset file start from. Empty: the folder of that file."
+    )
+
+    # Addresses
+    host: str = Field("127.0.0.1", description="Address every server listens on. Anything but loopback publishes it.")
+    airflow_port: Port = Field(8080, description="Airflow's web UI and API.")
+    airflow_log_port: Port = Field(8793, description="Airflow's task log server.")
+    airflow_trigger_log_port: Port = Field(8794, description="Airflow's triggerer log server.")
+    mlflow_port: Port = Field(5000, description="MLflow's UI and API.")
+    postgres_port: Port = Field(5433, description="The embedded PostgreSQL.")
+    rest_port: Port = Field(8501, description="TF Serving's REST API: the endpoint that recommends.")
+    grpc_port: Port = Field(8500, description="TF Serving's gRPC API.")
+    database_url: str = Field(
+        "", description="An outside PostgreSQL server instead of the embedded one, as postgresql://user:password@host:port."
+    )
+    mlflow_tracking_uri: str = Field("", description="An outside MLflow server instead of our own.")
+    serving_url: str = Field("", description="REST address of an outside TF Serving instead of the local one.")
+
+    # Engines
+    java_home: str = Field("", description="A Java 17 or newer to use. Empty: JAVA_HOME, the PATH, then a JRE from PyPI.")
+    spark_master: str = Field("local[2]", description="Spark master the jobs are submitted to.")
+    spark_driver_memory: str = Field("2g", description="Memory of a Spark job's driver.")
+    spark_shuffle_partitions: int = Field(4, ge=1, description="Partitions of a shuffle: about two for each core.")
+    model_server: str = Field(
+        "", description="Path of tensorflow_model_server. Empty: the PATH, else the local model server."
+    )
+    airflow_parallelism: int = Field(3, ge=1, description="Task processes Airflow may run at once.")
+
+    # The loop
+    ingest_schedule: str = Field(
+        "", description="Cron expression of ingest_events. Empty: only when triggered, as a replay does."
+    )
+    replay_intervals: int = Field(1, ge=0, description="How many intervals `make run` holds back and replays as live traffic.")
+    top_k: int = Field(10, ge=1, le=100, description="Length of a list of recommendations.")
+
+    # Training
+    seed: int = Field(20170102, description="Seed of everything random.")
+    training_intervals: int = Field(12, ge=1, description="How many intervals of lists a model learns from.")
+    fold_offsets: Numbers = Field(
+        (1, 7, 13), description="Evaluation folds, as intervals before the coming one (1 is the latest complete one)."
+    )
+    training_epochs: int = Field(4, ge=1, description="Passes over the training lists.")
+
+    # Gate
+    gate_confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="One-sided confidence with which a challenger must beat each baseline."
+    )
+    gate_max_model_mib: int = Field(512, ge=1, description="Largest SavedModel that may be deployed.")
+    gate_max_latency_ms: float = Field(100.0, gt=0, description="Largest median time of one prediction of the exported model.")
+
+    # Monitoring
+    retrain_after_intervals: int = Field(4, ge=1, description="Age in intervals at which a model is retrained in any case.")
+    retrain_quality_drop: float = Field(
+        0.25, gt=0, lt=1, description="Relative loss of live ndcg_at_10 against evaluation that asks for retraining."
+    )
+    retrain_drift: float = Field(
+        0.2, gt=0, le=1, description="Jensen-Shannon distance between the latest interval and those trained on that asks for retraining."
+    )
+
+    @property
+    def home_dir(self) -> Path:
+        return REPOSITORY / self.home
+
+    @property
+    def cache_dir(self) -> Path:
+        return REPOSITORY / self.cache
+
+    @property
+    def dataset_path(self) -> Path:
+        return REPOSITORY / self.dataset
+
+    @property
+    def data_path(self) -> Path:
+        return REPOSITORY / self.data_dir if self.data_dir else self.dataset_path.parent
+
+    @property
+    def tables_dir(self) -> Path:
+        return self.home_dir / "tables"
+
+    @property
+    def exposures_dir(self) -> Path:
+        """JSON lines, one for each answer that a shopper saw (`contracts.tables.EXPOSURE_COLUMNS`)."""
+        return self.home_dir / "exposures"
+
+    @property
+    def training_dir(self) -> Path:
+        return self.home_dir / "training"
+
+    @property
+    def reports_dir(self) -> Path:
+        """What gates and monitoring decided, as JSON, and the Data Docs of Great Expectations."""
+        return self.home_dir / "reports"
+
+    @property
+    def serving_dir(self) -> Path:
+        """`models.config` and `models/NAME/VERSION` as TF Serving reads them."""
+        return self.home_dir / "serving"
+
+    @property
+    def secrets_path(self) -> Path:
+        return self.home_dir / "secrets.json"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.mlflow_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://{self.host}:{self.airflow_port}"
+
+    @property
+    def rest_url(self) -> str:
+        return self.serving_url or f"http://{self.host}:{self.rest_port}"
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        InputError: a setting has a value that does not fit.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InputError(
+            f"CARTWHEEL_{name.upper()}={first['input']!r}: {first['msg']}",
+            where="the environment or .env",
+            cure=f"give it a value that fits: {Settings.model_fields[name].description}",
+        ) from None

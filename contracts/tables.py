@@ -1,0 +1,272 @@
+"""Every table and record of Cartwheel: its columns, key, partitions and rules. Spark and GX schemas derive from here.
+
+Data goes one way: bronze_events -> silver_events -> item_intervals, item_features, user_histories, training_lists
+-> model; exposures + silver_events -> attributions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contracts.settings import settings
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `type` is Spark SQL's name of it. Bounds are inclusive and of values that are not null."""
+
+    name: str
+    type: str
+    description: str = ""
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One Delta table. `key` is unique; `partition_by` is what a run replaces as a whole."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    partition_by: tuple[str, ...] = ()
+    may_be_empty: bool = field(default=False)
+
+    @property
+    def path(self) -> Path:
+        return settings().tables_dir / self.name
+
+    @property
+    def ddl(self) -> str:
+        """Spark SQL's schema."""
+        return ", ".join(f"{c.name} {c.type}{'' if c.nullable else ' NOT NULL'}" for c in self.columns)
+
+    @property
+    def column_names(self) -> list[str]:
+        return [c.name for c in self.columns]
+
+
+_INTERVAL = Column("interval", "int", "number of the interval that holds occurred_at", minimum=-1_000_000, maximum=10_000_000)
+_AS_OF = Column("as_of", "int", "computed from the intervals before this one only")
+
+BRONZE_EVENTS = Table(
+    "bronze_events",
+    "Events as they came, columns named and typed by the contract. A value that could not be read is null, "
+    "its text stays in `extra` and `problems` says so.",
+    (
+        Column("event_id", "string", "the source's id, else a hash of the whole row"),
+        Column("source", "string", "name of the dataset"),
+        _INTERVAL,
+        Column("user_id", "string", nullable=True),
+        Column("item_id", "string", nullable=True),
+        Column("event_type", "string", nullable=True),
+        Column("occurred_at", "timestamp", "UTC"),
+        Column("at", "double", "wall-clock time in intervals: n-1 is the start of interval n"),
+        Column("session_id", "string", "basket or visit", nullable=True),
+        Column("quantity", "double", nullable=True),
+        Column("price", "double", "for one unit, in the shop's currency", nullable=True),
+        Column("problems", "array<string>", "what could not be read or is declared to be no event"),
+        Column("extra", "map<string,string>", "every other column of the source"),
+        Column("ingested_at", "timestamp", "UTC"),
+    ),
+    key=(),
+    partition_by=("interval",),
+)
+
+QUARANTINE = Table(
+    "quarantine",
+    "Rows set aside, each with its reasons; nothing is dropped in silence.",
+    (
+        Column("stage", "string", "land or clean"),
+        Column("interval", "int", "0 when the time could not be read"),
+        Column("event_id", "string"),
+        Column("reasons", "array<string>"),
+        Column("row", "string", "the row as JSON"),
+    ),
+    key=(),
+    partition_by=("stage", "interval"),
+    may_be_empty=True,
+)
+
+ITEMS = Table(
+    "items",
+    "What is known of each item.",
+    (
+        Column("item_id", "string"),
+        Column("name", "string"),
+        Column("category", "string", "coarse grouping", nullable=True),
+        Column("type", "string", "fine grouping", nullable=True),
+        Column("recommendable", "boolean", "false where the dataset file excludes it"),
+    ),
+    key=("item_id",),
+)
+
+USERS = Table(
+    "users",
+    "What is known of each user, for people who read reports.",
+    (Column("user_id", "string"), Column("description", "string")),
+    key=("user_id",),
+    may_be_empty=True,
+)
+
+PROMOTIONS = Table(
+    "promotions",
+    "Plan of promotions: share of places at which an item is promoted in an interval.",
+    (
+        Column("item_id", "string"),
+        Column("interval", "int"),
+        Column("first_share", "double", "by the first channel", minimum=0, maximum=1),
+        Column("second_share", "double", "by the second channel, 0 without one", minimum=0, maximum=1),
+        Column("any_share", "double", "by either", minimum=0, maximum=1),
+    ),
+    key=("item_id", "interval"),
+    may_be_empty=True,
+)
+
+SILVER_EVENTS = Table(
+    "silver_events",
+    "Clean events: complete, in range, once each.",
+    (
+        Column("event_id", "string"),
+        _INTERVAL,
+        Column("user_id", "string"),
+        Column("item_id", "string"),
+        Column("event_type", "string"),
+        Column("weight", "double", "of the event type", minimum=0),
+        Column("target", "boolean", "of a type that recommendations should lead to"),
+        Column("occurred_at", "timestamp", "UTC"),
+        Column("at", "double", "wall-clock time in intervals"),
+        Column("session_id", "string", "the source's, else user and time"),
+        Column("quantity", "double", minimum=0, maximum=1_000_000),
+        Column("price", "double", "for one unit", nullable=True, minimum=0, maximum=10_000_000),
+        Column("bronze_ingested_at", "timestamp", "UTC"),
+    ),
+    key=("event_id",),
+    partition_by=("interval",),
+)
+
+ITEM_INTERVALS = Table(
+    "item_intervals",
+    "Sums of one item in one interval: what item_features adds up.",
+    (
+        Column("interval", "int"),
+        Column("item_id", "string"),
+        Column("events", "double", "baskets that hold the item", minimum=0),
+        Column("target_events", "double", "of these, of a target type", minimum=0),
+        Column("first_events", "double", "of these, a user's first of this item", minimum=0),
+        Column("gaps", "double", "of these, a user's repeat", minimum=0),
+        Column("gap_intervals", "double", "summed time since the user's previous one, in intervals", minimum=0),
+        Column("quantity", "double", minimum=0),
+        Column("spend", "double", "quantity times price, where there is one", minimum=0),
+        Column("priced_quantity", "double", minimum=0),
+    ),
+    key=("interval", "item_id"),
+    partition_by=("interval",),
+)
+
+ITEM_FEATURES = Table(
+    "item_features",
+    "Statistics of each item as of an interval's start.",
+    (
+        _AS_OF,
+        Column("item_id", "string"),
+        Column("events_1", "double", "in the last interval", minimum=0),
+        Column("events_4", "double", "in the last 4", minimum=0),
+        Column("events_13", "double", "in the last 13", minimum=0),
+        Column("events_all", "double", "ever", minimum=1),
+        Column("target_events_4", "double", minimum=0),
+        Column("buyers_all", "double", "distinct users ever", minimum=0),
+        Column("first_share_4", "double", "share of first events in the last 4", minimum=0, maximum=1),
+        Column("repeat_share", "double", "share of repeats ever", minimum=0, maximum=1),
+        Column("mean_gap", "double", "mean time between a user's events, in intervals; 0 when unknown", minimum=0),
+        Column("mean_price", "double", "ever; 0 when unknown", minimum=0),
+        Column("price_ratio", "double", "of the last 4 to ever; 1 when unknown", minimum=0),
+        Column("promotion_first", "double", "planned for interval as_of", minimum=0, maximum=1),
+        Column("promotion_second", "double", minimum=0, maximum=1),
+        Column("promotion_any", "double", minimum=0, maximum=1),
+    ),
+    key=("as_of", "item_id"),
+    partition_by=("as_of",),
+)
+
+USER_HISTORIES = Table(
+    "user_histories",
+    "One row a user: all events in order of time, one entry for each item of each basket. "
+    "The history as of interval n is the prefix with at < n - 1.",
+    (
+        Column("user_id", "string"),
+        Column("item_ids", "array<string>"),
+        Column("at", "array<double>", "time of the basket in intervals, ascending"),
+        Column("weights", "array<double>", "heaviest event type of the entry"),
+    ),
+    key=("user_id",),
+)
+
+TRAINING_LISTS = Table(
+    "training_lists",
+    "The labels: what each user active in interval as_of took in it.",
+    (_AS_OF, Column("user_id", "string"), Column("target_items", "array<string>", "distinct, not empty")),
+    key=("as_of", "user_id"),
+    partition_by=("as_of",),
+)
+
+ATTRIBUTIONS = Table(
+    "attributions",
+    "What was recommended, by the model and by the baselines, beside what was then taken.",
+    (
+        Column("interval", "int"),
+        Column("request_id", "string"),
+        Column("user_id", "string"),
+        Column("model_version", "int"),
+        Column("latency_ms", "double", minimum=0),
+        Column("items", "array<string>"),
+        Column("popular_items", "array<string>", "the popularity baseline's list"),
+        Column("frequent_items", "array<string>", "the personal frequency baseline's list"),
+        Column("taken_items", "array<string>", "distinct; empty when the user took nothing"),
+    ),
+    key=("request_id",),
+    partition_by=("interval",),
+    may_be_empty=True,
+)
+
+CATEGORY_SHARES = Table(
+    "category_shares",
+    "Share of each category in an interval's events: what drift is measured on.",
+    (
+        Column("interval", "int"),
+        Column("category", "string"),
+        Column("share", "double", minimum=0, maximum=1),
+    ),
+    key=("interval", "category"),
+    partition_by=("interval",),
+)
+
+TABLES = (
+    BRONZE_EVENTS,
+    QUARANTINE,
+    ITEMS,
+    USERS,
+    PROMOTIONS,
+    SILVER_EVENTS,
+    ITEM_INTERVALS,
+    ITEM_FEATURES,
+    USER_HISTORIES,
+    TRAINING_LISTS,
+    ATTRIBUTIONS,
+    CATEGORY_SHARES,
+)
+
+EXPOSURE_COLUMNS = (
+    Column("request_id", "string", "unique; the answer's x-request-id"),
+    Column("served_at", "string", "ISO 8601, UTC"),
+    Column("interval", "int", "interval the shopper was in"),
+    Column("user_id", "string"),
+    Column("model_version", "int"),
+    Column("items", "array<string>", "as shown, best first"),
+    Column("scores", "array<double>"),
+    Column("latency_ms", "double"),
+)
+"""One JSON line in `settings().exposures_dir` for each list of recommendations that a shopper saw."""
