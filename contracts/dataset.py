@@ -49,6 +49,8 @@ class Interval(_Part):
 
     length: Annotated[timedelta, BeforeValidator(_duration)] = timedelta(days=7)
     first: datetime = datetime(2001, 1, 1)  # a Monday
+    volume_factor: float = Field(5.0, gt=1)
+    """How many times more or fewer events than usual the newest interval may have before a gate stops it."""
 
     @field_validator("first")
     @classmethod

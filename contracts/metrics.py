@@ -1,6 +1,7 @@
 """The metrics of a list of recommendations: one definition for evaluation, monitoring and reports.
 
-A user's list of k items is held against the distinct items the user took in the interval ("targets").
+A user's list of k items is held against the distinct items the user took in the interval ("targets"), as far as
+they could have been recommended: known well enough before it, and not excluded by the dataset file.
 recall_at_k = hits / |targets|; ndcg_at_k has gains 1 and the ideal list of min(k, |targets|) hits;
 hit_rate_at_k = 1 when at least one item hits. Means are over users that have at least one target.
 """

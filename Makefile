@@ -1,0 +1,57 @@
+# `make help` lists the targets.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help setup run up down status check test test-fast lint lock clean
+
+PYTHON ?=
+ARGS ?=
+python := .venv/bin/python
+
+# DATASET=path/to/shop.toml chooses the shop for this command; relative to the folder of this file.
+ifdef DATASET
+export CARTWHEEL_DATASET := $(if $(filter /%,$(firstword $(DATASET))),$(DATASET),$(CURDIR)/$(DATASET))
+endif
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install everything into .venv (PYTHON=... to choose an interpreter)
+	@PYTHON='$(PYTHON)' sh deploy/local/setup.sh
+
+run: setup ## Start everything, run the whole loop, stay up until Ctrl-C (ARGS=--once, DATASET=...)
+	@$(python) -m deploy.local run $(ARGS)
+
+up: setup ## Start everything without running the loop
+	@$(python) -m deploy.local up
+
+down: setup ## Stop everything, also what a killed run left behind
+	@$(python) -m deploy.local down
+
+status: setup ## Show what is running, its memory and its address
+	@$(python) -m deploy.local status
+
+check: setup ## Check a shop's data before running on it (DATASET=...)
+	@$(python) -m deploy.local check $(ARGS)
+
+test: setup ## Set up and run all tests (ARGS=... for pytest)
+	@$(python) -m deploy.local prepare
+	@$(python) -m pytest tests $(ARGS)
+
+test-fast: setup ## Run the tests that take seconds only
+	@$(python) -m deploy.local prepare
+	@$(python) -m pytest tests -m "not slow" $(ARGS)
+
+lint: setup ## Check style, types and the law of imports
+	@$(python) -m ruff check .
+	@$(python) -m mypy
+	@.venv/bin/lint-imports
+
+lock: ## Resolve pyproject.toml into requirements.lock again (needs uv)
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+		--generate-hashes --override overrides.txt -o requirements.lock
+
+clean: ## Stop everything and delete .venv, caches and all state in var/
+	@if [ -x $(python) ]; then $(python) -m deploy.local down; fi
+	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""
+### Train a recommender and let it prove itself
+
+1. `reconcile`: did monitoring ask for a model that has not been trained yet? No: the run ends here.
+   (Trigger by hand with `force` to train in any case.)
+2. `train`: TensorFlow, evaluated on rolling intervals against popularity and personal frequency; parameters, metrics,
+   data versions, commit and SavedModel go to MLflow.
+3. `gate`: must beat both baselines with confidence, on data that passed its checks, within size and latency.
+   A blocked model ends here, red, with the reason in the log; the model that serves stays.
+4. `register`: becomes a version of the registered model, with the alias `challenger`.
+
+Wakes `deploy_recommender` through the asset `challenger`.
+"""
+
+from airflow.sdk import DAG, Param
+from cartwheel_airflow.assets import CHALLENGER, TRAINING_REQUEST
+from cartwheel_airflow.operators import DAG_DEFAULTS, gate, result_of, step, woken_by
+
+from contracts.names import TRAIN_RECOMMENDER
+
+with DAG(
+    TRAIN_RECOMMENDER,
+    doc_md=__doc__,
+    schedule=woken_by(TRAINING_REQUEST, minute=37),
+    params={"force": Param(False, type="boolean", description="Train although monitoring did not ask for it.")},
+    **DAG_DEFAULTS,
+):
+    reconcile = step("reconcile", "monitoring", "should-train", '{{ "--force" if params.force else "--no-force" }}')
+    key = result_of("reconcile")
+    requested_by = '{{ "a person" if params.force else "monitoring" }}'
+    train = step("train", "training", "train", "--key", key, "--requested-by", requested_by)
+    check = gate("gate", "training", "gate", "--key", key)
+    register = step("register", "training", "register", "--key", key, outlets=[CHALLENGER])
+
+    reconcile >> train >> check >> register

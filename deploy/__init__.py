@@ -1,0 +1,1 @@
+"""Where and how Cartwheel runs. Starts the other parts by command line; imports only `contracts`."""

@@ -1,0 +1,60 @@
+"""Files that are either whole or absent, also after a kill at any instant."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from contracts.errors import InputError
+
+
+def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write `text` beside `path`, fsync, rename. `mode` holds from the first byte on, whatever the umask."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, mode)
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    beside.replace(path)
+
+
+@contextmanager
+def locked(path: Path, *, what: str = "", cure: str = "wait until it has ended") -> Iterator[None]:
+    """Hold `path` as a lock, which the kernel releases however this process ends. The file holds our process id.
+
+    Args:
+        what: what the other holder is doing, for the error; empty: wait for the lock instead.
+
+    Raises:
+        InputError: another process holds the lock and `what` is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
+        except BlockingIOError:
+            raise InputError(f"{what} (process {lock_holder(path) or 'unknown'})", where=str(path), cure=cure) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that holds `path` by `locked`, or None."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0) or None
+    except FileNotFoundError:
+        pass
+    return None

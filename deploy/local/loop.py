@@ -1,0 +1,163 @@
+"""The main job: land history, let the DAGs turn it into a model that serves, replay live traffic, watch it, sum up.
+
+The DAGs wake one another through assets. This module triggers only `ingest_events`, waits until the tables say that
+each stage is done, and wakes a DAG itself when the asset event that should have done so was lost (after a kill, say).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from contracts import dataset as datasets
+from contracts import names
+from contracts.errors import InputError
+from contracts.settings import REPOSITORY, settings
+from deploy.local import airflow_api, progress, shoppers, summary
+from deploy.local.resources import Sampler
+from deploy.local.secrets import read_or_create
+
+PATIENCE_S = 45.0
+"""How long after the stage before a DAG may take to be woken by its asset event before we wake it."""
+DEADLINE_S = 6 * 3600.0
+
+
+class StageFailed(Exception):
+    """A DAG run failed: which task, and where to look."""
+
+
+class Loop:
+    """One pass of the main job."""
+
+    def __init__(self, airflow: httpx.Client, sampler: Sampler, console: Console, timings: list[dict[str, Any]]) -> None:
+        self._airflow, self._sampler, self._console, self._timings = airflow, sampler, console, timings
+
+    def measured(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do some work as a stage of the summary."""
+        with self._console.status(f"{name} ..."), self._sampler.stage(name) as stage:
+            result = work()
+        self._timings.append({"stage": name, "seconds": round(stage.seconds, 1), "peak_memory_mib": round(stage.peak_memory_mib)})
+        self._console.print(f"  [green]✓[/] {name} [dim]{stage.seconds:.0f} s[/]")
+        return result
+
+    def stage(self, name: str, dag_id: str, done: Callable[[], bool], conf: dict[str, str] | None = None) -> None:
+        """Wait until `done`, which the DAG brings about.
+
+        Args:
+            conf: trigger the DAG at once with these parameters; without, its asset wakes it.
+        """
+        self.measured(name, lambda: self._bring_about(dag_id, done, conf))
+
+    def _bring_about(self, dag_id: str, done: Callable[[], bool], conf: dict[str, str] | None) -> None:
+        started, quiet_since = datetime.now(UTC), time.monotonic()
+        wake_at_once = conf is not None
+        end = time.monotonic() + DEADLINE_S
+        while not done():
+            runs = airflow_api.list_runs(self._airflow, dag_id)
+            active = [run for run in runs if run.state not in airflow_api.ENDED]
+            failed = [run for run in runs if run.state == "failed" and run.ended and run.ended > started]
+            if failed and not active:
+                raise StageFailed(self._failure(failed[-1]))
+            if active:
+                quiet_since = time.monotonic()
+            elif wake_at_once or time.monotonic() - quiet_since > PATIENCE_S:
+                run_id = f"loop__{datetime.now(UTC).isoformat(timespec='seconds')}"
+                airflow_api.trigger(self._airflow, dag_id, run_id, conf)
+                wake_at_once, quiet_since = False, time.monotonic()
+            if time.monotonic() > end:
+                raise StageFailed(f"{dag_id} did not finish within {DEADLINE_S / 3600:.0f} hours")
+            time.sleep(1.0)
+
+    def _failure(self, run: airflow_api.Run) -> str:
+        tasks = airflow_api.list_tasks(self._airflow, run.dag_id, run.run_id)
+        failed = next((task.task_id for task in tasks if task.state == "failed"), "?")
+        log = settings().home_dir / "airflow" / "logs" / f"dag_id={run.dag_id}" / f"run_id={run.run_id}" / f"task_id={failed}"
+        page = f"{settings().airflow_url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/{failed}"
+        return f"task {failed} of {run.dag_id} failed. Its log: {page} or {log}"
+
+    def advance(self, through: int, dataset: datasets.Dataset) -> dict[str, Any]:
+        """Land everything up to an interval and let the DAGs do the rest; returns what monitoring decided."""
+        label, coming = dataset.interval.label(through), through + 1
+        self.stage(f"ingest through interval {label}", names.INGEST_EVENTS, lambda: progress.landed(through), {"through": str(through)})
+        self.stage(f"features as of interval {coming}", names.BUILD_FEATURES, lambda: progress.features_ready(coming))
+        self.stage(f"monitoring before interval {coming}", names.MONITOR_RECOMMENDER, lambda: bool(progress.decision(coming)))
+        decision = progress.decision(coming)
+        self._console.print(f"    {'; '.join(decision['decision']['reasons'])}", style="dim", highlight=False)
+        request = decision.get("request")
+        if request:
+            self.train_and_deploy(request["key"])
+        return decision
+
+    def train_and_deploy(self, key: str) -> None:
+        """Wait for a requested training and, when its gate lets it pass, for its deployment."""
+        self.stage(f"training {key}", names.TRAIN_RECOMMENDER, lambda: bool(progress.training_result(key)))
+        result = progress.training_result(key)
+        if result["status"] == "registered":
+            version = int(result["version"])
+            self.stage(f"deployment of version {version}", names.DEPLOY_RECOMMENDER, lambda: (progress.deployed_version() or 0) >= version)
+
+
+def _look_at_data(num_intervals: int) -> dict[str, Any]:
+    """Run the `check` verb: what is wrong with the data is said before anything runs on it."""
+    path = settings().reports_dir / "check.json"
+    log = settings().home_dir / "logs" / "check.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "spark_jobs.check", "--json", str(path), "--users-of-last", str(num_intervals + 1)]
+    with log.open("w") as output:
+        status = subprocess.run(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if status != 0:
+        lines = log.read_text().splitlines()
+        said = next((line.split("error: ", 1)[1] for line in reversed(lines) if "error: " in line), "the data check failed")
+        raise InputError(said.rstrip("."), where=str(settings().dataset_path), cure=f"see {log} and docs/bring-your-own-data.md")
+    return progress.read_json(path)
+
+
+def run_loop(*, once: bool, intervals: int | None) -> int:
+    """Run the main job to its end and print the summary; what was done before is not done again.
+
+    Args:
+        intervals: how many intervals to hold back and replay; None: as the settings say.
+
+    Returns:
+        Exit status: 0 when the loop is closed, 1 when a stage failed.
+    """
+    console = Console(soft_wrap=True)
+    dataset = datasets.load(settings().dataset_path)
+    replayed = settings().replay_intervals if intervals is None else intervals
+    timings: list[dict[str, Any]] = []
+    secrets = read_or_create(settings().secrets_path)
+    console.print(f"\n[bold]{dataset.title or dataset.name}[/]")
+    with (
+        Sampler(settings().home_dir) as sampler,
+        airflow_api.connect(settings().airflow_url, "admin", secrets.airflow_admin_password) as airflow,
+    ):
+        loop = Loop(airflow, sampler, console, timings)
+        found = loop.measured("check of the data", lambda: _look_at_data(replayed))
+        last = int(found["last_complete_interval"])
+        replayed = min(replayed, last - int(found["first_interval"]) - 2)
+        live = range(last - replayed + 1, last + 1)
+        visits = []
+        try:
+            loop.measured("Airflow reads the DAGs", lambda: [airflow_api.wait_for_dag(airflow, dag) for dag in names.DAGS])
+            loop.advance(last - replayed, dataset)
+            if progress.deployed_version() is None:
+                raise StageFailed(f"no model passed the gate: see {settings().training_dir}/*/verdict.json")
+            for interval in live:
+                if not progress.landed(interval):
+                    label = dataset.interval.label(interval)
+                    users = found["active_users"][str(interval)]
+                    visits.append(loop.measured(f"live traffic of interval {label}", lambda: shoppers.visit(interval, users, console)))  # noqa: B023
+                loop.advance(interval, dataset)
+        except StageFailed as failure:
+            console.print(f"\n[red]✗[/] {failure}", highlight=False)
+            return 1
+        tasks = summary.task_seconds(airflow)
+    summary.show(dataset, list(live), timings, tasks, console)
+    return 0

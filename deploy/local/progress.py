@@ -1,0 +1,68 @@
+"""How far the loop has come, read from the tables, verdicts and ledgers themselves: they decide, not any event."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from contracts.settings import settings
+from contracts.tables import BRONZE_EVENTS, ITEM_FEATURES, Table
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file, or nothing when there is none yet."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _partitions(table: Table) -> set[int]:
+    try:
+        partitions = DeltaTable(str(table.path)).partitions()
+    except TableNotFoundError:
+        return set()
+    return {int(partition[table.partition_by[0]]) for partition in partitions}
+
+
+def landed(interval: int) -> bool:
+    """Whether all events up to the interval are in bronze."""
+    return max(_partitions(BRONZE_EVENTS), default=interval - 1) >= interval
+
+
+def features_ready(coming: int) -> bool:
+    """Whether features as of the coming interval are there and passed their gate in this very version."""
+    verdict = read_json(settings().reports_dir / "gates" / "features.json")
+    if verdict.get("passed") is not True or coming not in _partitions(ITEM_FEATURES):
+        return False
+    return bool(verdict["table_versions"][ITEM_FEATURES.name] == DeltaTable(str(ITEM_FEATURES.path)).version())
+
+
+def decision(coming: int) -> dict[str, Any]:
+    """What monitoring decided before the coming interval; empty when it has not yet."""
+    return read_json(settings().reports_dir / "monitoring" / f"{coming}.json")
+
+
+def training_result(key: str) -> dict[str, Any]:
+    """How a training ended; empty while it has not."""
+    return read_json(settings().training_dir / key / "result.json")
+
+
+def deployed_version() -> int | None:
+    """The version of the champion, by the ledger of deployments."""
+    path = settings().serving_dir / "deployments.jsonl"
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return int(json.loads(lines[-1])["version"]) if lines else None
+
+
+def evaluation_of(version: int) -> dict[str, Any]:
+    """The evaluation of the training that became a version."""
+    for path in sorted(settings().training_dir.glob("*/result.json")):
+        if read_json(path).get("version") == version:
+            return read_json(path.with_name("evaluation.json"))
+    return {}

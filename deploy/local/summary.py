@@ -1,0 +1,157 @@
+"""What the loop achieved: `var/summary.json` for programs, a page of text for people."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Collection
+from typing import Any
+
+import httpx
+from deltalake import DeltaTable
+from rich.console import Console
+from rich.table import Table
+
+from contracts import names
+from contracts.dataset import Dataset
+from contracts.metrics import BASELINES, METRICS
+from contracts.settings import settings
+from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
+from deploy.local import airflow_api, progress
+from deploy.local.files import write_whole
+
+PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
+WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
+
+
+def task_seconds(airflow: httpx.Client) -> list[dict[str, Any]]:
+    """How long each task of the latest runs took that did something, in order of the loop."""
+    found = []
+    for dag_id in names.DAGS:
+        for run in airflow_api.list_runs(airflow, dag_id)[-5:]:
+            for task in airflow_api.list_tasks(airflow, dag_id, run.run_id):
+                if task.state == "success":
+                    found.append({"dag": dag_id, "run": run.run_id, "task": task.task_id, "seconds": round(task.seconds, 1)})
+    return found
+
+
+def example(interval: int) -> dict[str, Any] | None:
+    """One user's recommendations beside what was then taken, by name: the user most of whose list was taken."""
+    rows = DeltaTable(str(ATTRIBUTIONS.path)).to_pandas(partitions=[("interval", "=", str(interval))])
+    if rows.empty:
+        return None
+    hits = [len(set(items) & set(taken)) for items, taken in zip(rows["items"], rows["taken_items"], strict=True)]
+    row = rows.assign(hits=hits).sort_values(["hits", "user_id"], ascending=[False, True]).iloc[0]
+    items = DeltaTable(str(ITEMS.path)).to_pandas(columns=["item_id", "name"]).set_index("item_id")["name"]
+    users = DeltaTable(str(USERS.path)).to_pandas().set_index("user_id")["description"]
+    taken = set(row["taken_items"])
+    return {
+        "interval": interval,
+        "user_id": row["user_id"],
+        "about": users.get(row["user_id"], ""),
+        "recommended": [{"item_id": item, "name": items.get(item, item), "taken": item in taken} for item in row["items"]],
+        "taken": sorted(str(items.get(item, item)) for item in taken),
+    }
+
+
+def build(dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The summary as data."""
+    chosen = settings()
+    version = progress.deployed_version()
+    evaluation = progress.evaluation_of(version) if version is not None else {}
+    user = example(max(live)) if live else None
+    rest = f"{chosen.rest_url}/v1/models/{names.MODEL}:predict"
+    asked = user["user_id"] if user else "somebody"
+    return {
+        "dataset": dataset.name,
+        "champion_version": version,
+        "evaluation": {key: evaluation.get(key) for key in ("as_of", "means", "folds", "paired")},
+        "live": {
+            str(interval): {
+                "start": str(dataset.interval.start(interval)),
+                "decision": progress.decision(interval + 1).get("decision"),
+                "drift": progress.decision(interval + 1).get("observation", {}).get("drift"),
+                "metrics": progress.decision(interval + 1).get("observation", {}).get("live_by_version"),
+            }
+            for interval in live
+        },
+        "example": user,
+        "stages": stages,
+        "tasks": tasks,
+        "total_seconds": round(sum(stage["seconds"] for stage in stages), 1),
+        "peak_memory_mib": max((stage["peak_memory_mib"] for stage in stages), default=None),
+        "urls": {"airflow": chosen.airflow_url, "mlflow": chosen.mlflow_uri, "endpoint": rest},
+        "login": {"user": "admin", "password_in": str(chosen.secrets_path)},
+        "curl": f"curl -s {rest} -d '{json.dumps({'instances': [{'user_id': asked}]})}'",
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _metrics(title: str, means: dict[str, dict[str, float]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    for who in ("model", *BASELINES):
+        if who in means:
+            style = "bold green" if who == "model" else ""
+            table.add_row(WHO[who], *(f"{means[who][metric]:.3f}" for metric in METRICS), style=style)
+    return table
+
+
+def _list_beside_taken(user: dict[str, Any]) -> Table:
+    about = f" ({user['about']})" if user["about"] else ""
+    table = Table(title=f"User {user['user_id']}{about} in interval {user['interval']}", title_justify="left", title_style="bold")
+    table.add_column("was recommended")
+    table.add_column("and took", style="dim")
+    taken = user["taken"]
+    for place, item in enumerate(user["recommended"]):
+        mark, style = ("✓", "green") if item["taken"] else (" ", "")
+        beside = taken[place] if place < len(taken) else ""
+        table.add_row(f"[{style}]{mark} {item['name']}[/]" if style else f"{mark} {item['name']}", beside)
+    if len(taken) > len(user["recommended"]):
+        table.add_row("", f"... and {len(taken) - len(user['recommended'])} more")
+    return table
+
+
+def _times(summary: dict[str, Any]) -> Table:
+    table = Table(title="Where the time went", title_justify="left", title_style="bold")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("peak MiB, everything together", justify="right")
+    for stage in summary["stages"]:
+        table.add_row(stage["stage"], f"{stage['seconds']:.0f}", f"{stage['peak_memory_mib']:,}")
+    table.add_row("together", f"{summary['total_seconds']:.0f}", f"{summary['peak_memory_mib'] or 0:,}", style="bold")
+    return table
+
+
+def show(dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]], console: Console) -> None:
+    """Write `summary.json` and print the same for people."""
+    summary = build(dataset, live, stages, tasks)
+    path = settings().home_dir / "summary.json"
+    write_whole(path, json.dumps(summary, indent=1))
+    console.print()
+    console.rule(f"[bold]Cartwheel: {dataset.title or dataset.name}")
+    means = summary["evaluation"]["means"]
+    if means:
+        intervals = ", ".join(str(fold["as_of"]) for fold in summary["evaluation"]["folds"])
+        console.print(_metrics(f"Evaluation on intervals {intervals}, none of them seen in training", means))
+    for interval, seen in summary["live"].items():
+        for version, metrics in (seen["metrics"] or {}).items():
+            title = (
+                f"Live in interval {interval} from {seen['start'][:10]}, version {version}: {metrics['num_users']} users, "
+                f"p50 {metrics['latency_p50_ms']:.1f} ms, p99 {metrics['latency_p99_ms']:.1f} ms"
+            )
+            console.print(_metrics(title, metrics["means"]))
+        if seen["decision"]:
+            console.print(f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n")
+    if summary["example"]:
+        console.print(_list_beside_taken(summary["example"]))
+    console.print(_times(summary))
+    urls, login = summary["urls"], summary["login"]
+    console.print(f"[bold]Airflow[/]   {urls['airflow']}  log in as {login['user']}; the password is in {login['password_in']}")
+    console.print(f"[bold]MLflow[/]    {urls['mlflow']}")
+    console.print(f"[bold]Endpoint[/]  {urls['endpoint']}")
+    console.print(f"[bold]Try it[/]    {summary['curl']}", highlight=False, markup=True)
+    console.print(f"[dim]The same as JSON: {path}[/]\n")

@@ -1,0 +1,248 @@
+"""A gate: check what is new in its tables, and write down whether it may go on.
+
+The verdict in `reports_dir/gates/GATE.json` names the Delta version of every table it covers: a model may be
+trained on these versions only. A rule that could not be answered fails the gate.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts import tables
+from contracts.errors import InputError
+from contracts.settings import settings
+from contracts.tables import Table
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The tables a gate covers, and those it only compares them with."""
+
+    covers: tuple[Table, ...]
+    reads: tuple[Table, ...] = ()
+
+
+GATES: Mapping[str, Gate] = {
+    "raw": Gate((tables.BRONZE_EVENTS,)),
+    "clean": Gate((tables.SILVER_EVENTS, tables.ITEMS)),
+    "features": Gate(
+        (tables.ITEM_INTERVALS, tables.ITEM_FEATURES, tables.USER_HISTORIES, tables.TRAINING_LISTS),
+        (tables.SILVER_EVENTS, tables.ITEMS),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rule that did not hold, in words."""
+
+    table: str
+    column: str
+    rule: str
+    observed: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.table}{'.' + self.column if self.column else ''}: {self.observed} ({self.rule})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    gate: str
+    passed: bool
+    table_versions: dict[str, int]
+    """Delta version of every table the gate covers."""
+    reference_versions: dict[str, int]
+    """Delta version of the tables it compared them with."""
+    failures: tuple[Failure, ...]
+    num_rules: int
+    checked_rows: dict[str, int]
+    passed_partitions: dict[str, dict[str, str]]
+    """Fingerprint of every partition that has passed; these are not checked again."""
+    rules: str
+    """Fingerprint of the rules; when they change, everything is checked again."""
+    data_docs: str
+    seconds: float
+    line: str
+
+
+def check(name: str, *, full: bool = False) -> Verdict:
+    """Check a gate's tables and write its verdict.
+
+    Raises:
+        InputError: there is no such gate, or one of its tables does not exist.
+    """
+    from expectations.snapshot import open_snapshot
+
+    if name not in GATES:
+        raise InputError(f"no gate {name!r}", where="GATE", cure=f"name one of {', '.join(GATES)}")
+    gate = GATES[name]
+    with _one_at_a_time():
+        started = time.monotonic()
+        around = {table.name: open_snapshot(table) for table in (*gate.covers, *gate.reads)}
+        versions = {table.name: around[table.name].version for table in gate.covers}
+        references = {table.name: around[table.name].version for table in gate.reads}
+        rules = _rules_fingerprint(gate)
+        before = read_verdict(name)
+        known = before.passed_partitions if before and before.rules == rules and not full else {}
+        if (
+            before
+            and before.passed
+            and known
+            and (before.table_versions, before.reference_versions) == (versions, references)
+        ):
+            return before
+
+        failures, num_rules, checked_rows, data_docs = _judge(gate, around, known)
+        seconds = round(time.monotonic() - started, 1)
+        rows = ", ".join(f"{count:,} of {table}" for table, count in checked_rows.items())
+        verdict = Verdict(
+            gate=name,
+            passed=not failures,
+            table_versions=versions,
+            reference_versions=references,
+            failures=failures,
+            num_rules=num_rules,
+            checked_rows=checked_rows,
+            passed_partitions=known if failures else {table: around[table].partitions for table in versions},
+            rules=rules,
+            data_docs=str(data_docs),
+            seconds=seconds,
+            line=f"gate {name} {'FAILED' if failures else 'passed'}: {len(failures)} of {num_rules} rules broken; "
+            f"new rows checked: {rows}; {seconds} s",
+        )
+        _write(verdict_path(name), verdict)
+        return verdict
+
+
+def verdict_path(name: str) -> Path:
+    return settings().reports_dir / "gates" / f"{name}.json"
+
+
+def read_verdict(name: str) -> Verdict | None:
+    """The last verdict of a gate; None when there is none that can be read."""
+    try:
+        found = json.loads(verdict_path(name).read_text(encoding="utf-8"))
+        return Verdict(**{**found, "failures": tuple(Failure(**failure) for failure in found["failures"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def failures_of(table: str, num_rules: int, results: Sequence[Any]) -> list[Failure]:
+    """What of a validation did not hold, and what was not answered.
+
+    Great Expectations can report success with rules left unanswered (its issue 8548), so results are counted and
+    an exception in place of an answer is a failure.
+    """
+    failures = [_failure(table, result) for result in results if not result.success or _exception(result)]
+    if len(results) != num_rules:
+        observed = f"{num_rules - len(results)} of {num_rules} rules were not answered"
+        failures.append(Failure(table, "", "every rule must be answered", observed))
+    return failures
+
+
+def _judge(
+    gate: Gate, around: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]
+) -> tuple[tuple[Failure, ...], int, dict[str, int], Path]:
+    from expectations import validation
+
+    context = validation.open_context()
+
+    from expectations import facts, suites
+
+    failures: list[Failure] = []
+    checked_rows: dict[str, int] = {}
+    num_rules = 0
+    for table in gate.covers:
+        snapshot = around[table.name]
+        passed = known.get(table.name, {})
+        changed = [label for label, print_ in snapshot.partitions.items() if passed.get(label) != print_]
+        rows = snapshot.read(suites.read_columns(table), changed)
+        checked_rows[table.name] = rows.num_rows
+        measured = facts.measure(snapshot, rows, changed, around)
+        frame = suites.row_frame(rows, table)
+        del rows
+        for suite, data in (
+            (suites.suite(table.name, suites.row_expectations(table)), frame),
+            (
+                suites.suite(f"{table.name}_facts", suites.fact_expectations(measured)),
+                suites.fact_frame(snapshot, measured),
+            ),
+        ):
+            num_rules += len(suite.expectations)
+            failures += failures_of(
+                table.name, len(suite.expectations), validation.validate(context, suite, data).results
+            )
+    return tuple(failures), num_rules, checked_rows, validation.build_data_docs(context)
+
+
+def _exception(result: Any) -> str:
+    """The message of the exception that stands in place of an answer; empty when there is none."""
+    info = result.exception_info or {}
+    nested = [info] if "raised_exception" in info else list(info.values())
+    for found in nested:
+        if found.get("raised_exception"):
+            return str(found.get("exception_message") or "unknown error").strip().splitlines()[0][:200]
+    return ""
+
+
+def _failure(table: str, result: Any) -> Failure:
+    """A failed result of Great Expectations, in words."""
+    config = result.expectation_config
+    kwargs, found = config.kwargs, result.result or {}
+    column = kwargs.get("column") or "+".join(kwargs.get("column_list", []))
+    low, high = kwargs.get("min_value"), kwargs.get("max_value")
+    allowed = f"{'any' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'}"
+    if message := _exception(result):
+        return Failure(table, column, config.type, f"could not be answered: {message}")
+    examples = found.get("partial_unexpected_list") or []
+    if words := (config.meta or {}).get("words"):
+        value = examples[0] if examples else found.get("observed_value")
+        return Failure(table, column, f"allowed: {allowed}", f"{value:,.4g} {words}")
+    if config.type == "expect_column_values_to_be_in_set":
+        return Failure(table, "", "columns as the contract says", str(examples[0] if examples else "?"))
+    count, total = found.get("unexpected_count", 0), found.get("element_count", 0)
+    seen = ""
+    if examples and not config.type.endswith("not_be_null"):
+        seen = "; e.g. " + ", ".join(str(example) for example in examples)
+    rule = {
+        "expect_column_values_to_not_be_null": "must not be null",
+        "expect_column_values_to_be_between": f"allowed: {allowed}",
+        "expect_column_values_to_be_unique": "must be unique",
+        "expect_compound_columns_to_be_unique": "must be unique together",
+    }.get(config.type, config.type)
+    return Failure(table, column, rule, f"{count:,} of {total:,} rows break the rule{seen}")
+
+
+def _rules_fingerprint(gate: Gate) -> str:
+    here = Path(__file__).parent
+    text = repr((gate.covers, gate.reads)) + "".join((here / f"{part}.py").read_text() for part in ("facts", "suites"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Gates share a context and the Data Docs: a second one waits. The lock dies with its process."""
+    settings().home_dir.mkdir(parents=True, exist_ok=True)
+    with (settings().home_dir / "great_expectations.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, verdict: Verdict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(asdict(verdict), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

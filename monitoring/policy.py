@@ -1,0 +1,152 @@
+"""The retrain policy: from what was observed to a decision, with its reasons in words. Pure.
+
+Any one rule asks for retraining; data that failed a gate forbids it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from contracts.metrics import NDCG
+from contracts.settings import Settings
+from monitoring.quality import MODEL, Live
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The deployed model."""
+
+    version: int
+    as_of: int
+    """The interval it was trained to predict first."""
+    evaluation: Mapping[str, Mapping[str, float]]
+    """`evaluation[model or baseline][metric]`, pooled over the folds; empty when unknown."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is known when the decision is made."""
+
+    interval: int
+    """The coming interval: the first one without data."""
+    champion: Champion | None
+    live: Live | None
+    """The champion in the latest interval; None without traffic."""
+    drift: float | None
+    """Jensen-Shannon distance of the latest interval to those trained on."""
+    failed_gates: Mapping[str, str]
+    """Gates whose newest verdict failed, with the first rule that did not hold."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What has already been done about the data of this observation."""
+
+    requested: str | None = None
+    """Key of a training that was asked for and has not finished."""
+    finished: str | None = None
+    """How a training on this very data ended: `registered` or `blocked`."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When to retrain; see `contracts.settings` for each."""
+
+    after_intervals: int
+    quality_drop: float
+    drift: float
+    confidence: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Thresholds:
+        return cls(
+            after_intervals=settings.retrain_after_intervals,
+            quality_drop=settings.retrain_quality_drop,
+            drift=settings.retrain_drift,
+            confidence=settings.gate_confidence,
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    retrain: bool
+    reasons: tuple[str, ...]
+    """Why, in words for whoever is on call. Never empty."""
+
+
+def decide(observation: Observation, state: State, thresholds: Thresholds) -> Decision:
+    """Whether to train a new model now.
+
+    In order: data that failed a gate is never trained on; a training on this data that runs or ran is not asked
+    for again; otherwise every rule that asks for retraining gives a reason.
+    """
+    wanted = tuple(_wants(observation, thresholds))
+    if observation.failed_gates:
+        failed = (
+            f"no training on data that failed a check: gate {name}: {why}"
+            for name, why in observation.failed_gates.items()
+        )
+        return Decision(False, (*failed, *(f"(would ask for retraining: {reason})" for reason in wanted)))
+    if not wanted:
+        return Decision(False, (_all_well(observation, thresholds),))
+    if state.finished is not None:
+        return Decision(
+            False, (f"a training on this data has finished ({state.finished}); it takes new data to try again", *wanted)
+        )
+    if state.requested is not None:
+        return Decision(False, (f"training {state.requested} is already asked for and has not finished", *wanted))
+    return Decision(True, wanted)
+
+
+def _wants(observation: Observation, thresholds: Thresholds) -> Iterator[str]:
+    champion, live, drift = observation.champion, observation.live, observation.drift
+    if champion is None:
+        yield "no model is deployed"
+        return
+    age = observation.interval - champion.as_of
+    if age >= thresholds.after_intervals:
+        yield (
+            f"the model is {age} intervals old (limit {thresholds.after_intervals}): "
+            f"made for interval {champion.as_of}, the coming one is {observation.interval}"
+        )
+    if live is not None and live.means:
+        yield from _quality(champion, live, thresholds)
+    if drift is not None and drift > thresholds.drift:
+        yield (
+            f"what people take has drifted: Jensen-Shannon distance {drift:.3f} from the categories trained on "
+            f"(limit {thresholds.drift:g})"
+        )
+
+
+def _quality(champion: Champion, live: Live, thresholds: Thresholds) -> Iterator[str]:
+    ours = live.means[MODEL][NDCG]
+    promised = champion.evaluation.get(MODEL, {}).get(NDCG)
+    if promised:
+        lost = promised - ours
+        if lost / promised > thresholds.quality_drop and lost > live.ndcg_half_width:
+            yield (
+                f"live {NDCG} {ours:.3f} is {lost / promised:.0%} below the {promised:.3f} of the evaluation "
+                f"(limit {thresholds.quality_drop:.0%}; noise of {live.num_users} users +-{live.ndcg_half_width:.3f})"
+            )
+    for baseline, behind in live.ndcg_behind.items():
+        if behind > 0:
+            yield (
+                f"the model is worse live than the {baseline} baseline: {NDCG} {ours:.3f} "
+                f"against {live.means[baseline][NDCG]:.3f}, at least {behind:.3f} behind "
+                f"at {thresholds.confidence:.0%} confidence"
+            )
+
+
+def _all_well(observation: Observation, thresholds: Thresholds) -> str:
+    champion, live, drift = observation.champion, observation.live, observation.drift
+    limit = thresholds.after_intervals
+    assert champion is not None  # without one, a rule asks for retraining
+    parts = [f"model {champion.version} is {observation.interval - champion.as_of} of {limit} intervals old"]
+    parts.append(
+        f"live {NDCG} {live.means[MODEL][NDCG]:.3f} of {live.num_users} users"
+        if live and live.means
+        else "no live traffic to judge"
+    )
+    parts.append("drift unknown" if drift is None else f"drift {drift:.3f} of {thresholds.drift:g}")
+    return "nothing asks for retraining: " + ", ".join(parts)

@@ -1,0 +1,123 @@
+"""Where the facts come from: Delta tables, the model registry, the verdicts of the gates, the results of trainings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from contracts.errors import InputError
+from contracts.names import CHAMPION, MODEL
+from contracts.settings import settings
+from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS, Table
+from monitoring.policy import Champion
+
+
+def version(table: Table) -> int | None:
+    """Delta version of a table; None when there is no such table."""
+    from deltalake import DeltaTable
+
+    return DeltaTable(table.path).version() if DeltaTable.is_deltatable(str(table.path)) else None
+
+
+def training_data() -> tuple[int, int] | None:
+    """The coming interval (newest `as_of` of training_lists + 1) and that table's version; None without lists."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(TRAINING_LISTS.path)):
+        return None
+    lists = DeltaTable(TRAINING_LISTS.path)
+    newest = max((int(partition["as_of"]) for partition in lists.partitions()), default=None)
+    return None if newest is None else (newest + 1, lists.version())
+
+
+def training_key(coming: int, lists_version: int) -> str:
+    """Name of the training on this data; also its folder in `settings().training_dir`."""
+    return f"as_of_{coming}_v{lists_version}"
+
+
+def attributions(interval: int) -> pd.DataFrame:
+    """Rows of one interval; without a table, no rows."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(ATTRIBUTIONS.path)):
+        return pd.DataFrame(columns=ATTRIBUTIONS.column_names)
+    rows: pd.DataFrame = DeltaTable(ATTRIBUTIONS.path).to_pandas(filters=[("interval", "=", interval)])
+    return rows
+
+
+def category_shares() -> pd.DataFrame:
+    """All rows; without a table, none."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(CATEGORY_SHARES.path)):
+        return pd.DataFrame(columns=CATEGORY_SHARES.column_names)
+    rows: pd.DataFrame = DeltaTable(CATEGORY_SHARES.path).to_pandas()
+    return rows
+
+
+def champion() -> Champion | None:
+    """The model version that carries the alias `champion`; None when nothing is registered or none carries it.
+
+    Raises:
+        InputError: MLflow does not answer, or the model version lacks what training writes on it.
+    """
+    from mlflow import MlflowClient
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+    from mlflow.exceptions import MlflowException
+
+    if not MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set():
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(2)  # MLflow's own 7 take minutes to say that nobody answers
+    uri = settings().mlflow_uri
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        # A missing alias is an error to MLflow, told apart from others by no stable code: look it up instead.
+        named = [model for model in client.search_registered_models(f"name = '{MODEL}'") if CHAMPION in model.aliases]
+        if not named:
+            return None
+        found = client.get_model_version(MODEL, str(named[0].aliases[CHAMPION]))
+    except MlflowException as error:
+        what = f"the model registry does not answer: {str(error).splitlines()[0][:200]}"
+        raise InputError(what, where="CARTWHEEL_MLFLOW_TRACKING_URI", cure="start MLflow, or name another") from None
+    try:
+        evaluation = json.loads(found.tags.get("evaluation", "{}"))
+        return Champion(version=int(found.version), as_of=int(found.tags["as_of"]), evaluation=evaluation)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"model version {found.version} has no usable tags as_of and evaluation ({error})",
+            where=f"registered model {MODEL}",
+            cure="give the alias champion to a version that training registered",
+        ) from None
+
+
+def failed_gates() -> dict[str, str]:
+    """Gates whose newest verdict failed, each with its first failure in words."""
+    failed: dict[str, str] = {}
+    for path in sorted((settings().reports_dir / "gates").glob("*.json")):
+        verdict = read_json(path)
+        if verdict is not None and verdict.get("passed") is not True:
+            failures = verdict.get("failures") or [{}]
+            first = failures[0]
+            place = ".".join(str(first[part]) for part in ("table", "column") if first.get(part))
+            failed[path.stem] = f"{place}: {first.get('observed', 'no reason given')}" if place else "no reason given"
+    return failed
+
+
+def training_results() -> Iterator[Mapping[str, Any]]:
+    """What each finished training wrote down."""
+    for path in sorted(settings().training_dir.glob("*/result.json")):
+        found = read_json(path)
+        if found is not None:
+            yield found
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None when the file is missing or holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,69 @@
+"""How a DAG file starts work and when it wakes up: the same for all DAGs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
+
+from contracts.names import NOTHING_TO_DO
+from contracts.settings import REPOSITORY, settings
+
+DAG_DEFAULTS: dict[str, Any] = {
+    "catchup": False,
+    # One run at a time: every stage replaces whole partitions, and a run that waits finds what the one before it left.
+    "max_active_runs": 1,
+    "tags": ["cartwheel"],
+    "default_args": {"retries": 2, "retry_delay": timedelta(seconds=10), "execution_timeout": timedelta(hours=6)},
+}
+
+
+def woken_by(asset: Asset, *, minute: int) -> AssetOrTimeSchedule:
+    """Wake on the asset's event, and once an hour in case that event was lost; the reconcile task skips what is done."""
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(f"{minute} * * * *", timezone="UTC"), assets=[asset])
+
+
+def step(task_id: str, *command: str, **options: Any) -> BashOperator:
+    """A task that runs `python -m COMMAND`; exit status 99 shows as skipped. The last line printed is its result.
+
+    Args:
+        command: module and arguments. Jinja is rendered inside single quotes: templates use double quotes only, and
+            values must not hold single ones (parameters are checked).
+    """
+    return BashOperator(
+        task_id=task_id,
+        bash_command=shlex.join([sys.executable, "-m", *command]),
+        cwd=str(REPOSITORY),
+        skip_on_exit_code=NOTHING_TO_DO,
+        **options,
+    )
+
+
+def gate(task_id: str, *command: str, **options: Any) -> BashOperator:
+    """A step that may forbid what follows. A verdict does not change by asking again, so there are no retries."""
+    return step(task_id, *command, retries=0, **options)
+
+
+def spark_job(task_id: str, job: str, *arguments: str, **options: Any) -> SparkSubmitOperator:
+    """A task that submits `spark_jobs/JOB.py` to the Spark master of the connection `spark_default`."""
+    chosen = settings()
+    return SparkSubmitOperator(
+        task_id=task_id,
+        application=str(REPOSITORY / "spark_jobs" / f"{job}.py"),
+        name=f"cartwheel-{job}",
+        application_args=list(arguments),
+        jars=",".join(sorted(map(str, (chosen.cache_dir / "spark-jars").glob("*.jar")))),
+        driver_memory=chosen.spark_driver_memory,
+        conf={"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"},
+        **options,
+    )
+
+
+def result_of(task_id: str) -> str:
+    """Jinja for the last line that a step printed."""
+    return f'{{{{ ti.xcom_pull("{task_id}") }}}}'

@@ -1,0 +1,119 @@
+"""The gRPC interface of TF Serving: PredictionService and ModelService."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.local_server import HEADER, metrics
+from serving.local_server.messages import SIGNATURE_DEF, metadata_response, status_response
+from serving.local_server.saved_model import DEFAULT_SIGNATURE, array_of, proto_of
+from serving.local_server.status import StatusError, invalid
+from serving.local_server.versions import Versions
+
+log = logging.getLogger(__name__)
+
+
+def server(versions: Versions, *, threads: int) -> grpc.Server:
+    """The gRPC server, without a port yet."""
+    options = [
+        # Python's gRPC shares ports by default: two servers would silently split the requests.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+    ]
+    made = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(versions), made)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(versions), made)
+    return made
+
+
+def _answered(context: grpc.ServicerContext, call: Callable[[], Any]) -> Any:
+    """The result of the call, its failure as gRPC status."""
+    context.send_initial_metadata((HEADER,))
+    try:
+        return call()
+    except StatusError as error:
+        context.abort(error.code, error.message)
+    except Exception as error:
+        log.exception("gRPC request failed")
+        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def _spec(request: Any) -> tuple[str, int | None, str | None]:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    spec = request.model_spec
+    choice = spec.WhichOneof("version_choice")
+    return (
+        spec.name,
+        spec.version.value if choice == "version" else None,
+        spec.version_label if choice == "version_label" else None,
+    )
+
+
+class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+    def __init__(self, versions: Versions) -> None:
+        self.versions = versions
+
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+        start_s = time.perf_counter()
+        name = request.model_spec.name
+        try:
+            response = _answered(context, lambda: _predict(self.versions, request))
+        finally:
+            code = context.code()
+            metrics.count_request(name, code.name if isinstance(code, grpc.StatusCode) else "OK")
+        metrics.observe_latency(name, "Predict", "GRPC", time.perf_counter() - start_s)
+        return response
+
+    def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
+        def metadata() -> Any:
+            if list(request.metadata_field) != [SIGNATURE_DEF]:
+                raise invalid(f"metadata_field must be {SIGNATURE_DEF!r}")
+            return metadata_response(self.versions, *_spec(request))
+
+        return _answered(context, metadata)
+
+
+def _predict(versions: Versions, request: Any) -> Any:
+    name, number, label = _spec(request)
+    with versions.use(name, number, label) as (version, model):
+        signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        signature = model.signature(signature_name)
+        wanted = list(request.output_filter) or list(signature.outputs)
+        if unknown := set(wanted) - signature.outputs.keys():
+            raise invalid(f"output tensor alias not found in signature: {sorted(unknown)}")
+        outputs = signature.run({key: array_of(tensor) for key, tensor in request.inputs.items()})
+    response = predict_pb2.PredictResponse()
+    response.model_spec.name, response.model_spec.signature_name = name, signature_name
+    response.model_spec.version.value = version
+    for key in wanted:
+        response.outputs[key].CopyFrom(proto_of(outputs[key]))
+    return response
+
+
+class _Model(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    def __init__(self, versions: Versions) -> None:
+        self.versions = versions
+
+    def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return _answered(context, lambda: status_response(self.versions, *_spec(request)[:2]))
+
+    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
+        def reload() -> Any:
+            self.versions.apply(request.config)
+            return model_management_pb2.ReloadConfigResponse()
+
+        return _answered(context, reload)

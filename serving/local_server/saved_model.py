@@ -1,0 +1,156 @@
+"""One loaded SavedModel: its signatures, how to run them, and its warm-up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from grpc import StatusCode
+from numpy.typing import NDArray
+from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.protobuf import config_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from serving.local_server.status import BY_NUMBER, StatusError, invalid
+
+DEFAULT_SIGNATURE = "serving_default"
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MAX_WARMUP_RECORDS = 1000
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One signature: `TensorInfo` of each input and output by name, and the call that runs it."""
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    call: Any
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run once.
+
+        Raises:
+            StatusError: names or types differ from the signature, or TensorFlow refused the values.
+        """
+        if inputs.keys() != self.inputs.keys():
+            raise invalid(f"Inputs {sorted(inputs)} do not match the signature's {sorted(self.inputs)}")
+        for name, info in self.inputs.items():
+            given, expected = tf.as_dtype(inputs[name].dtype), tf.as_dtype(info.dtype)
+            # A Session would cast silently where TF Serving refuses.
+            if given != expected:
+                raise invalid(f"Input {name!r} must be {expected.name}, not {given.name}")
+            if not tf.TensorShape(info.tensor_shape).is_compatible_with(inputs[name].shape):
+                raise invalid(f"Input {name!r} has shape {inputs[name].shape}, not {tf.TensorShape(info.tensor_shape)}")
+        try:
+            values = self.call(*(inputs[name] for name in self.inputs))
+        except tf.errors.OpError as error:
+            raise StatusError(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), error.message) from None
+        # A scalar string comes back as bare bytes, whose trailing zeros NumPy would cut without `object`.
+        arrays = (np.asarray(value, dtype=object if isinstance(value, bytes) else None) for value in values)
+        return dict(zip(self.outputs, arrays, strict=True))
+
+
+class SavedModel:
+    """A SavedModel in a session of its own; the thread pools are shared by all of this process.
+
+    The TF1 loader is used because it feeds and fetches by tensor name, as TF Serving does.
+
+    Raises:
+        StatusError: the folder holds no SavedModel that loads, or a warm-up record fails.
+    """
+
+    def __init__(self, path: Path, *, intra_op_threads: int, inter_op_threads: int) -> None:
+        config = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
+        )
+        graph = tf.Graph()
+        self.session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            with graph.as_default():
+                meta_graph = tf.compat.v1.saved_model.loader.load(self.session, ["serve"], str(path))
+            self.signature_defs = dict(meta_graph.signature_def)
+            self._signatures = {
+                name: self._signature(definition)
+                for name, definition in self.signature_defs.items()
+                if not name.startswith("__")
+            }
+            self._warm_up(path / WARMUP_FILE)
+        except StatusError:
+            self.close()
+            raise
+        except tf.errors.OpError as error:
+            self.close()
+            raise StatusError(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), error.message) from None
+        except Exception as error:  # whatever a broken file makes the loader raise is a failed load
+            self.close()
+            raise StatusError(StatusCode.UNKNOWN, f"{type(error).__name__}: {error}") from error
+
+    def _signature(self, definition: Any) -> Signature:
+        inputs, outputs = dict(definition.inputs), dict(definition.outputs)
+        options = config_pb2.CallableOptions(
+            feed=[info.name for info in inputs.values()], fetch=[info.name for info in outputs.values()]
+        )
+        return Signature(inputs, outputs, self.session._make_callable_from_options(options))
+
+    def signature(self, name: str) -> Signature:
+        """The signature of that name, `serving_default` for an empty one."""
+        name = name or DEFAULT_SIGNATURE
+        if name not in self._signatures:
+            raise invalid(f'Serving signature name: "{name}" not found in signature def')
+        return self._signatures[name]
+
+    def _warm_up(self, records: Path) -> None:
+        if not records.is_file():
+            return
+        for number, record in enumerate(itertools.islice(tf.data.TFRecordDataset(str(records)), MAX_WARMUP_RECORDS)):
+            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            if log.WhichOneof("log_type") != "predict_log":
+                raise StatusError(
+                    StatusCode.UNIMPLEMENTED, f"Warm-up record {number} is no Predict request: not supported locally"
+                )
+            request = log.predict_log.request
+            inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
+            self.signature(request.model_spec.signature_name).run(inputs)
+
+    def close(self) -> None:
+        self._signatures = {}
+        self.session.close()
+
+
+def array_of(tensor: Any) -> NDArray[Any]:
+    """The array in a `TensorProto`.
+
+    Raises:
+        StatusError: the proto contradicts itself.
+    """
+    try:
+        return np.asarray(tf.make_ndarray(tensor))
+    except (TypeError, ValueError, KeyError) as error:
+        raise invalid(f"Malformed tensor: {error}") from None
+
+
+_TYPED_FIELD = {
+    "f": {4: "float_val", 8: "double_val"},
+    "i": {1: "int_val", 2: "int_val", 4: "int_val", 8: "int64_val"},
+    "u": {1: "int_val", 2: "int_val", 4: "uint32_val", 8: "uint64_val"},
+    "b": {1: "bool_val"},
+    "O": {8: "string_val"},
+}
+
+
+def proto_of(array: NDArray[Any]) -> Any:
+    """The `TensorProto` of an array, values in the typed field as TF Serving sends them (not `tensor_content`)."""
+    field = _TYPED_FIELD.get(array.dtype.kind, {}).get(array.dtype.itemsize)
+    if field is None:
+        return tf.make_tensor_proto(array)
+    proto = tensor_pb2.TensorProto(
+        dtype=tf.as_dtype(array.dtype).as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto()
+    )
+    getattr(proto, field).extend(array.ravel().tolist())
+    return proto

@@ -1,0 +1,108 @@
+"""Clean what landed: `bronze_events` into `silver_events`, and every row set aside into `quarantine` with its reasons.
+
+Only intervals that changed since silver was last made are read. The rules are those of `spark_jobs.rules`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import chain
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from contracts import names
+from contracts.dataset import Events, load
+from contracts.errors import reported
+from contracts.settings import settings
+from contracts.tables import BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS
+from spark_jobs import pending, rules, storage
+from spark_jobs.parsing import ROW
+from spark_jobs.session import plain_failures, say, session
+
+
+def arg_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog="clean", description=__doc__)
+
+
+def judge(bronze: DataFrame, events: Events) -> DataFrame:
+    """Every row of bronze as SILVER_EVENTS with its `reasons` (empty for the ones to keep); those set aside as JSON in `row`."""
+    weights = F.create_map(*[F.lit(part) for part in chain(*events.types.items())])
+    lean = [name for name in BRONZE_EVENTS.column_names if name not in ("extra", "problems")]
+    judged = (
+        bronze.withColumn("quantity", F.coalesce("quantity", F.lit(1.0)))
+        .withColumn("reasons", rules.reasons())
+        .withColumn(ROW, F.when(F.size("reasons") > 0, F.to_json(F.struct(*BRONZE_EVENTS.column_names))))
+        .drop("extra", "problems")
+        .repartition("interval")
+        .withColumn("again", rules.is_duplicate())
+        .withColumn(ROW, F.when(F.col("again") & F.col(ROW).isNull(), F.to_json(F.struct(*lean))).otherwise(F.col(ROW)))
+        .withColumn("reasons", F.when(F.col("again"), F.concat("reasons", F.array(F.lit(rules.DUPLICATE)))).otherwise(F.col("reasons")))
+    )
+    return judged.select(
+        "event_id",
+        "interval",
+        "user_id",
+        "item_id",
+        "event_type",
+        F.element_at(weights, F.col("event_type")).alias("weight"),
+        F.col("event_type").isin(*events.target_types).alias("target"),
+        "occurred_at",
+        "at",
+        F.coalesce("session_id", F.concat_ws("|", "user_id", F.col("occurred_at").cast("string"))).alias("session_id"),
+        "quantity",
+        "price",
+        F.col("ingested_at").alias("bronze_ingested_at"),
+        "reasons",
+        ROW,
+    )
+
+
+def sound(judged: DataFrame) -> DataFrame:
+    """SILVER_EVENTS rows."""
+    return judged.where(F.size("reasons") == 0)
+
+
+def set_aside(judged: DataFrame) -> DataFrame:
+    """QUARANTINE rows."""
+    return judged.where(F.size("reasons") > 0).select(F.lit("clean").alias("stage"), "interval", "event_id", "reasons", ROW)
+
+
+def main(events: Events) -> int:
+    """Clean the pending intervals; the exit status is 0 or NOTHING_TO_DO.
+
+    Raises:
+        RuntimeError: rows read are not rows kept plus rows set aside.
+    """
+    bronze_state = storage.state(BRONZE_EVENTS)  # before asking what is pending: what lands from here on is for the next run
+    intervals = pending.clean()
+    if not intervals:
+        print("nothing to do: silver is made of all that landed")
+        return names.NOTHING_TO_DO
+    say(f"clean {len(intervals)} intervals, {intervals[0]} to {intervals[-1]}")
+    spark = session("clean")
+    these = storage.one_of("interval", intervals)
+    judged = judge(storage.read(spark, BRONZE_EVENTS).where(these), events).persist(StorageLevel.MEMORY_AND_DISK)
+    # Silver last: its commit says that the intervals are done, so a run that is killed before it is simply repeated.
+    storage.write(set_aside(judged).coalesce(1), QUARANTINE, where=f"stage = 'clean' AND ({these})")
+    storage.write(sound(judged), SILVER_EVENTS, where=these, record={"bronze": bronze_state})
+
+    num_read, num_kept, num_aside = (
+        sum(count for interval, count in counts.items() if interval in set(intervals))
+        for counts in (storage.rows(BRONZE_EVENTS), storage.rows(SILVER_EVENTS), storage.rows(QUARANTINE, stage="clean"))
+    )
+    say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
+    by_reason = F.explode(F.transform("reasons", lambda reason: F.split_part(reason, F.lit(": '"), F.lit(1))))
+    for row in set_aside(judged).select(by_reason.alias("reason")).groupBy("reason").count().orderBy(F.desc("count"), "reason").limit(12).collect():
+        say(f"  {row['count']:,} {row['reason']}")
+    if num_read != num_kept + num_aside:
+        raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")
+    return 0
+
+
+if __name__ == "__main__":
+    arg_parser().parse_args()
+    with reported(), plain_failures():
+        sys.exit(main(load(settings().dataset_path).events))

@@ -1,0 +1,190 @@
+"""From a shop's rows to BRONZE_EVENTS. Nothing is guessed: what cannot be read is null and said in `problems`."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from functools import reduce
+from itertools import chain
+from operator import or_
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from contracts.dataset import Dataset, Exclusion
+from contracts.tables import BRONZE_EVENTS
+from spark_jobs.sources import CORRUPT, column, text
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_ISO_DATE = r"^\d{4}-\d{1,2}-\d{1,2}"
+_ISO_ZONE = r"(?i):\d{2}(\.\d+)? ?(z|utc|gmt|[+-]\d{2}(:?\d{2})?)$"
+_SHOWN = 60
+"""Characters of a value that a problem shows."""
+
+ROW = "row"
+"""Column beside the table's own: the source's row as JSON."""
+
+
+def _quoted(value: Column) -> Column:
+    return F.concat(F.lit("'"), F.substring(value, 1, _SHOWN), F.lit("'"))
+
+
+def number(frame: DataFrame, name: str, decimal_comma: bool = False) -> Column:
+    """A finite number, else null."""
+    if isinstance(frame.schema[name].dataType, T.NumericType):
+        value = column(name).cast("double")
+        return F.when(F.abs(value) < float("inf"), value)
+    written = text(frame, name)
+    if decimal_comma:
+        written = F.translate(F.translate(written, ".", ""), ",", ".")
+    value = F.when(written.rlike(_NUMBER), written.try_cast("double"))
+    return F.when(F.abs(value) < float("inf"), value)
+
+
+def _has_zone(pattern: str) -> bool:
+    return re.search("[VzOXxZ]", re.sub("'[^']*'", "", pattern)) is not None
+
+
+def moment(frame: DataFrame, dataset: Dataset) -> Column:
+    """The instant of each row (UTC), else null. A zone written in the value wins over `time_is`."""
+    events = dataset.events
+    name, pattern = events.columns.occurred_at, events.time_format
+    kind = frame.schema[name].dataType
+    if pattern in ("epoch_s", "epoch_ms"):
+        seconds = number(frame, name) / (1 if pattern == "epoch_s" else 1000)
+        return F.timestamp_micros(F.when(F.abs(seconds) < 1e11, F.round(seconds * 1_000_000)).cast("long"))
+    zoned: Column = F.lit(False)
+    if isinstance(kind, (T.TimestampType, T.TimestampNTZType, T.DateType)):
+        parsed = column(name).cast("timestamp")
+    else:
+        written = text(frame, name)
+        if pattern is None:
+            parsed = F.when(written.rlike(_ISO_DATE), written.try_cast("timestamp"))
+            zoned = written.rlike(_ISO_ZONE)
+        else:
+            parsed = F.try_to_timestamp(written, F.lit(pattern))
+            zoned = F.lit(_has_zone(pattern))
+    if events.time_is == "utc":
+        return parsed
+    return F.when(zoned, parsed).otherwise(F.to_utc_timestamp(parsed, dataset.time_zone))
+
+
+def interval_time(occurred_at: Column, dataset: Dataset) -> Column:
+    """Wall-clock time in intervals: n-1 is the start of interval n."""
+    grid = dataset.interval
+    first_us = (grid.first - datetime(1970, 1, 1)) // (datetime.resolution)
+    length_us = grid.length // datetime.resolution
+    wall_clock_us = F.unix_micros(F.from_utc_timestamp(occurred_at, dataset.time_zone))
+    return (wall_clock_us - F.lit(first_us)) / F.lit(float(length_us))
+
+
+def _excluded(frame: DataFrame, exclusion: Exclusion) -> Column:
+    value = text(frame, exclusion.column)
+    if exclusion.starts_with is not None:
+        test = value.startswith(exclusion.starts_with)
+    elif exclusion.one_of is not None:
+        test = value.isin(*exclusion.one_of)
+    else:
+        test = value.rlike(str(exclusion.matches))
+    return F.when(test, F.lit(f"excluded: {exclusion.reason}"))
+
+
+def wanted_columns(dataset: Dataset) -> list[str | None]:
+    """The columns that the file of events must have."""
+    items = dataset.items
+    from_events = [] if items is None or items.path is not None else [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type]
+    return [*dataset.events.columns.model_dump().values(), *(exclusion.column for exclusion in dataset.events.exclude), *from_events]
+
+
+def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFrame:
+    """Rows of the source as BRONZE_EVENTS, and the row itself as JSON in `row`.
+
+    `occurred_at`, `at` and `interval` are null where the time cannot be read; such rows cannot be landed.
+    """
+    events, names = dataset.events, dataset.events.columns
+    quantity = number(frame, names.quantity, events.decimal_comma) if names.quantity else F.lit(1.0)
+    price = number(frame, names.price, events.decimal_comma) if names.price else F.lit(None).cast("double")
+    unit_price = price
+    if events.price_is == "line" and names.price:
+        pieces = F.coalesce(quantity, F.lit(1.0))
+        unit_price = F.when(pieces != 0, price / pieces)
+
+    told_type = text(frame, names.event_type) if names.event_type else F.lit(None).cast("string")
+    if events.type_names:
+        renamed = F.create_map(*[F.lit(part) for part in chain(*events.type_names.items())])
+        told_type = F.coalesce(F.element_at(renamed, told_type), told_type)
+    event_type = F.when(told_type.isin(*events.types), told_type)
+    if events.only_type is not None:
+        event_type = F.when(told_type.isNull(), F.lit(events.only_type)).otherwise(event_type)
+
+    occurred_at = moment(frame, dataset)
+    interval = next(c for c in BRONZE_EVENTS.columns if c.name == "interval")
+    assert interval.minimum is not None and interval.maximum is not None
+    at = interval_time(occurred_at, dataset)
+    in_grid = (at >= interval.minimum) & (at < interval.maximum)
+
+    # Each value that could not be read: (column of the source, when, what to say; None says nothing).
+    unread: list[tuple[str, Column, str | None]] = [(names.occurred_at, ~F.coalesce(in_grid, F.lit(False)), "occurred_at: not a time")]
+    if names.quantity:
+        unread.append((names.quantity, text(frame, names.quantity).isNotNull() & quantity.isNull(), "quantity: not a number"))
+    if names.price:
+        written = text(frame, names.price).isNotNull()
+        unread.append((names.price, written & price.isNull(), "price: not a number"))
+        if events.price_is == "line":
+            unread.append((names.price, written & unit_price.isNull(), None))
+    if names.event_type:
+        unread.append((names.event_type, told_type.isNotNull() & event_type.isNull(), "event_type: not known"))
+
+    problems = [
+        F.when(fails, F.concat(F.lit(f"{what}: "), F.coalesce(_quoted(text(frame, name)), F.lit("missing"))))
+        for name, fails, what in unread
+        if what is not None
+    ]
+    if CORRUPT in frame.columns:
+        problems.append(F.when(column(CORRUPT).isNotNull(), F.lit("row: not in the shape of the other rows")))
+    problems += [_excluded(frame, exclusion) for exclusion in events.exclude]
+
+    mapped = {name for name in names.model_dump().values() if name is not None}
+    others = [name for name in frame.columns if name not in mapped]
+    extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast("map<string,string>")
+    # Higher-order functions are slow: only rows with something unread go through them.
+    any_unread = reduce(or_, [fails for _, fails, _ in unread])
+    by_name: dict[str, Column] = {}
+    for name, fails, _ in unread:
+        by_name[name] = by_name[name] | fails if name in by_name else fails
+    unread_texts = F.create_map(*chain(*((F.lit(name), F.when(fails, _plain(frame, name, column(name)))) for name, fails in by_name.items())))
+    extra = F.when(any_unread, F.map_concat(extra, F.map_filter(unread_texts, lambda _, value: value.isNotNull()))).otherwise(extra)
+    any_problem = reduce(or_, [problem.isNotNull() for problem in problems])
+    listed = F.when(any_problem, F.array_compact(F.array(*problems))).otherwise(F.array().cast("array<string>"))
+
+    # By name, so that a column that appears later does not change the ids of rows without it.
+    whole_row = F.concat_ws("\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(frame.columns)])
+    event_id = F.substring(F.sha2(whole_row, 256), 1, 32)
+    if names.event_id:
+        event_id = F.coalesce(text(frame, names.event_id), event_id)
+
+    return frame.select(
+        event_id.alias("event_id"),
+        F.lit(dataset.name).alias("source"),
+        F.when(in_grid, (F.floor(at) + 1).cast("int")).alias("interval"),
+        text(frame, names.user_id).alias("user_id"),
+        text(frame, names.item_id).alias("item_id"),
+        event_type.alias("event_type"),
+        F.when(in_grid, occurred_at).alias("occurred_at"),
+        F.when(in_grid, at).alias("at"),
+        (text(frame, names.session_id) if names.session_id else F.lit(None).cast("string")).alias("session_id"),
+        quantity.alias("quantity"),
+        unit_price.alias("price"),
+        listed.alias("problems"),
+        extra.alias("extra"),
+        F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
+        F.to_json(F.struct(*[column(name) for name in frame.columns])).alias(ROW),
+    )
+
+
+def _plain(frame: DataFrame, name: str, value: Column) -> Column:
+    """Text of a value as the source has it."""
+    if isinstance(frame.schema[name].dataType, (T.StructType, T.ArrayType, T.MapType)):
+        return F.to_json(value)
+    return value.cast("string")

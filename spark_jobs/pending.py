@@ -1,0 +1,193 @@
+"""What is there to do: reconcile the tables, without Spark.
+
+    python -m spark_jobs.pending land|clean|features|build|attribute
+
+`build` is everything between landed events and features that passed their gate.
+
+Exit status 0 with the pending intervals on the last line, comma separated, or 99 when there is nothing to do. The
+answer comes from the tables alone, so a message that is lost or comes twice does no harm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from deltalake import DeltaTable
+
+from contracts import names
+from contracts.dataset import Dataset, load
+from contracts.errors import reported
+from contracts.settings import settings
+from contracts.tables import (
+    ATTRIBUTIONS,
+    BRONZE_EVENTS,
+    CATEGORY_SHARES,
+    ITEM_FEATURES,
+    ITEM_INTERVALS,
+    PROMOTIONS,
+    SILVER_EVENTS,
+    TRAINING_LISTS,
+    USER_HISTORIES,
+)
+from spark_jobs import storage
+from spark_jobs.arguments import interval_number
+
+
+def land(dataset: Dataset, from_interval: int | None, through: int | None, now: datetime) -> list[int]:
+    """Intervals to land: up to `through` (None: the last complete one), from `from_interval` (None: the first not landed)."""
+    landed = storage.files(BRONZE_EVENTS)
+    end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
+    if from_interval is None and not landed:
+        return [end]
+    return list(range(from_interval if from_interval is not None else max(landed) + 1, end + 1))
+
+
+def build() -> list[int]:
+    """Intervals that landed and have no features that passed their gate in this very version."""
+    todo = features()
+    open_intervals = {*clean(), *todo.item_intervals, *todo.training_lists, *todo.item_features, *todo.outdated}
+    if open_intervals or not storage.files(BRONZE_EVENTS):
+        return sorted(open_intervals)
+    verdict = settings().reports_dir / "gates" / "features.json"
+    passed = json.loads(verdict.read_text()) if verdict.exists() else {}
+    current = DeltaTable(str(ITEM_FEATURES.path)).version()
+    is_checked = passed.get("passed") is True and passed["table_versions"].get(ITEM_FEATURES.name) == current
+    return [] if is_checked else [max(storage.files(BRONZE_EVENTS))]
+
+
+def clean() -> list[int]:
+    """Intervals of bronze that silver was not made of."""
+    return sorted(storage.changed(BRONZE_EVENTS, storage.recorded(SILVER_EVENTS).get("bronze", "")))
+
+
+class Features(NamedTuple):
+    """What has to be computed again. Empty parts are up to date."""
+
+    item_intervals: list[int]
+    """Intervals; a changed one changes what is first and what is a repeat in all later ones."""
+    user_histories: list[int]
+    """Changed intervals."""
+    training_lists: list[int]
+    category_shares: bool
+    item_features: list[int]
+    """Values of as_of to compute."""
+    outdated: list[int]
+    """Values of as_of that are out of date and not asked for any more: to be dropped."""
+
+    def any(self) -> bool:
+        return any(self)
+
+
+def features(coming: int | None = None) -> Features:
+    """What the feature tables lack, for a model that is to recommend in interval `coming` (None: the one after silver)."""
+    intervals = sorted(storage.files(SILVER_EVENTS))
+    if not intervals:
+        return Features([], [], [], False, [], [])
+
+    def since(table_records: dict[str, str]) -> set[int]:
+        return storage.changed(SILVER_EVENTS, table_records.get("silver", ""))
+
+    def onwards(changed: set[int]) -> list[int]:
+        known = {*intervals, *storage.files(ITEM_INTERVALS)}
+        return sorted(interval for interval in known if interval >= min(changed)) if changed else []
+
+    coming = intervals[-1] + 1 if coming is None else coming
+    oldest = coming - max(settings().fold_offsets) - settings().training_intervals
+    wanted = range(max(oldest, intervals[0] + 1), coming + 1)
+    record = storage.recorded(ITEM_FEATURES)
+    there = storage.files(ITEM_FEATURES).keys()
+    changed = since(record)
+    if record.get("promotions") != storage.state(PROMOTIONS):
+        stale = set(there)
+    else:
+        stale = {as_of for as_of in there if changed and as_of > min(changed)}
+    return Features(
+        onwards(since(storage.recorded(ITEM_INTERVALS))),
+        sorted(since(storage.recorded(USER_HISTORIES))),
+        sorted(since(storage.recorded(TRAINING_LISTS))),
+        bool(since(storage.recorded(CATEGORY_SHARES))),
+        [as_of for as_of in wanted if as_of not in there or as_of in stale],
+        sorted(stale - set(wanted)),
+    )
+
+
+class Exposures(NamedTuple):
+    """The exposures of one interval."""
+
+    num_requests: int
+    fingerprint: str
+    """Of the set of request ids."""
+
+
+def exposures(folder: Path) -> tuple[dict[int, Exposures], int]:
+    """The exposures by interval, and how many lines could not be read (a line may be torn by a kill)."""
+    requests: defaultdict[int, set[str]] = defaultdict(set)
+    unreadable = 0
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    exposure = json.loads(line)
+                    requests[int(exposure["interval"])].add(str(exposure["request_id"]))
+                except (ValueError, KeyError, TypeError):
+                    unreadable += 1
+    return {
+        interval: Exposures(len(ids), hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()) for interval, ids in requests.items()
+    }, unreadable
+
+
+def attribution_state(interval: int, shown: Exposures) -> str:
+    """What the attributions of an interval are made of: its exposures and its silver files."""
+    files = sorted(storage.files(SILVER_EVENTS).get(interval, ()))
+    return hashlib.sha256("\n".join([shown.fingerprint, *files]).encode()).hexdigest()
+
+
+def attribute() -> list[int]:
+    """Intervals that have exposures and silver events, and attributions that are missing or made of others."""
+    shown, _ = exposures(settings().exposures_dir)
+    if not shown:
+        return []
+    there = storage.files(SILVER_EVENTS)
+    done = storage.recorded(ATTRIBUTIONS).get("intervals", {})
+    return sorted(interval for interval in shown if interval in there and done.get(str(interval)) != attribution_state(interval, shown[interval]))
+
+
+def arg_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pending", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("land", "clean", "features", "build", "attribute"))
+    parser.add_argument("--through", type=interval_number, default=None, metavar="N", help="of land: the last interval to land")
+    parser.add_argument("--from-interval", type=interval_number, default=None, metavar="N", help="of land: the first one")
+    return parser
+
+
+def main(step: str, from_interval: int | None, through: int | None) -> int:
+    """Print what is pending for `step`; the exit status is 0 or NOTHING_TO_DO."""
+    if step == "land":
+        intervals = land(load(settings().dataset_path), from_interval, through, datetime.now(UTC))
+    elif step == "build":
+        intervals = build()
+    elif step == "features":
+        todo = features()
+        intervals = sorted({*todo.item_intervals, *todo.training_lists}) or sorted({*todo.item_features, *todo.outdated})
+        if not todo.any():
+            intervals = []
+    else:
+        intervals = clean() if step == "clean" else attribute()
+    if not intervals:
+        print(f"{step}: nothing to do")
+        return names.NOTHING_TO_DO
+    print(f"{step}: {len(intervals)} pending")
+    print(",".join(str(interval) for interval in intervals))
+    return 0
+
+
+if __name__ == "__main__":
+    with reported():
+        sys.exit(main(**vars(arg_parser().parse_args())))

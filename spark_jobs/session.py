@@ -1,0 +1,84 @@
+"""The Spark session of every job, and the timed lines a job prints."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
+from pyspark.java_gateway import launch_gateway
+from pyspark.sql import SparkSession
+
+from contracts.errors import InputError
+from contracts.settings import settings
+
+# Both compilers: with C1 alone (-XX:TieredStopAtLevel=1) landing a million rows takes three times as long.
+DRIVER_JAVA_OPTIONS = f"-XX:+UseParallelGC -Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"
+
+_started_s = time.monotonic()
+
+
+def say(line: str) -> None:
+    """Print one line of progress with the seconds since the job started."""
+    print(f"[{time.monotonic() - _started_s:5.1f} s] {line}", flush=True)
+
+
+def _launch_conf() -> SparkConf:
+    """What a JVM must be started with. spark-submit has started one already and is not asked again."""
+    conf = SparkConf(loadDefaults=False)
+    conf.set("spark.master", settings().spark_master)
+    conf.set("spark.driver.memory", settings().spark_driver_memory)
+    conf.set("spark.driver.extraJavaOptions", DRIVER_JAVA_OPTIONS)
+    conf.set("spark.jars", ",".join(str(jar) for jar in sorted((settings().cache_dir / "spark-jars").glob("*.jar"))))
+    return conf
+
+
+def session(name: str) -> SparkSession:
+    """The running session, else a new one: with Delta, in UTC, quiet."""
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        return running
+    if settings().java_home:
+        os.environ["JAVA_HOME"] = settings().java_home
+    gateway = launch_gateway(_launch_conf())
+    conf = SparkConf(_jvm=gateway.jvm)
+    for key, value in {
+        "spark.app.name": name,
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": str(settings().spark_shuffle_partitions),
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.legacy.parquet.nanosAsLong": "true",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }.items():
+        conf.set(key, value)
+    if not conf.contains("spark.master"):
+        conf.set("spark.master", settings().spark_master)
+    SparkContext(conf=conf, gateway=gateway)
+    return SparkSession.builder.getOrCreate()
+
+
+@contextmanager
+def plain_failures() -> Iterator[None]:
+    """Say a failure of the machine that a person can cure in one line, not in a page of Java.
+
+    Raises:
+        InputError: the disk is full or memory has run out.
+    """
+    try:
+        yield
+    except (PySparkException, OSError) as error:
+        text = str(error)
+        if "No space left on device" in text:
+            raise InputError("the disk is full", where=str(settings().home_dir), cure="free some space and run it again") from None
+        if "OutOfMemoryError" in text:
+            raise InputError(
+                "Spark ran out of memory", where="CARTWHEEL_SPARK_DRIVER_MEMORY", cure="give it more, for example 4g"
+            ) from None
+        raise

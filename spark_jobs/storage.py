@@ -1,0 +1,154 @@
+"""Delta tables: what they hold, what changed in them, how they are written. Only `read` and `write` need Spark.
+
+What a table was computed from is told by the user metadata of its commits: the state (`id@version`) of the table
+upstream. The intervals whose files differ between that state and now are the ones to compute again. That is exact,
+needs no clock, and reads transaction logs only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import deltalake
+import pyarrow as pa
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from contracts.tables import Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_HISTORY = 100
+"""How many commits back the newest one of ours is looked for (others may optimise or vacuum)."""
+
+
+def exists(table: Table) -> bool:
+    return (table.path / "_delta_log").is_dir()
+
+
+def _open(table: Table, version: int | None = None) -> deltalake.DeltaTable | None:
+    try:
+        return deltalake.DeltaTable(str(table.path), version=version)
+    except TableNotFoundError:
+        return None
+
+
+def state(table: Table) -> str:
+    """`id@version` of what the table holds now; empty when there is no table."""
+    opened = _open(table)
+    return "" if opened is None else f"{opened.metadata().id}@{opened.version()}"
+
+
+def recorded(table: Table) -> dict[str, Any]:
+    """What our newest commit says about itself; empty when there is none."""
+    opened = _open(table)
+    if opened is None:
+        return {}
+    for commit in opened.history(_HISTORY):
+        if commit.get("userMetadata"):
+            found: dict[str, Any] = json.loads(commit["userMetadata"])
+            return found
+    return {}
+
+
+def _files(opened: deltalake.DeltaTable, column: str) -> dict[int, frozenset[str]]:
+    actions = pa.table(opened.get_add_actions(flatten=True))
+    files: defaultdict[int, set[str]] = defaultdict(set)
+    for value, path in zip(actions[f"partition.{column}"].to_pylist(), actions["path"].to_pylist(), strict=True):
+        files[int(value)].add(path)
+    return {value: frozenset(paths) for value, paths in files.items()}
+
+
+def files(table: Table) -> dict[int, frozenset[str]]:
+    """The files of each value of the last partition column (`interval` or `as_of`)."""
+    opened = _open(table)
+    return {} if opened is None else _files(opened, table.partition_by[-1])
+
+
+def rows(table: Table, **partition: str) -> dict[int, int]:
+    """Number of rows by the last partition column, among the files whose other partition columns fit."""
+    opened = _open(table)
+    if opened is None:
+        return {}
+    actions = pa.table(opened.get_add_actions(flatten=True))
+    counts: defaultdict[int, int] = defaultdict(int)
+    for action in actions.to_pylist():
+        if all(action[f"partition.{column}"] == value for column, value in partition.items()):
+            counts[int(action[f"partition.{table.partition_by[-1]}"])] += action["num_records"]
+    return dict(counts)
+
+
+def total_rows(table: Table) -> int:
+    opened = _open(table)
+    return 0 if opened is None else sum(pa.table(opened.get_add_actions(flatten=True))["num_records"].to_pylist())
+
+
+def changed(table: Table, since: str) -> set[int]:
+    """The intervals of `table` that are not what they were at `since` (a `state`), gone ones included."""
+    opened = _open(table)
+    if opened is None:
+        return set()
+    if since == f"{opened.metadata().id}@{opened.version()}":
+        return set()
+    column = table.partition_by[-1]
+    now = _files(opened, column)
+    then: dict[int, frozenset[str]] = {}
+    known_id, _, version = since.partition("@")
+    if known_id == opened.metadata().id:
+        try:
+            before = _open(table, int(version))
+            then = {} if before is None else _files(before, column)
+        except DeltaError:  # the log does not reach back that far any more: all is new
+            then = {}
+    return {value for value in now.keys() | then.keys() if now.get(value) != then.get(value)}
+
+
+def one_of(column: str, values: Iterable[int]) -> str:
+    """A predicate for `replaceWhere`, as ranges so that it stays short."""
+    ranges: list[list[int]] = []
+    for value in sorted(values):
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
+        else:
+            ranges.append([value, value])
+    return " OR ".join(f"({column} >= {low} AND {column} <= {high})" for low, high in ranges) or "false"
+
+
+def read(spark: SparkSession, table: Table) -> DataFrame:
+    """The table; without rows when it has not been written yet."""
+    if not exists(table):
+        return spark.createDataFrame([], table.ddl)
+    return spark.read.format("delta").load(str(table.path))
+
+
+def write(frame: DataFrame, table: Table, *, where: str | None = None, record: dict[str, Any] | None = None) -> None:
+    """Replace the table, or the part of it that `where` names, in one atomic commit.
+
+    Args:
+        frame: has the table's columns; others are left out.
+        where: predicate on partition columns; all rows of `frame` must fit it.
+        record: kept with the commit, for `recorded`.
+    """
+    from delta.tables import DeltaTable
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import StructType
+
+    if not exists(table):
+        # Created from the contract, so that columns which must not be null are checked on every write.
+        (
+            DeltaTable.createIfNotExists(frame.sparkSession)
+            .location(str(table.path))
+            .addColumns(StructType.fromDDL(table.ddl))
+            .partitionedBy(*table.partition_by)
+            .execute()
+        )
+    typed = frame.select(*[F.col(column.name).cast(column.type) for column in table.columns])
+    writer = typed.write.format("delta").mode("overwrite")
+    if where is not None:
+        writer = writer.option("replaceWhere", where)
+    if record is not None:
+        writer = writer.option("userMetadata", json.dumps(record))
+    writer.save(str(table.path))

@@ -1,0 +1,36 @@
+"""The law of imports, and DAG files that stay thin."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAG_FILES = sorted((REPOSITORY / "dags").glob("*.py"))
+
+
+def test_the_law_of_imports_holds() -> None:
+    """import-linter finds no import that goes against the layers of pyproject.toml."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
+def test_dag_files_import_only_airflow_contracts_and_our_operators(path: Path) -> None:
+    """A DAG file reaches for no engine and no library of its own."""
+    tree = ast.parse(path.read_text())
+    modules = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    modules |= {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert modules <= {"airflow", "cartwheel_airflow", "contracts"}
+
+
+@pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
+def test_dag_files_hold_no_logic(path: Path) -> None:
+    """No functions, loops, conditions or exceptions in a DAG file."""
+    forbidden = (ast.FunctionDef, ast.For, ast.While, ast.If, ast.Try, ast.Lambda)
+    assert not [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, forbidden)]

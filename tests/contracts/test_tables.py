@@ -1,0 +1,94 @@
+"""The tables: names, keys and schemas fit together, and Spark accepts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from contracts import tables
+from contracts.settings import REPOSITORY
+from contracts.tables import TABLES, Column, Table
+
+
+def names_of(table: Table) -> str:
+    return table.name
+
+
+def test_every_table_is_in_the_list_once() -> None:
+    """TABLES holds each table that the module defines, and no two have one name."""
+    defined = {value.name for value in vars(tables).values() if isinstance(value, Table)}
+    listed = [table.name for table in TABLES]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == defined
+
+
+@pytest.mark.parametrize("table", TABLES, ids=names_of)
+def test_keys_and_partitions_are_columns(table: Table) -> None:
+    """What a table is keyed and partitioned by are columns of it, never null, and no column comes twice."""
+    columns = {column.name: column for column in table.columns}
+    assert len(columns) == len(table.columns)
+    for name in (*table.key, *table.partition_by):
+        assert not columns[name].nullable
+    assert table.description.endswith(".")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=names_of)
+def test_bounds_are_of_numbers_and_leave_room(table: Table) -> None:
+    """Only numbers have bounds, and the lower one is below the upper one."""
+    for column in table.columns:
+        if column.minimum is not None or column.maximum is not None:
+            assert column.type in {"int", "bigint", "double"}, column.name
+        if column.minimum is not None and column.maximum is not None:
+            assert column.minimum < column.maximum, column.name
+
+
+def test_the_ddl_says_what_must_not_be_null() -> None:
+    """A schema as Spark SQL writes it."""
+    table = Table("t", "T.", (Column("a", "int"), Column("b", "array<string>", nullable=True)), key=("a",))
+    assert table.ddl == "a int NOT NULL, b array<string>"
+    assert table.column_names == ["a", "b"]
+
+
+def test_tables_lie_in_the_home_folder(tmp_path) -> None:
+    """A table's place follows CARTWHEEL_HOME."""
+    script = "from contracts.tables import ITEMS; print(ITEMS.path)"
+    environment = os.environ | {"CARTWHEEL_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(tmp_path / "tables" / "items")
+
+
+SPARK = """
+import json
+from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
+from contracts.tables import TABLES
+spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+print(json.dumps({table.name: StructType.fromDDL(table.ddl).jsonValue()["fields"] for table in TABLES}))
+spark.stop()
+"""
+
+
+@pytest.mark.slow
+def test_spark_reads_every_schema_as_it_is_meant(tmp_path) -> None:
+    """Spark's own parser finds the columns of the contract, in order, with the same types and nulls."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", SPARK], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    spark_names = {"int": "integer", "bigint": "long"}
+    for table in TABLES:
+        fields = found[table.name]
+        assert [field["name"] for field in fields] == table.column_names
+        for field, column in zip(fields, table.columns, strict=True):
+            assert field["nullable"] is column.nullable, f"{table.name}.{column.name}"
+            if isinstance(field["type"], str):
+                assert field["type"] == spark_names.get(column.type, column.type), f"{table.name}.{column.name}"
+            else:
+                assert column.type.startswith(field["type"]["type"]), f"{table.name}.{column.name}"

@@ -1,0 +1,111 @@
+"""Every DAG loads, reads as its own description says, and runs commands that exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+
+import jinja2
+import pytest
+import typer
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.providers.standard.operators.bash import BashOperator
+from cartwheel_airflow import assets
+
+from contracts import names
+
+
+class Results:
+    """Results of other tasks, as a template sees them."""
+
+    def xcom_pull(self, task_id: str) -> str:
+        return "7"
+
+
+def rendered(text: str, dag) -> str:
+    """A command as a run with default parameters executes it."""
+    return jinja2.Template(text, undefined=jinja2.StrictUndefined).render(ti=Results(), params=dag.params.dump())
+
+
+def parse(module: str, arguments: list[str]) -> None:
+    """Parse a command line with the module's own parser, without running it."""
+    target = module if module.startswith("spark_jobs.") else f"{module}.__main__"
+    loaded = importlib.import_module(target)
+    if not hasattr(loaded, "app"):
+        loaded.arg_parser().parse_args(arguments)
+        return
+    command = typer.main.get_command(loaded.app)
+    name, verb, rest = command.resolve_command(command.make_context(module, list(arguments)), list(arguments))
+    verb.make_context(name, rest)
+
+
+def test_all_dags_are_there(dags) -> None:
+    """The five DAGs of the loop, and nothing else."""
+    assert sorted(dags) == sorted(names.DAGS)
+
+
+@pytest.mark.parametrize("dag_id", names.DAGS)
+def test_the_description_names_every_task_in_order(dags, dag_id) -> None:
+    """The numbered steps of the page in the UI are the task ids, in the order in which they run."""
+    dag = dags[dag_id]
+    steps = re.findall(r"^\d+\. `(\w+)`", dag.doc_md, flags=re.MULTILINE)
+    assert steps == [task.task_id for task in dag.topological_sort()]
+
+
+@pytest.mark.parametrize("dag_id", names.DAGS)
+def test_every_command_is_one_its_program_accepts(dags, dag_id) -> None:
+    """Each rendered command line is parsed by the parser of the very module it starts."""
+    for task in dags[dag_id].tasks:
+        if isinstance(task, BashOperator):
+            _, flag, module, *arguments = shlex.split(rendered(task.bash_command, dags[dag_id]))
+            assert flag == "-m"
+            parse(module, arguments)
+        else:
+            assert isinstance(task, SparkSubmitOperator)
+            job = task.application.rsplit("/", 1)[1].removesuffix(".py")
+            parse(f"spark_jobs.{job}", [rendered(argument, dags[dag_id]) for argument in task.application_args])
+
+
+def test_a_command_nobody_understands_is_noticed() -> None:
+    """The check above can fail: a verb and an option that do not exist are refused."""
+    with pytest.raises(Exception, match="No such command"):
+        parse("training", ["trian"])
+    with pytest.raises(Exception, match="No such option"):
+        parse("training", ["gate", "--kee", "7"])
+
+
+def waits_for(dag):
+    """The condition on assets that wakes a DAG, or None."""
+    return getattr(dag.timetable, "asset_condition", None)
+
+
+def test_every_asset_has_an_emitter_and_a_consumer(dags) -> None:
+    """The DAGs are joined: what one emits another consumes; the champion ends the chain."""
+    known = {asset.name for asset in vars(assets).values() if isinstance(asset, assets.Asset)}
+    emitted = [outlet.name for dag in dags.values() for task in dag.tasks for outlet in task.outlets]
+    consumed = {name for dag in dags.values() for name in known if f"name='{name}'" in repr(waits_for(dag))}
+    assert sorted(emitted) == sorted(known)
+    assert consumed == known - {assets.CHAMPION.name}
+
+
+@pytest.mark.parametrize("dag_id", [name for name in names.DAGS if name != names.INGEST_EVENTS])
+def test_a_lost_asset_event_is_healed_by_the_clock(dags, dag_id) -> None:
+    """Every DAG that an asset wakes also looks once an hour by itself."""
+    assert dags[dag_id].timetable.timetable.expression.endswith("* * * *")
+
+
+@pytest.mark.parametrize("dag_id", names.DAGS)
+def test_the_first_task_reconciles(dags, dag_id) -> None:
+    """Each DAG first asks the tables whether there is anything to do, and runs one at a time."""
+    dag = dags[dag_id]
+    assert [task.task_id for task in dag.roots] == ["reconcile"]
+    assert dag.max_active_runs == 1
+
+
+def test_gates_are_not_retried(dags) -> None:
+    """A verdict stays a verdict: every gate has no retries, every other task has."""
+    for dag in dags.values():
+        for task in dag.tasks:
+            is_gate = task.task_id.startswith("gate") or task.task_id == "verify"
+            assert (task.retries == 0) == is_gate, task.task_id

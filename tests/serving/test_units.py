@@ -1,0 +1,96 @@
+"""The pure parts of deployment: desired state, differences, ledger, commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.testing
+
+from contracts.errors import InputError
+from serving import ledger
+from serving.__main__ import app
+from serving.client import Recommendation
+from serving.desired import Desired, parse, render
+from serving.durable import append_line
+from serving.publish import differences
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("desired", [Desired(), Desired((7,)), Desired((9, 4), {"stable": 4, "canary": 9})])
+def test_desired_state_round_trip(desired: Desired, tmp_path: Path) -> None:
+    """The rendered config reads back as the same state."""
+    assert parse(render(desired, tmp_path), "config") == desired
+
+
+def test_empty_state_names_no_model(tmp_path: Path) -> None:
+    """Without versions the config lists no model: an empty version list would unload everything."""
+    assert "config {" not in render(Desired(), tmp_path)
+
+
+def test_labels_need_versions() -> None:
+    """A label that points outside the loaded versions is a mistake."""
+    with pytest.raises(ValueError, match="outside"):
+        Desired((1,), {"stable": 2})
+
+
+def test_without() -> None:
+    """Taking a version out takes its labels out."""
+    assert Desired((1, 2), {"stable": 1, "canary": 2}).without(2) == Desired((1,), {"stable": 1})
+
+
+def test_broken_config_is_an_input_error() -> None:
+    """A config that does not parse is reported with its place."""
+    with pytest.raises(InputError, match=r"models\.config"):
+        parse("nonsense", "models.config")
+
+
+@pytest.mark.parametrize(
+    ("items", "scores", "same"),
+    [
+        (["a", "b"], [1.0, 0.5], True),
+        (["a", "b"], [1.00009, 0.5], True),
+        (["a", "b"], [1.0002, 0.5], False),
+        (["b", "a"], [1.0, 0.5], False),
+        (["a", "b"], [1.0], False),
+        (["a", "b"], [float("nan"), 0.5], False),
+    ],
+)
+def test_differences(items: list[str], scores: list[float], same: bool) -> None:
+    """Items must be equal and scores within 1e-4; no number is never equal."""
+    answer = Recommendation(tuple(items), tuple(scores), 1, 1.0)
+    assert (differences([answer], {"items": [["a", "b"]], "scores": [[1.0, 0.5]]}) == []) is same
+
+
+def test_ledger_survives_a_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line torn by a crash counts as not written and spoils no other."""
+    path = tmp_path / "deployments.jsonl"
+    monkeypatch.setattr(ledger, "ledger_path", lambda: path)
+    ledger.record(1, None, ledger.PROMOTED)
+    with path.open("a") as file:
+        file.write('{"time": "2026')
+    ledger.record(2, 1, ledger.PROMOTED)
+    assert [entry.version for entry in ledger.deployments()] == [1, 2]
+    append_line(path, '{"torn')
+    deployed = ledger.deployed()
+    assert deployed
+    assert deployed.version == 2
+
+
+@pytest.mark.parametrize("words", ["pending", "publish --version 3", "rollback", "rollback --to 2", "status"])
+def test_commands_parse(words: str) -> None:
+    """The commands that the deployment DAG renders are accepted by the parser."""
+    result = typer.testing.CliRunner().invoke(app, [*words.split(), "--help"])
+    assert result.exit_code == 0
+
+
+def test_configured_server_must_exist(tmp_path: Path) -> None:
+    """A configured model server that is not there is one clear line and exit 2."""
+    env = {"CARTWHEEL_MODEL_SERVER": "/nonexistent", "CARTWHEEL_HOME": str(tmp_path)}
+    argv = [sys.executable, "-m", "serving", "command"]
+    done = subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "CARTWHEEL_MODEL_SERVER" in done.stderr

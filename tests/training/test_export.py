@@ -1,0 +1,81 @@
+"""The SavedModel gives the trainer's own lists, and sensible ones to those it does not know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from training.config import RankerConfig
+from training.data import Lists, Shop
+from training.export import GOLDEN_REQUESTS, MANIFEST, export
+from training.features import feature_names
+from training.ranker import Ranker
+from training.trainer import compiled_candidates, recommend
+
+CONFIG = RankerConfig(num_popular=3, top_k=3)
+
+
+@pytest.fixture
+def ranker() -> Ranker:
+    size = len(feature_names(CONFIG))
+    made = Ranker(CONFIG, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
+    made.item_bias.assign([0.0, 0.3, 0.1, 0.2, 9.0])
+    return made
+
+
+@pytest.fixture
+def model(shop: Shop, ranker: Ranker, tmp_path: Path) -> Path:
+    export(ranker, shop, CONFIG, tmp_path / "saved_model")
+    return tmp_path / "saved_model"
+
+
+def answer(model: Path, *users: str) -> tuple[list[list[str]], np.ndarray]:
+    found = tf.saved_model.load(str(model)).signatures["serving_default"](user_id=tf.constant(users))
+    return [[item.decode() for item in row] for row in found["items"].numpy()], found["scores"].numpy()
+
+
+def test_serves_what_the_trainer_would_recommend(shop: Shop, ranker: Ranker, model: Path) -> None:
+    """No skew: the lists of all users are those that the trainer's own code makes."""
+    everybody = Lists(4, users=np.arange(3), offsets=np.array([0, 1, 2, 3]), targets=np.zeros(3, np.int64))
+    expected = shop.item_ids[recommend(shop, everybody, ranker, CONFIG, compiled_candidates(CONFIG))].tolist()
+    assert answer(model, *map(str, shop.user_ids))[0] == expected
+
+
+def test_unknown_users_get_best_sellers(model: Path) -> None:
+    """Somebody never seen gets dates, apple, bread: what sold best, without the excluded fuel."""
+    items, scores = answer(model, "nobody")
+    assert items == [["dates", "apple", "bread"]]
+    assert np.isfinite(scores).all()
+
+
+def test_excluded_items_are_never_served(model: Path) -> None:
+    """Bob bought nothing but fuel, whose bias is greatest; he is not offered it."""
+    assert "fuel" not in answer(model, "bob")[0][0]
+
+
+def test_a_history_in_the_request_gives_the_same_as_the_stored_one(model: Path) -> None:
+    """Bob's and ann's histories sent along, padded and out of order, give their stored lists."""
+    loaded = tf.saved_model.load(str(model))
+    # As of interval 4 (time 3.0): ann has apple+bread aged 2.5 weeks, apple 1.5, cheese 0.75.
+    found = loaded.signatures["history"](
+        item_id=tf.constant([["cheese", "apple", "", "bread", "apple", "unheard-of"]]),
+        age_days=tf.constant([[5.25, 10.5, 0.0, 17.5, 17.5, 3.0]]),
+    )
+    items, scores = answer(model, "ann")
+    assert [item.decode() for item in found["items"].numpy()[0]] == items[0]
+    np.testing.assert_allclose(found["scores"].numpy(), scores, atol=1e-4)
+
+
+def test_golden_requests_and_checksums_describe_the_files(model: Path) -> None:
+    """The manifest lists every other file with its SHA-256; golden answers are those the model gives."""
+    listed = dict(line.split("  ")[::-1] for line in (model / MANIFEST).read_text().splitlines())
+    assert set(listed) == {str(p.relative_to(model)) for p in model.rglob("*") if p.is_file()} - {MANIFEST}
+    assert all(hashlib.sha256((model / name).read_bytes()).hexdigest() == digest for name, digest in listed.items())
+    golden = json.loads((model / GOLDEN_REQUESTS).read_text())
+    users = [instance["user_id"] for instance in golden[0]["request"]["instances"]]
+    assert answer(model, *users)[0] == golden[0]["items"]

@@ -1,0 +1,116 @@
+"""Candidates and features of the tiny shop, against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from training.config import RankerConfig
+from training.data import Shop, history_as_of
+from training.features import NEVER, History, candidates, feature_names
+from training.trainer import compiled_candidates, items_as_of
+
+CONFIG = RankerConfig(num_popular=2)
+
+
+def computed(shop: Shop, users: list[int], as_of: int = 3) -> dict[tuple[int, str], dict[str, float]]:
+    """Features by name of each (list, item)."""
+    history = History(*map(tf.constant, history_as_of(shop, np.array(users), as_of, 100)))
+    found = candidates(history, tf.constant(len(users), tf.int64), items_as_of(shop, as_of, CONFIG), CONFIG)
+    names = feature_names(CONFIG)
+    assert found.features.shape[1] == len(names)
+    return {
+        (int(row), str(shop.item_ids[item])): dict(zip(names, values.tolist(), strict=True))
+        for row, item, values in zip(found.list_ids.numpy(), found.items.numpy(), found.features.numpy(), strict=True)
+    }
+
+
+def test_candidates_are_own_items_and_best_sellers_that_may_be_recommended(shop: Shop) -> None:
+    """Ann has apple and bread, the best sellers are dates and apple; bob's fuel is excluded; cat has only best sellers."""
+    found = computed(shop, [0, 1, 2])
+    assert set(found) == {
+        (0, "apple"), (0, "bread"), (0, "dates"), (1, "dates"), (1, "apple"), (2, "dates"), (2, "apple"),
+    }  # fmt: skip
+
+
+def test_counts_and_ages_of_an_own_item(shop: Shop) -> None:
+    """Ann's apple, as of 2.0: two purchases aged 1.5 and 0.5, the last in her last of two baskets."""
+    apple = computed(shop, [0])[0, "apple"]
+    assert apple["count"] == pytest.approx(math.log1p(2), rel=1e-5)
+    assert apple["decay_2"] == pytest.approx(math.log1p(math.exp(-0.75) + math.exp(-0.25)), rel=1e-5)
+    assert apple["basket_decay_0.5"] == pytest.approx(math.log1p(0.5 + 1.0), rel=1e-5)
+    assert apple["age_0_1"] == pytest.approx(math.log1p(1), rel=1e-5)
+    assert apple["age_1_2"] == pytest.approx(math.log1p(1), rel=1e-5)
+    assert apple["in_last_basket"] == pytest.approx(math.log1p(1), rel=1e-5)
+    assert apple["last_age"] == pytest.approx(math.log1p(0.5), rel=1e-5)
+    assert apple["first_age"] == pytest.approx(math.log1p(1.5), rel=1e-5)
+    assert apple["baskets_since"] == 0
+    assert apple["own_gap"] == pytest.approx(math.log1p(1.0), rel=1e-5)
+    assert apple["shrunk_gap"] == pytest.approx(math.log1p((1 * 1.0 + 2.0) / 2), rel=1e-5)
+    assert apple["rate_by_basket"] == pytest.approx(2 / 3, rel=1e-5)
+    assert apple["is_own"] == 1
+
+
+def test_an_item_never_taken_is_old_and_uncounted(shop: Shop) -> None:
+    """Dates are a best seller ann never took."""
+    dates = computed(shop, [0])[0, "dates"]
+    assert dates["count"] == 0
+    assert dates["is_own"] == 0
+    assert dates["last_age"] == pytest.approx(math.log1p(NEVER), rel=1e-5)
+
+
+def test_substitutes_of_the_same_type(shop: Shop) -> None:
+    """Dates are fruit and ann took fruit twice, last at age 0.5; nothing newer than her own apple."""
+    found = computed(shop, [0])
+    assert found[0, "dates"]["type_count"] == pytest.approx(math.log1p(2), rel=1e-5)
+    assert found[0, "dates"]["type_last_age"] == pytest.approx(math.log1p(0.5), rel=1e-5)
+    assert found[0, "apple"]["type_another_since"] == 0
+    # Bread (age 1.5) shares its category with the newer apple.
+    assert found[0, "bread"]["category_another_since"] == 1
+
+
+def test_user_features(shop: Shop) -> None:
+    """Ann as of 2.0: two baskets, three entries, two items, tenure 1.5."""
+    apple = computed(shop, [0])[0, "apple"]
+    assert apple["user_baskets"] == pytest.approx(math.log1p(2), rel=1e-5)
+    assert apple["user_events"] == pytest.approx(math.log1p(3), rel=1e-5)
+    assert apple["user_items"] == pytest.approx(math.log1p(2), rel=1e-5)
+    assert apple["user_tenure"] == pytest.approx(math.log1p(1.5), rel=1e-5)
+    assert apple["user_last_age"] == pytest.approx(math.log1p(0.5), rel=1e-5)
+
+
+def test_the_future_changes_nothing(shop: Shop) -> None:
+    """Features as of interval 3 are the same when everything after its start is shuffled to other items."""
+    items = shop.histories.items.copy()
+    items[shop.histories.at >= 2.0] = 1
+    changed = shop.__class__(**{**shop.__dict__, "histories": shop.histories.__class__(
+        shop.histories.offsets, items, shop.histories.at, shop.histories.weights
+    )})  # fmt: skip
+    assert computed(changed, [0, 1, 2]) == computed(shop, [0, 1, 2])
+
+
+def test_a_list_does_not_depend_on_its_neighbours(shop: Shop) -> None:
+    """Ann's features are the same alone and in a batch."""
+    alone = computed(shop, [0])
+    together = computed(shop, [1, 0, 2])
+    for (_, item), values in alone.items():
+        assert together[1, item] == pytest.approx(values, abs=1e-5)
+
+
+def test_lists_without_any_history(shop: Shop) -> None:
+    """A batch with no history at all gets the best sellers and finite features."""
+    found = computed(shop, [2])
+    assert set(found) == {(0, "dates"), (0, "apple")}
+    assert all(math.isfinite(value) for values in found.values() for value in values.values())
+
+
+def test_the_compiled_graph_gives_the_same(shop: Shop) -> None:
+    """The graph used for training and the plain function agree."""
+    history = History(*map(tf.constant, history_as_of(shop, np.array([0, 1, 2]), 3, 100)))
+    items, count = items_as_of(shop, 3, CONFIG), tf.constant(3, tf.int64)
+    eager, graph = candidates(history, count, items, CONFIG), compiled_candidates(CONFIG)(history, count, items)
+    np.testing.assert_array_equal(eager.items, graph.items)
+    np.testing.assert_allclose(eager.features, graph.features, atol=1e-5)

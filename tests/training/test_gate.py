@@ -1,0 +1,76 @@
+"""Each way of failing the gate, one at a time."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.metrics import BASELINES, METRICS
+from training.files import write_json
+from training.gate import Limits, checked_versions, judge, verdict
+
+LIMITS = Limits(confidence=0.95, max_model_mib=100, max_latency_ms=10)
+CHECKED = {"training_lists": 3, "items": 1}
+GOOD: dict[str, Any] = {
+    "folds": [{"as_of": 5}],
+    "paired": {name: {metric: {"mean": 0.02, "lower": 0.01, "num_users": 100} for metric in METRICS} for name in BASELINES},
+    "table_versions": {"training_lists": 3, "items": 1},
+    "export": {"model_mib": 20.0, "predict_p50_ms": 1.0},
+}
+
+
+def changed(path: list[str], value: Any) -> dict[str, Any]:
+    evaluation = copy.deepcopy(GOOD)
+    place = evaluation
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return evaluation
+
+
+def failed(evaluation: dict[str, Any], checked: dict[str, int] = CHECKED) -> list[str]:
+    rules = judge(evaluation, checked, LIMITS)
+    assert verdict(rules)["passed"] == all(rule.passed for rule in rules)
+    return [rule.name for rule in rules if not rule.passed]
+
+
+def test_a_good_model_passes() -> None:
+    """Nothing fails when every rule holds."""
+    assert failed(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        (["folds"], [], "evaluated"),
+        (["paired", "popularity", "ndcg_at_10", "lower"], -0.001, "beats_popularity_ndcg_at_10"),
+        (["paired", "personal_frequency", "ndcg_at_10", "lower"], 0.0, "beats_personal_frequency_ndcg_at_10"),
+        (["paired", "personal_frequency", "recall_at_10", "lower"], -0.1, "beats_personal_frequency_recall_at_10"),
+        (["paired", "popularity"], {}, "beats_popularity_ndcg_at_10"),
+        (["table_versions", "items"], 2, "data_was_checked"),
+        (["table_versions"], {}, "data_was_checked"),
+        (["export", "model_mib"], 101.0, "model_mib"),
+        (["export", "predict_p50_ms"], 11.0, "predict_p50_ms"),
+        (["export"], {}, "model_mib"),
+    ],
+)
+def test_each_rule_blocks(path: list[str], value: Any, rule: str) -> None:
+    """One thing wrong, or missing, fails the rule that is about it."""
+    assert rule in failed(changed(path, value))
+
+
+def test_no_rules_is_no_pass() -> None:
+    """An empty verdict is closed."""
+    assert verdict([])["passed"] is False
+
+
+def test_a_failed_data_gate_vouches_for_nothing(tmp_path: Path) -> None:
+    """Tables of a data gate that failed are unchecked, so a model trained on them is blocked."""
+    write_json(tmp_path / "clean.json", {"passed": True, "table_versions": {"items": 1}})
+    write_json(tmp_path / "features.json", {"passed": False, "table_versions": {"training_lists": 3}})
+    checked = checked_versions(tmp_path)
+    assert checked == {"items": 1}
+    assert failed(GOOD, checked) == ["data_was_checked"]

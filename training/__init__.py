@@ -1,0 +1,1 @@
+"""Trains, evaluates, gates and registers the recommender: `python -m training VERB`."""

@@ -1,0 +1,127 @@
+"""`python -m training VERB`: train, gate, register. Each verb is idempotent for its key."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from contracts import dataset as datasets
+from contracts.errors import InputError, reported
+from contracts.settings import settings
+from training.files import read_json, write_json
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Key = Annotated[str, typer.Option(help="Names the training: `as_of_53_v7` is for interval 53 on version 7 of the lists.")]
+
+
+def _folder(key: str) -> Path:
+    return settings().training_dir / key
+
+
+def _trained(key: str) -> dict[str, Any]:
+    evaluation: dict[str, Any] = read_json(_folder(key) / "evaluation.json")
+    if not evaluation:
+        raise InputError(f"there is no training {key}", where=str(_folder(key)), cure=f"run python -m training train --key {key} first")
+    return evaluation
+
+
+@app.command()
+def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the record.")] = "a person") -> None:
+    """Evaluate on rolling intervals, train the model to serve, export it and log it to MLflow."""
+    from training import registry
+    from training.config import from_settings
+
+    folder, config = _folder(key), from_settings()
+    evaluation = read_json(folder / "evaluation.json")
+    if not evaluation:
+        evaluation = _train(key, requested_by)
+    run_id = registry.log_run(key, evaluation, config, folder)
+    write_json(folder / "run.json", {"run_id": run_id})
+    print(f"training {key} is MLflow run {run_id}")
+
+
+def _train(key: str, requested_by: str) -> dict[str, Any]:
+    from training.config import from_settings
+    from training.data import load_shop
+    from training.evaluation import report
+    from training.export import export
+    from training.trainer import train as fit_and_evaluate
+
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
+
+    config = from_settings()
+    dataset = datasets.load(settings().dataset_path)
+    shop = load_shop(dataset)
+    say(f"{dataset.name}: {len(shop.user_ids)} users, {len(shop.item_ids)} items, to serve interval {shop.coming}")
+    trained = fit_and_evaluate(shop, config, say)
+    folder = _folder(key)
+    folder.mkdir(parents=True, exist_ok=True)
+    exported = export(trained.ranker, shop, config, folder / "saved_model")
+    say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
+    evaluation = {
+        "key": key,
+        "dataset": dataset.name,
+        "as_of": shop.coming,
+        "requested_by": requested_by,
+        **report(trained.folds, settings().gate_confidence),
+        "export": exported,
+        "table_versions": dict(shop.versions),
+        "seconds": time.monotonic() - started,
+    }
+    # Written last: whoever sees it sees a whole training.
+    write_json(folder / "evaluation.json", evaluation)
+    return evaluation
+
+
+@app.command()
+def gate(key: Key) -> None:
+    """Decide whether the training may be deployed; exit status 1 when it may not."""
+    from training import registry
+    from training.gate import Limits, checked_versions, described, judge, verdict
+
+    evaluation, folder, chosen = _trained(key), _folder(key), settings()
+    limits = Limits(chosen.gate_confidence, chosen.gate_max_model_mib, chosen.gate_max_latency_ms)
+    rules = judge(evaluation, checked_versions(chosen.reports_dir / "gates"), limits)
+    decision = verdict(rules)
+    print(described(rules))
+    write_json(folder / "verdict.json", decision)
+    registry.tag_verdict(read_json(folder / "run.json")["run_id"], decision)
+    if not decision["passed"]:
+        _finish(key, evaluation, "blocked")
+        print("the gate BLOCKED this model: the champion stays")
+        raise SystemExit(1)
+    print("the gate passed this model")
+
+
+@app.command()
+def register(key: Key) -> None:
+    """Register a training that passed the gate as challenger."""
+    from training import registry
+
+    evaluation, folder = _trained(key), _folder(key)
+    if read_json(folder / "verdict.json").get("passed") is not True:
+        raise InputError(f"the gate has not passed {key}", where=str(folder / "verdict.json"), cure=f"run python -m training gate --key {key}")
+    version = registry.register(read_json(folder / "run.json")["run_id"], evaluation)
+    _finish(key, evaluation, "registered", version=version)
+    print(f"{key} is version {version}, the challenger")
+
+
+def _finish(key: str, evaluation: dict[str, Any], status: str, **more: Any) -> None:
+    result = {name: evaluation[name] for name in ("as_of", "requested_by", "table_versions")}
+    write_json(_folder(key) / "result.json", result | {"status": status} | more)
+
+
+def main() -> None:
+    """Run the command line; a person's mistake is one line and exit status 2."""
+    with reported():
+        app()
+
+
+if __name__ == "__main__":
+    main()

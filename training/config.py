@@ -1,0 +1,53 @@
+"""What a ranker is made of: one frozen record, logged with every run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contracts.settings import settings
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Configuration of candidates, features, network and optimiser. Times are in intervals of the dataset."""
+
+    decay_intervals: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    """Time constants of the exponentially decayed counts."""
+    basket_decays: tuple[float, ...] = (0.5, 0.8, 0.9, 0.97)
+    """Decay for each later basket."""
+    window_edges: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 4.0, 8.0, 17.0)
+    """Edges of the counting windows by age."""
+    num_popular: int = 300
+    """Best sellers of the last 4 intervals that join a user's own items as candidates."""
+    max_history: int = 4000
+    """Newest entries of a user's history that are looked at."""
+
+    hidden_units: tuple[int, ...] = (128, 64)
+    dropout: float = 0.1
+    item_bias_l2: float = 1e-3
+
+    negative_share: float = 0.15
+    """Chance of a candidate that was not taken to be a negative; often-taken ones have up to four times this."""
+    lists_a_batch: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 60
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+
+    training_intervals: int = 12
+    fold_offsets: tuple[int, ...] = (1, 7, 13)
+    epochs: int = 4
+    top_k: int = 10
+    seed: int = 0
+
+
+def from_settings() -> RankerConfig:
+    """The configuration that the settings ask for."""
+    chosen = settings()
+    return RankerConfig(
+        training_intervals=chosen.training_intervals,
+        fold_offsets=chosen.fold_offsets,
+        epochs=chosen.training_epochs,
+        top_k=chosen.top_k,
+        seed=chosen.seed,
+    )

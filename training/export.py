@@ -1,0 +1,163 @@
+"""The SavedModel: ids in, ids out, all preprocessing inside; with warm-up records, golden requests and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.names import MODEL
+from training.config import RankerConfig
+from training.data import Shop, history_as_of
+from training.features import History, candidates, feature_names
+from training.ranker import Ranker
+from training.trainer import items_as_of
+
+GOLDEN_REQUESTS = "golden_requests.json"
+MANIFEST = "MANIFEST.sha256"
+UNKNOWN_USER = "a-user-nobody-has-seen"
+
+
+class ServingModel(tf.Module):
+    """What TensorFlow Serving loads.
+
+    Signatures:
+        serving_default: `user_id` string `[batch]`, from the histories inside the model.
+        history: `item_id` string `[batch, length]`, `age_days` float `[batch, length]` (before now); '' pads.
+
+    Both give `items` string `[batch, k]` and `scores` float `[batch, k]`, best first. Without any history that the
+    model knows, the list is what sold best in the last 4 intervals.
+    """
+
+    def __init__(self, ranker: Ranker, shop: Shop, config: RankerConfig) -> None:
+        super().__init__()
+        self._config = config
+        self._ranker = ranker
+        self._interval_days = shop.interval_days
+        known = items_as_of(shop, shop.coming, config)
+        self._items = known._replace(**{name: tf.Variable(value, trainable=False) for name, value in known._asdict().items()})
+        self._item_ids = tf.Variable(shop.item_ids.astype(str), trainable=False)
+        self._k = min(config.top_k, int(known.popular.shape[0]))
+        users = np.arange(len(shop.user_ids))
+        list_ids, items, ages, weights = history_as_of(shop, users, shop.coming, config.max_history)
+        self._starts = tf.Variable(np.searchsorted(list_ids, np.arange(len(users) + 1)), trainable=False)
+        self._history_items = tf.Variable(items.astype(np.int32), trainable=False)
+        self._history_ages = tf.Variable(ages, trainable=False)
+        self._history_weights = tf.Variable(weights, trainable=False)
+        self._user_rows = _rows_by_id(shop.user_ids)
+        self._item_rows = _rows_by_id(shop.item_ids)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="user_id")])
+    def serving_default(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows = self._user_rows.lookup(user_id)
+        known = tf.maximum(rows, 0)
+        starts = tf.gather(self._starts, known)
+        lengths = tf.where(rows >= 0, tf.gather(self._starts, known + 1) - starts, 0)
+        entries = tf.ragged.range(starts, starts + lengths)
+        list_ids, flat = entries.value_rowids(), entries.flat_values
+        items = tf.cast(tf.gather(self._history_items, flat), tf.int64)
+        history = History(list_ids, items, tf.gather(self._history_ages, flat), tf.gather(self._history_weights, flat))
+        return self._recommend(history, tf.size(user_id, out_type=tf.int64))
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.string, name="item_id"),
+            tf.TensorSpec([None, None], tf.float32, name="age_days"),
+        ]
+    )
+    def history(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
+        order = tf.argsort(age_days, axis=1, direction="DESCENDING", stable=True)
+        ages = tf.maximum(tf.gather(age_days, order, batch_dims=1), 0.0) / self._interval_days
+        rows = self._item_rows.lookup(tf.gather(item_id, order, batch_dims=1))
+        places = tf.where(rows >= 0)
+        ages = tf.gather_nd(ages, places)
+        history = History(places[:, 0], tf.gather_nd(rows, places), ages, tf.ones_like(ages))
+        return self._recommend(history, tf.shape(item_id, out_type=tf.int64)[0])
+
+    def _recommend(self, history: History, num_lists: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = candidates(history, num_lists, self._items, self._config)
+        scores = self._ranker(found.features, found.items)
+        entries = tf.math.bincount(tf.cast(history.list_ids, tf.int32), minlength=tf.cast(num_lists, tf.int32))
+        is_new = tf.gather(entries, found.list_ids) == 0
+        popularity = found.features[:, feature_names(self._config).index("item_target_4")]
+        scores = tf.where(is_new, popularity, scores)
+        row_scores = tf.RaggedTensor.from_value_rowids(scores, found.list_ids, nrows=num_lists).to_tensor(-np.inf)
+        row_items = tf.RaggedTensor.from_value_rowids(found.items, found.list_ids, nrows=num_lists).to_tensor(0)
+        best, places = tf.math.top_k(row_scores, k=self._k)
+        items = tf.gather(self._item_ids, tf.gather(row_items, places, batch_dims=1))
+        return {"items": items, "scores": best}
+
+
+def _rows_by_id(ids: Any) -> tf.lookup.StaticHashTable:
+    keys = tf.constant(ids.astype(str))
+    return tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(ids), dtype=tf.int64)), default_value=tf.constant(-1, tf.int64)
+    )
+
+
+def _predict(loaded: Any, users: list[str]) -> dict[str, Any]:
+    answer = loaded.signatures["serving_default"](user_id=tf.constant(users))
+    return {
+        "request": {"instances": [{"user_id": user} for user in users]},
+        "items": [[item.decode() for item in row] for row in answer["items"].numpy()],
+        "scores": answer["scores"].numpy().tolist(),
+    }
+
+
+def _warm_up(folder: Path, users: list[str]) -> None:
+    """Records that TensorFlow Serving replays before the version becomes available (its SavedModel warm-up guide)."""
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    (folder / "assets.extra").mkdir()
+    with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
+        for batch in (users[:1], users):
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = MODEL
+            request.model_spec.signature_name = "serving_default"
+            request.inputs["user_id"].CopyFrom(tf.make_tensor_proto(batch))
+            log = prediction_log_pb2.PredictLog(request=request)
+            writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in files]
+    (folder / MANIFEST).write_text("\n".join(lines) + "\n")
+
+
+def export(ranker: Ranker, shop: Shop, config: RankerConfig, folder: Path) -> dict[str, float]:
+    """Write the SavedModel to `folder`, whole or not at all.
+
+    Returns:
+        `model_mib` and `predict_p50_ms` (median time of a single user's prediction in this process).
+    """
+    staging = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    module = ServingModel(ranker, shop, config)
+    signatures = {"serving_default": module.serving_default, "history": module.history}
+    tf.saved_model.save(module, str(staging), signatures=signatures)
+    lengths = np.diff(shop.histories.offsets)
+    chosen = np.argsort(lengths, kind="stable")[np.linspace(0, len(lengths) - 1, min(8, len(lengths))).astype(int)]
+    users = [*map(str, shop.user_ids[chosen]), UNKNOWN_USER]
+    _warm_up(staging, users)
+    loaded = tf.saved_model.load(str(staging))
+    golden = [_predict(loaded, users), *[_predict(loaded, [user]) for user in users]]
+    (staging / GOLDEN_REQUESTS).write_text(json.dumps(golden, indent=1))
+    times_ms = []
+    for place in range(50):
+        started = time.perf_counter()
+        loaded.signatures["serving_default"](user_id=tf.constant(users[place % len(users)])[None])
+        times_ms.append(1000 * (time.perf_counter() - started))
+    _write_manifest(staging)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"model_mib": size / 2**20, "predict_p50_ms": statistics.median(times_ms)}

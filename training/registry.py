@@ -1,0 +1,114 @@
+"""MLflow: one run for each training, one registered version for each model that passed the gate."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from contracts import names
+from contracts.settings import REPOSITORY, settings
+from training.config import RankerConfig
+
+KEY_TAG = "cartwheel.key"
+ARTIFACT_FOLDER = "model"
+
+
+def _client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
+
+
+def code_version() -> str:
+    """The git commit of the code, with `-dirty` when files differ from it; `unknown` outside a checkout."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=20,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def log_run(key: str, evaluation: Mapping[str, Any], config: RankerConfig, folder: Path) -> str:
+    """Log a training with its parameters, metrics, data versions, commit and SavedModel; once for each key.
+
+    Returns:
+        The id of the run.
+    """
+    client = _client()
+    experiment = client.get_experiment_by_name(names.EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT)
+    finished = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'", max_results=1)
+    if finished:
+        return str(finished[0].info.run_id)
+    tags = {
+        KEY_TAG: key,
+        "dataset": evaluation["dataset"],
+        "as_of": str(evaluation["as_of"]),
+        "requested_by": evaluation["requested_by"],
+        "mlflow.source.git.commit": code_version(),
+        **{f"data.{table}": str(version) for table, version in evaluation["table_versions"].items()},
+    }
+    run = client.create_run(experiment_id, tags=tags, run_name=key)
+    run_id = str(run.info.run_id)
+    for name, value in asdict(config).items():
+        client.log_param(run_id, name, value)
+    for who, metrics in evaluation["means"].items():
+        for name, value in metrics.items():
+            client.log_metric(run_id, f"{who}.{name}", value)
+    for fold in evaluation["folds"]:
+        for who, metrics in fold["means"].items():
+            for name, value in metrics.items():
+                client.log_metric(run_id, f"by_interval.{who}.{name}", value, step=fold["as_of"])
+    for name, value in evaluation["export"].items():
+        client.log_metric(run_id, name, value)
+    client.log_artifacts(run_id, str(folder / "saved_model"), ARTIFACT_FOLDER)
+    client.log_artifact(run_id, str(folder / "evaluation.json"))
+    client.set_terminated(run_id)
+    return run_id
+
+
+def tag_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
+    """Say on the run what the gate decided."""
+    client = _client()
+    client.set_tag(run_id, "gate", "passed" if verdict["passed"] else "blocked")
+    client.set_tag(run_id, "gate.failed", ", ".join(rule["name"] for rule in verdict["rules"] if not rule["passed"]))
+
+
+def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
+    """Register the run's model as a version and give it the alias `challenger`; once for each run.
+
+    Returns:
+        The number of the version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client()
+    try:
+        client.get_registered_model(names.MODEL)
+    except MlflowException:
+        client.create_registered_model(names.MODEL)
+    known = client.search_model_versions(f"name = '{names.MODEL}' and run_id = '{run_id}'")
+    if known:
+        return int(known[0].version)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}"
+    tags = {
+        "gate": "passed",
+        "as_of": str(evaluation["as_of"]),
+        "evaluation": json.dumps(evaluation["means"]),
+        "dataset": evaluation["dataset"],
+    }
+    version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags)
+    client.set_registered_model_alias(names.MODEL, names.CHALLENGER, version.version)
+    return int(version.version)
+
+
+def quiet() -> None:
+    """No advice and no telemetry from MLflow in a task's log."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
