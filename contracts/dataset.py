@@ -70,7 +70,9 @@ class Interval(_Part):
     def label(self, number: int) -> str:
         """What a person reads: `53 (from 2017-12-25)`."""
         start = self.start(number)
-        return f"{number} (from {start:%Y-%m-%d})" if start.time() == datetime.min.time() else f"{number} (from {start})"
+        return (
+            f"{number} (from {start:%Y-%m-%d})" if start.time() == datetime.min.time() else f"{number} (from {start})"
+        )
 
     @property
     def days(self) -> float:
@@ -97,7 +99,13 @@ class Files(_Part):
         if self.format is not None:
             return self.format
         name = re.sub(r"\.(gz|bz2|zst|snappy|lz4)$", "", self.path[0].lower())
-        for ending, known in {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.items():
+        for ending, known in {
+            ".csv": "csv",
+            ".tsv": "csv",
+            ".jsonl": "jsonl",
+            ".ndjson": "jsonl",
+            ".parquet": "parquet",
+        }.items():
             if name.endswith(ending):
                 return known
         raise ValueError(f"cannot tell the format of {self.path[0]!r}: set format to csv, jsonl or parquet")
@@ -267,7 +275,9 @@ def load(path: Path) -> Dataset:
     try:
         return Dataset.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise InputError(f"no dataset file: {error.strerror}", where=str(path), cure="name one with DATASET=path/to/shop.toml") from None
+        raise InputError(
+            f"no dataset file: {error.strerror}", where=str(path), cure="name one with DATASET=path/to/shop.toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"not valid TOML: {error}", where=str(path), cure=cure) from None
     except ValidationError as error:
@@ -286,7 +296,9 @@ def resolve(path: str, folder: Path) -> str:
         package, _, inside = path.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise InputError(f"package {package!r} is not installed", where=path, cure="install it, or name a file instead")
+            raise InputError(
+                f"package {package!r} is not installed", where=path, cure="install it, or name a file instead"
+            )
         found = Path(spec.submodule_search_locations[0]) / inside
     elif "://" in path:
         return path

@@ -43,10 +43,16 @@ def list_metrics(hits: npt.ArrayLike, num_targets: npt.ArrayLike) -> dict[str, F
     targets = np.asarray(num_targets, dtype=np.int64)
     discount = 1.0 / np.log2(np.arange(2, hit.shape[1] + 2))
     ideal = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(targets, hit.shape[1])]
-    return {HIT_RATE: (hit.sum(axis=1) > 0).astype(np.float64), RECALL: hit.sum(axis=1) / targets, NDCG: hit @ discount / ideal}
+    return {
+        HIT_RATE: (hit.sum(axis=1) > 0).astype(np.float64),
+        RECALL: hit.sum(axis=1) / targets,
+        NDCG: hit @ discount / ideal,
+    }
 
 
-def score_lists(recommended: Sequence[Sequence[str]], taken: Sequence[Collection[str]], k: int = K) -> dict[str, Floats]:
+def score_lists(
+    recommended: Sequence[Sequence[str]], taken: Sequence[Collection[str]], k: int = K
+) -> dict[str, Floats]:
     """`list_metrics` for lists of item ids: `recommended[u]` against `taken[u]`, `[num_users]` each."""
     hits = np.zeros((len(recommended), k))
     for user, (items, targets) in enumerate(zip(recommended, taken, strict=True)):

@@ -49,7 +49,9 @@ class Table:
         return [c.name for c in self.columns]
 
 
-_INTERVAL = Column("interval", "int", "number of the interval that holds occurred_at", minimum=-1_000_000, maximum=10_000_000)
+_INTERVAL = Column(
+    "interval", "int", "number of the interval that holds occurred_at", minimum=-1_000_000, maximum=10_000_000
+)
 _AS_OF = Column("as_of", "int", "computed from the intervals before this one only")
 
 BRONZE_EVENTS = Table(

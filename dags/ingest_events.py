@@ -23,8 +23,12 @@ with DAG(
     doc_md=__doc__,
     schedule=settings().ingest_schedule or None,
     params={
-        "through": Param("", description="Number of the last interval to land. Empty: the last complete one.", **NUMBER),
-        "from_interval": Param("", description="First interval to land again. Empty: the first one not landed.", **NUMBER),
+        "through": Param(
+            "", description="Number of the last interval to land. Empty: the last complete one.", **NUMBER
+        ),
+        "from_interval": Param(
+            "", description="First interval to land again. Empty: the first one not landed.", **NUMBER
+        ),
     },
     **DAG_DEFAULTS,
 ):

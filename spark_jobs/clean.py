@@ -13,7 +13,6 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from contracts import names
 from contracts.dataset import Events, load
 from contracts.errors import reported
 from contracts.settings import settings
@@ -39,7 +38,10 @@ def judge(bronze: DataFrame, events: Events) -> DataFrame:
         .repartition("interval")
         .withColumn("again", rules.is_duplicate())
         .withColumn(ROW, F.when(F.col("again") & F.col(ROW).isNull(), F.to_json(F.struct(*lean))).otherwise(F.col(ROW)))
-        .withColumn("reasons", F.when(F.col("again"), F.concat("reasons", F.array(F.lit(rules.DUPLICATE)))).otherwise(F.col("reasons")))
+        .withColumn(
+            "reasons",
+            F.when(F.col("again"), F.concat("reasons", F.array(F.lit(rules.DUPLICATE)))).otherwise(F.col("reasons")),
+        )
     )
     return judged.select(
         "event_id",
@@ -67,20 +69,24 @@ def sound(judged: DataFrame) -> DataFrame:
 
 def set_aside(judged: DataFrame) -> DataFrame:
     """QUARANTINE rows."""
-    return judged.where(F.size("reasons") > 0).select(F.lit("clean").alias("stage"), "interval", "event_id", "reasons", ROW)
+    return judged.where(F.size("reasons") > 0).select(
+        F.lit("clean").alias("stage"), "interval", "event_id", "reasons", ROW
+    )
 
 
 def main(events: Events) -> int:
-    """Clean the pending intervals; the exit status is 0 or NOTHING_TO_DO.
+    """Clean the pending intervals; the exit status is 0, also when there was nothing to do.
 
     Raises:
         RuntimeError: rows read are not rows kept plus rows set aside.
     """
-    bronze_state = storage.state(BRONZE_EVENTS)  # before asking what is pending: what lands from here on is for the next run
+    bronze_state = storage.state(
+        BRONZE_EVENTS
+    )  # before asking what is pending: what lands from here on is for the next run
     intervals = pending.clean()
     if not intervals:
         print("nothing to do: silver is made of all that landed")
-        return names.NOTHING_TO_DO
+        return 0
     say(f"clean {len(intervals)} intervals, {intervals[0]} to {intervals[-1]}")
     spark = session("clean")
     these = storage.one_of("interval", intervals)
@@ -91,11 +97,23 @@ def main(events: Events) -> int:
 
     num_read, num_kept, num_aside = (
         sum(count for interval, count in counts.items() if interval in set(intervals))
-        for counts in (storage.rows(BRONZE_EVENTS), storage.rows(SILVER_EVENTS), storage.rows(QUARANTINE, stage="clean"))
+        for counts in (
+            storage.rows(BRONZE_EVENTS),
+            storage.rows(SILVER_EVENTS),
+            storage.rows(QUARANTINE, stage="clean"),
+        )
     )
     say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
     by_reason = F.explode(F.transform("reasons", lambda reason: F.split_part(reason, F.lit(": '"), F.lit(1))))
-    for row in set_aside(judged).select(by_reason.alias("reason")).groupBy("reason").count().orderBy(F.desc("count"), "reason").limit(12).collect():
+    for row in (
+        set_aside(judged)
+        .select(by_reason.alias("reason"))
+        .groupBy("reason")
+        .count()
+        .orderBy(F.desc("count"), "reason")
+        .limit(12)
+        .collect()
+    ):
         say(f"  {row['count']:,} {row['reason']}")
     if num_read != num_kept + num_aside:
         raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")

@@ -15,7 +15,6 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from contracts import names
 from contracts.errors import reported
 from contracts.tables import (
     CATEGORY_SHARES,
@@ -38,7 +37,13 @@ _DECIMALS = 6
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="features", description=__doc__)
-    parser.add_argument("--coming", type=interval_number, default=None, metavar="N", help="interval to recommend in; empty: the one after the last clean one")
+    parser.add_argument(
+        "--coming",
+        type=interval_number,
+        default=None,
+        metavar="N",
+        help="interval to recommend in; empty: the one after the last clean one",
+    )
     return parser
 
 
@@ -46,7 +51,9 @@ def history_before(histories: DataFrame, interval: int) -> DataFrame:
     """USER_HISTORIES rows cut to what happened before `interval`; their arrays may be empty."""
     ends = F.size(F.filter("at", lambda at: at < interval - 1))
     cut = histories.withColumn("ends", ends)
-    return cut.select("user_id", *[F.slice(name, F.lit(1), F.col("ends")).alias(name) for name in ("item_ids", "at", "weights")])
+    return cut.select(
+        "user_id", *[F.slice(name, F.lit(1), F.col("ends")).alias(name) for name in ("item_ids", "at", "weights")]
+    )
 
 
 def basket_entries(silver: DataFrame, before: DataFrame) -> DataFrame:
@@ -78,7 +85,9 @@ def basket_entries(silver: DataFrame, before: DataFrame) -> DataFrame:
     )
     known = before.select("user_id", F.explode(F.arrays_zip("item_ids", "at")).alias("entry"))
     last = known.groupBy("user_id", F.col("entry.item_ids").alias("item_id")).agg(F.max("entry.at").alias("last"))
-    return entries.join(last, ["user_id", "item_id"], "left").withColumn("gap", F.col("at") - F.coalesce("previous", "last"))
+    return entries.join(last, ["user_id", "item_id"], "left").withColumn(
+        "gap", F.col("at") - F.coalesce("previous", "last")
+    )
 
 
 def item_intervals(entries: DataFrame) -> DataFrame:
@@ -108,7 +117,9 @@ def user_histories(entries: DataFrame, before: DataFrame) -> DataFrame:
         kind = next(column.type for column in USER_HISTORIES.columns if column.name == name)
         return F.concat(*[F.coalesce(F.col(part), F.array().cast(kind)) for part in (name, more)]).alias(name)
 
-    whole = before.join(later, "user_id", "full").select("user_id", *[continued(name, more) for name, more in parts.items()])
+    whole = before.join(later, "user_id", "full").select(
+        "user_id", *[continued(name, more) for name, more in parts.items()]
+    )
     return whole.where(F.size("at") > 0)
 
 
@@ -121,7 +132,9 @@ def training_lists(silver: DataFrame) -> DataFrame:
 def category_shares(sums: DataFrame, items: DataFrame) -> DataFrame:
     """CATEGORY_SHARES rows of all intervals in ITEM_INTERVALS rows `sums`."""
     named = sums.join(items.select("item_id", "category"), "item_id", "left")
-    by_category = named.groupBy("interval", F.coalesce("category", F.lit(NO_CATEGORY)).alias("category")).agg(F.sum("events").alias("events"))
+    by_category = named.groupBy("interval", F.coalesce("category", F.lit(NO_CATEGORY)).alias("category")).agg(
+        F.sum("events").alias("events")
+    )
     share = F.col("events") / F.sum("events").over(Window.partitionBy("interval"))
     return by_category.select("interval", "category", share.alias("share"))
 
@@ -136,7 +149,11 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int])
     as_of = F.col("as_of")
 
     def over_last(name: str, intervals: int | None = None) -> Column:
-        value = F.col(name) if intervals is None else F.when(F.col("interval") >= as_of - intervals, F.col(name)).otherwise(F.lit(0.0))
+        value = (
+            F.col(name)
+            if intervals is None
+            else F.when(F.col("interval") >= as_of - intervals, F.col(name)).otherwise(F.lit(0.0))
+        )
         return F.round(F.sum(value), _DECIMALS)
 
     def ratio(part: Column, whole: Column, unknown: float) -> Column:
@@ -148,46 +165,59 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int])
         .groupBy("as_of", "item_id")
         .agg(
             *[over_last("events", intervals).alias(f"events_{intervals}") for intervals in (1, 4, 13)],
-            *[over_last(part, 4).alias(f"{part}_4") for part in ("target_events", "first_events", "spend", "priced_quantity")],
-            *[over_last(part).alias(f"{part}_all") for part in ("events", "first_events", "gaps", "gap_intervals", "spend", "priced_quantity")],
+            *[
+                over_last(part, 4).alias(f"{part}_4")
+                for part in ("target_events", "first_events", "spend", "priced_quantity")
+            ],
+            *[
+                over_last(part).alias(f"{part}_all")
+                for part in ("events", "first_events", "gaps", "gap_intervals", "spend", "priced_quantity")
+            ],
         )
     )
-    planned = promotions.join(F.broadcast(asked), F.col("interval") == as_of).select("item_id", "as_of", *[F.col(f"{kind}_share").alias(f"promotion_{kind}") for kind in ("first", "second", "any")])
+    planned = promotions.join(F.broadcast(asked), F.col("interval") == as_of).select(
+        "item_id", "as_of", *[F.col(f"{kind}_share").alias(f"promotion_{kind}") for kind in ("first", "second", "any")]
+    )
     c = F.col
     mean_price = ratio(c("spend_all"), c("priced_quantity_all"), 0.0)
     recent_price = c("spend_4") / c("priced_quantity_4")
-    return (
-        added.join(planned, ["item_id", "as_of"], "left")
-        .select(
-            "as_of",
-            "item_id",
-            "events_1",
-            "events_4",
-            "events_13",
-            "events_all",
-            "target_events_4",
-            c("first_events_all").alias("buyers_all"),
-            ratio(c("first_events_4"), c("events_4"), 0.0).alias("first_share_4"),
-            ratio(c("gaps_all"), c("events_all"), 0.0).alias("repeat_share"),
-            ratio(c("gap_intervals_all"), c("gaps_all"), 0.0).alias("mean_gap"),
-            mean_price.alias("mean_price"),
-            F.when((c("priced_quantity_4") > 0) & (mean_price > 0), recent_price / mean_price).otherwise(F.lit(1.0)).alias("price_ratio"),
-            *[F.coalesce(f"promotion_{kind}", F.lit(0.0)).alias(f"promotion_{kind}") for kind in ("first", "second", "any")],
-        )
+    return added.join(planned, ["item_id", "as_of"], "left").select(
+        "as_of",
+        "item_id",
+        "events_1",
+        "events_4",
+        "events_13",
+        "events_all",
+        "target_events_4",
+        c("first_events_all").alias("buyers_all"),
+        ratio(c("first_events_4"), c("events_4"), 0.0).alias("first_share_4"),
+        ratio(c("gaps_all"), c("events_all"), 0.0).alias("repeat_share"),
+        ratio(c("gap_intervals_all"), c("gaps_all"), 0.0).alias("mean_gap"),
+        mean_price.alias("mean_price"),
+        F.when((c("priced_quantity_4") > 0) & (mean_price > 0), recent_price / mean_price)
+        .otherwise(F.lit(1.0))
+        .alias("price_ratio"),
+        *[
+            F.coalesce(f"promotion_{kind}", F.lit(0.0)).alias(f"promotion_{kind}")
+            for kind in ("first", "second", "any")
+        ],
     )
 
 
 def main(coming: int | None) -> int:
-    """Bring all feature tables up to date; the exit status is 0 or NOTHING_TO_DO.
+    """Bring all feature tables up to date; the exit status is 0, also when there was nothing to do.
 
     Args:
         coming: the interval to recommend in. None: the one after the last clean one.
     """
-    silver_state, promotions_state = storage.state(SILVER_EVENTS), storage.state(PROMOTIONS)  # before asking what is pending
+    silver_state, promotions_state = (
+        storage.state(SILVER_EVENTS),
+        storage.state(PROMOTIONS),
+    )  # before asking what is pending
     todo = pending.features(coming)
     if not todo.any():
         print("nothing to do: features are made of all clean events")
-        return names.NOTHING_TO_DO
+        return 0
     record = {"silver": silver_state}
     spark = session("features")
     silver = storage.read(spark, SILVER_EVENTS)
@@ -195,10 +225,14 @@ def main(coming: int | None) -> int:
     if changed:
         # Histories before the first change are right in any case, also when a run was killed between two tables.
         before = history_before(storage.read(spark, USER_HISTORIES), min(changed))
-        entries = basket_entries(silver.where(F.col("interval") >= min(changed)), before).persist(StorageLevel.MEMORY_AND_DISK)
+        entries = basket_entries(silver.where(F.col("interval") >= min(changed)), before).persist(
+            StorageLevel.MEMORY_AND_DISK
+        )
         if todo.item_intervals:
             these = storage.one_of("interval", todo.item_intervals)
-            storage.write(item_intervals(entries.where(these)).repartition("interval"), ITEM_INTERVALS, where=these, record=record)
+            storage.write(
+                item_intervals(entries.where(these)).repartition("interval"), ITEM_INTERVALS, where=these, record=record
+            )
             say(f"{ITEM_INTERVALS.name}: intervals {todo.item_intervals[0]} to {todo.item_intervals[-1]}")
         if todo.user_histories:
             storage.write(user_histories(entries, before).coalesce(1), USER_HISTORIES, record=record)
@@ -207,7 +241,9 @@ def main(coming: int | None) -> int:
     if todo.training_lists:
         these = storage.one_of("interval", todo.training_lists)
         as_ofs = storage.one_of("as_of", todo.training_lists)
-        storage.write(training_lists(silver.where(these)).repartition("as_of"), TRAINING_LISTS, where=as_ofs, record=record)
+        storage.write(
+            training_lists(silver.where(these)).repartition("as_of"), TRAINING_LISTS, where=as_ofs, record=record
+        )
         say(f"{TRAINING_LISTS.name}: {len(todo.training_lists)} intervals")
     sums = storage.read(spark, ITEM_INTERVALS)
     if todo.category_shares:
@@ -217,7 +253,9 @@ def main(coming: int | None) -> int:
     if todo.item_features or todo.outdated:
         as_ofs = storage.one_of("as_of", {*todo.item_features, *todo.outdated})
         computed = item_features(sums, storage.read(spark, PROMOTIONS), todo.item_features)
-        storage.write(computed.repartition("as_of"), ITEM_FEATURES, where=as_ofs, record=record | {"promotions": promotions_state})
+        storage.write(
+            computed.repartition("as_of"), ITEM_FEATURES, where=as_ofs, record=record | {"promotions": promotions_state}
+        )
         say(f"{ITEM_FEATURES.name}: as of {', '.join(str(as_of) for as_of in todo.item_features)}")
     return 0
 

@@ -17,7 +17,6 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from contracts import names
 from contracts.dataset import Dataset, Items, Promotions, Users, load
 from contracts.errors import InputError, reported
 from contracts.settings import settings
@@ -33,8 +32,20 @@ _WORD_BITS = 60
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="land", description=__doc__)
-    parser.add_argument("--through", type=interval_number, default=None, metavar="N", help="last interval to land; empty: the last complete one")
-    parser.add_argument("--from-interval", type=interval_number, default=None, metavar="N", help="first one; empty: the first not yet landed")
+    parser.add_argument(
+        "--through",
+        type=interval_number,
+        default=None,
+        metavar="N",
+        help="last interval to land; empty: the last complete one",
+    )
+    parser.add_argument(
+        "--from-interval",
+        type=interval_number,
+        default=None,
+        metavar="N",
+        help="first one; empty: the first not yet landed",
+    )
     return parser
 
 
@@ -52,7 +63,11 @@ def read_events(spark: SparkSession, dataset: Dataset, folder: Path, ingested_at
 def without_time(events: DataFrame) -> DataFrame:
     """QUARANTINE rows of the events whose time cannot be read."""
     return events.where("interval IS NULL").select(
-        F.lit("land").alias("stage"), F.lit(0).alias("interval"), "event_id", F.col("problems").alias("reasons"), F.col(ROW).alias("row")
+        F.lit("land").alias("stage"),
+        F.lit(0).alias("interval"),
+        "event_id",
+        F.col("problems").alias("reasons"),
+        F.col(ROW).alias("row"),
     )
 
 
@@ -93,7 +108,11 @@ def all_items(described: DataFrame, seen: DataFrame | None, not_recommended: tup
     """ITEMS: those described and those only seen in events (`item_id`), named by their id where nothing is known."""
     if seen is not None:
         described = described.join(seen.select("item_id").distinct(), "item_id", "full")
-    hidden = [F.coalesce(F.col(name).isin(*not_recommended), F.lit(False)) for name in ("item_id", "category", "type")] if not_recommended else [F.lit(False)]
+    hidden = (
+        [F.coalesce(F.col(name).isin(*not_recommended), F.lit(False)) for name in ("item_id", "category", "type")]
+        if not_recommended
+        else [F.lit(False)]
+    )
     excluded = hidden[0]
     for test in hidden[1:]:
         excluded = excluded | test
@@ -119,7 +138,9 @@ def promotion_shares(raw: DataFrame, promotions: Promotions) -> DataFrame:
 
     def key(name: str) -> Column:
         """Whole numbers as they are: millions of rows group faster by them than by text."""
-        return sources.column(name) if isinstance(raw.schema[name].dataType, T.IntegralType) else sources.text(raw, name)
+        return (
+            sources.column(name) if isinstance(raw.schema[name].dataType, T.IntegralType) else sources.text(raw, name)
+        )
 
     def used(name: str) -> Column:
         value = sources.text(raw, name)
@@ -135,7 +156,11 @@ def promotion_shares(raw: DataFrame, promotions: Promotions) -> DataFrame:
     ).where("item_id IS NOT NULL AND interval IS NOT NULL AND place IS NOT NULL")
     places = plan.groupBy("interval").agg(F.countDistinct("place").alias("places"))
     # Distinct places are counted as bits of words, many times faster than one group for each place.
-    numbered = plan.select("place").distinct().select("place", (F.row_number().over(Window.orderBy("place")) - 1).alias("number"))
+    numbered = (
+        plan.select("place")
+        .distinct()
+        .select("place", (F.row_number().over(Window.orderBy("place")) - 1).alias("number"))
+    )
     bit = f"shiftleft({{}}, number % {_WORD_BITS})"
     words = (
         plan.where("first + second > 0")
@@ -144,7 +169,14 @@ def promotion_shares(raw: DataFrame, promotions: Promotions) -> DataFrame:
         .agg(*[F.bit_or(F.expr(bit.format(kind))).alias(kind) for kind in ("first", "second")])
     )
     counted = words.groupBy("item_id", "interval").agg(
-        *[F.sum(F.bit_count(bits)).alias(kind) for kind, bits in {"first": F.col("first"), "second": F.col("second"), "any": F.expr("first | second")}.items()]
+        *[
+            F.sum(F.bit_count(bits)).alias(kind)
+            for kind, bits in {
+                "first": F.col("first"),
+                "second": F.col("second"),
+                "any": F.expr("first | second"),
+            }.items()
+        ]
     )
     return counted.join(F.broadcast(places), "interval").select(
         F.col("item_id").cast("string").alias("item_id"),
@@ -172,7 +204,11 @@ def land_items(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
             return all_items(items_of_events(sound, dataset), None, items.not_recommended if items is not None else ())
         raw = sources.read(spark, files, folder)
         columns = items.columns
-        sources.require(raw, [columns.item_id, *columns.name, columns.category, columns.type], ", ".join(sources.paths(files, folder)))
+        sources.require(
+            raw,
+            [columns.item_id, *columns.name, columns.category, columns.type],
+            ", ".join(sources.paths(files, folder)),
+        )
         return all_items(items_of_file(raw, items), sound, items.not_recommended)
 
     told = sources.fingerprint([items, dataset.events.columns, storage.state(BRONZE_EVENTS)], [files], folder)
@@ -184,9 +220,11 @@ def land_users(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
 
     def build() -> DataFrame:
         if users is None:
-            return spark.createDataFrame([], USERS.ddl)
+            return storage.empty(spark, USERS)
         raw = sources.read(spark, users, folder)
-        sources.require(raw, [users.columns.user_id, *users.columns.description], ", ".join(sources.paths(users, folder)))
+        sources.require(
+            raw, [users.columns.user_id, *users.columns.description], ", ".join(sources.paths(users, folder))
+        )
         return users_of_file(raw, users)
 
     refresh(USERS, sources.fingerprint([users], [users], folder), build)
@@ -197,10 +235,14 @@ def land_promotions(spark: SparkSession, dataset: Dataset, folder: Path) -> None
 
     def build() -> DataFrame:
         if promotions is None:
-            return spark.createDataFrame([], PROMOTIONS.ddl)
+            return storage.empty(spark, PROMOTIONS)
         raw = sources.read(spark, promotions, folder)
         columns = promotions.columns
-        sources.require(raw, [columns.item_id, columns.interval, *columns.channels, columns.place], ", ".join(sources.paths(promotions, folder)))
+        sources.require(
+            raw,
+            [columns.item_id, columns.interval, *columns.channels, columns.place],
+            ", ".join(sources.paths(promotions, folder)),
+        )
         return promotion_shares(raw, promotions)
 
     refresh(PROMOTIONS, sources.fingerprint([promotions], [promotions], folder), build)
@@ -225,7 +267,7 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
         now: a moment in UTC.
 
     Returns:
-        The exit status: 0, or NOTHING_TO_DO.
+        The exit status.
 
     Raises:
         InputError: the data cannot be read, or holds nothing in that range.
@@ -235,7 +277,7 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
     if start is not None and start > end:
         print(f"nothing to do: interval {dataset.interval.label(start)} comes after {end}")
-        return names.NOTHING_TO_DO
+        return 0
 
     say(f"land {dataset.name} through interval {dataset.interval.label(end)}")
     spark = session("land")
@@ -245,14 +287,20 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
     unreadable = counts.pop(None, 0)
     where = ", ".join(sources.paths(dataset.events, folder))
     if not counts:
-        raise InputError(f"none of {unreadable:,} rows has a time that can be read", where=where, cure="correct columns.occurred_at or time_format")
-    say(f"read {sum(counts.values()) + unreadable:,} rows, intervals {min(counts)} to {max(counts)}, {unreadable:,} without a time")
+        raise InputError(
+            f"none of {unreadable:,} rows has a time that can be read",
+            where=where,
+            cure="correct columns.occurred_at or time_format",
+        )
+    say(
+        f"read {sum(counts.values()) + unreadable:,} rows, intervals {min(counts)} to {max(counts)}, {unreadable:,} without a time"
+    )
 
     low = start if start is not None else min(counts)
     wanted = {interval: count for interval, count in counts.items() if low <= interval <= end}
     if not wanted and through is None:
         print(f"nothing to do: no events in intervals {low} to {end}")
-        return names.NOTHING_TO_DO
+        return 0
     if not wanted:
         raise InputError(
             f"no events in intervals {low} to {end}: the data has intervals {min(counts)} to {max(counts)}",
@@ -267,8 +315,15 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
             if unreadable or not storage.exists(QUARANTINE):
                 land_quarantine(spark, events, afresh)
             spread = events.where(F.col("interval").between(low, end)).repartition("interval")
-            storage.write(spread, BRONZE_EVENTS, where=f"interval >= {low} AND interval <= {end}", record={"from": low, "through": end})
-        say(f"{BRONZE_EVENTS.name}: {sum(wanted.values()):,} rows in {len(wanted)} intervals, {min(wanted)} to {max(wanted)}")
+            storage.write(
+                spread,
+                BRONZE_EVENTS,
+                where=f"interval >= {low} AND interval <= {end}",
+                record={"from": low, "through": end},
+            )
+        say(
+            f"{BRONZE_EVENTS.name}: {sum(wanted.values()):,} rows in {len(wanted)} intervals, {min(wanted)} to {max(wanted)}"
+        )
         for other in others:
             other.result()
     land_items(spark, dataset, folder)
@@ -278,4 +333,12 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
 if __name__ == "__main__":
     arguments = arg_parser().parse_args()
     with reported(), plain_failures():
-        sys.exit(main(load(settings().dataset_path), settings().data_path, arguments.from_interval, arguments.through, datetime.now(UTC)))
+        sys.exit(
+            main(
+                load(settings().dataset_path),
+                settings().data_path,
+                arguments.from_interval,
+                arguments.through,
+                datetime.now(UTC),
+            )
+        )

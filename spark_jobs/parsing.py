@@ -93,8 +93,16 @@ def _excluded(frame: DataFrame, exclusion: Exclusion) -> Column:
 def wanted_columns(dataset: Dataset) -> list[str | None]:
     """The columns that the file of events must have."""
     items = dataset.items
-    from_events = [] if items is None or items.path is not None else [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type]
-    return [*dataset.events.columns.model_dump().values(), *(exclusion.column for exclusion in dataset.events.exclude), *from_events]
+    from_events = (
+        []
+        if items is None or items.path is not None
+        else [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type]
+    )
+    return [
+        *dataset.events.columns.model_dump().values(),
+        *(exclusion.column for exclusion in dataset.events.exclude),
+        *from_events,
+    ]
 
 
 def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFrame:
@@ -125,9 +133,13 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
     in_grid = (at >= interval.minimum) & (at < interval.maximum)
 
     # Each value that could not be read: (column of the source, when, what to say; None says nothing).
-    unread: list[tuple[str, Column, str | None]] = [(names.occurred_at, ~F.coalesce(in_grid, F.lit(False)), "occurred_at: not a time")]
+    unread: list[tuple[str, Column, str | None]] = [
+        (names.occurred_at, ~F.coalesce(in_grid, F.lit(False)), "occurred_at: not a time")
+    ]
     if names.quantity:
-        unread.append((names.quantity, text(frame, names.quantity).isNotNull() & quantity.isNull(), "quantity: not a number"))
+        unread.append(
+            (names.quantity, text(frame, names.quantity).isNotNull() & quantity.isNull(), "quantity: not a number")
+        )
     if names.price:
         written = text(frame, names.price).isNotNull()
         unread.append((names.price, written & price.isNull(), "price: not a number"))
@@ -147,19 +159,27 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
 
     mapped = {name for name in names.model_dump().values() if name is not None}
     others = [name for name in frame.columns if name not in mapped]
-    extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast("map<string,string>")
+    extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast(
+        "map<string,string>"
+    )
     # Higher-order functions are slow: only rows with something unread go through them.
     any_unread = reduce(or_, [fails for _, fails, _ in unread])
     by_name: dict[str, Column] = {}
     for name, fails, _ in unread:
         by_name[name] = by_name[name] | fails if name in by_name else fails
-    unread_texts = F.create_map(*chain(*((F.lit(name), F.when(fails, _plain(frame, name, column(name)))) for name, fails in by_name.items())))
-    extra = F.when(any_unread, F.map_concat(extra, F.map_filter(unread_texts, lambda _, value: value.isNotNull()))).otherwise(extra)
+    unread_texts = F.create_map(
+        *chain(*((F.lit(name), F.when(fails, _plain(frame, name, column(name)))) for name, fails in by_name.items()))
+    )
+    extra = F.when(
+        any_unread, F.map_concat(extra, F.map_filter(unread_texts, lambda _, value: value.isNotNull()))
+    ).otherwise(extra)
     any_problem = reduce(or_, [problem.isNotNull() for problem in problems])
     listed = F.when(any_problem, F.array_compact(F.array(*problems))).otherwise(F.array().cast("array<string>"))
 
     # By name, so that a column that appears later does not change the ids of rows without it.
-    whole_row = F.concat_ws("\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(frame.columns)])
+    whole_row = F.concat_ws(
+        "\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(frame.columns)]
+    )
     event_id = F.substring(F.sha2(whole_row, 256), 1, 32)
     if names.event_id:
         event_id = F.coalesce(text(frame, names.event_id), event_id)

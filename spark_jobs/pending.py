@@ -139,7 +139,8 @@ def exposures(folder: Path) -> tuple[dict[int, Exposures], int]:
                 except (ValueError, KeyError, TypeError):
                     unreadable += 1
     return {
-        interval: Exposures(len(ids), hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()) for interval, ids in requests.items()
+        interval: Exposures(len(ids), hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest())
+        for interval, ids in requests.items()
     }, unreadable
 
 
@@ -156,14 +157,24 @@ def attribute() -> list[int]:
         return []
     there = storage.files(SILVER_EVENTS)
     done = storage.recorded(ATTRIBUTIONS).get("intervals", {})
-    return sorted(interval for interval in shown if interval in there and done.get(str(interval)) != attribution_state(interval, shown[interval]))
+    return sorted(
+        interval
+        for interval in shown
+        if interval in there and done.get(str(interval)) != attribution_state(interval, shown[interval])
+    )
 
 
 def arg_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pending", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="pending", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=("land", "clean", "features", "build", "attribute"))
-    parser.add_argument("--through", type=interval_number, default=None, metavar="N", help="of land: the last interval to land")
-    parser.add_argument("--from-interval", type=interval_number, default=None, metavar="N", help="of land: the first one")
+    parser.add_argument(
+        "--through", type=interval_number, default=None, metavar="N", help="of land: the last interval to land"
+    )
+    parser.add_argument(
+        "--from-interval", type=interval_number, default=None, metavar="N", help="of land: the first one"
+    )
     return parser
 
 
@@ -175,7 +186,9 @@ def main(step: str, from_interval: int | None, through: int | None) -> int:
         intervals = build()
     elif step == "features":
         todo = features()
-        intervals = sorted({*todo.item_intervals, *todo.training_lists}) or sorted({*todo.item_features, *todo.outdated})
+        intervals = sorted({*todo.item_intervals, *todo.training_lists}) or sorted(
+            {*todo.item_features, *todo.outdated}
+        )
         if not todo.any():
             intervals = []
     else:

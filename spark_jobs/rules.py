@@ -17,16 +17,22 @@ _BOUNDED = [column for column in SILVER_EVENTS.columns if column.name in ("quant
 
 def reasons() -> Column:
     """Why a row of bronze (with `quantity` filled in) is set aside, `array<string>`; empty for a sound one."""
-    tests: list[Column] = [F.when(F.col(name).isNull(), F.lit(f"{name}: {MISSING}")) for name in _REQUIRED if name != "event_type"]
+    tests: list[Column] = [
+        F.when(F.col(name).isNull(), F.lit(f"{name}: {MISSING}")) for name in _REQUIRED if name != "event_type"
+    ]
     # A type that is not known is a problem of landing already.
     untold = F.col("event_type").isNull() & ~F.exists("problems", lambda problem: problem.startswith("event_type:"))
     tests.append(F.when(untold, F.lit(f"event_type: {MISSING}")))
     tests.append(F.when(F.col("quantity") <= 0, F.lit(RETURNED)))
     for column in _BOUNDED:
         if column.minimum is not None and column.name != "quantity":
-            tests.append(F.when(F.col(column.name) < column.minimum, F.lit(f"{column.name}: below {column.minimum:,.0f}")))
+            tests.append(
+                F.when(F.col(column.name) < column.minimum, F.lit(f"{column.name}: below {column.minimum:,.0f}"))
+            )
         if column.maximum is not None:
-            tests.append(F.when(F.col(column.name) > column.maximum, F.lit(f"{column.name}: above {column.maximum:,.0f}")))
+            tests.append(
+                F.when(F.col(column.name) > column.maximum, F.lit(f"{column.name}: above {column.maximum:,.0f}"))
+            )
     unsound = F.size("problems") > 0
     for test in tests:
         unsound = unsound | test.isNotNull()
@@ -37,5 +43,7 @@ def reasons() -> Column:
 
 def is_duplicate() -> Column:
     """Whether another row of the same interval and event_id is kept instead. Needs `reasons`; a sound row is kept first."""
-    window = Window.partitionBy("interval", "event_id").orderBy(F.size("reasons"), "at", "user_id", "item_id", "event_type", "quantity", "price")
+    window = Window.partitionBy("interval", "event_id").orderBy(
+        F.size("reasons"), "at", "user_id", "item_id", "event_type", "quantity", "price"
+    )
     return F.row_number().over(window) > 1

@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
@@ -15,9 +15,6 @@ from pyspark.sql import SparkSession
 
 from contracts.errors import InputError
 from contracts.settings import settings
-
-# Both compilers: with C1 alone (-XX:TieredStopAtLevel=1) landing a million rows takes three times as long.
-DRIVER_JAVA_OPTIONS = f"-XX:+UseParallelGC -Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties').as_uri()}"
 
 _started_s = time.monotonic()
 
@@ -32,7 +29,7 @@ def _launch_conf() -> SparkConf:
     conf = SparkConf(loadDefaults=False)
     conf.set("spark.master", settings().spark_master)
     conf.set("spark.driver.memory", settings().spark_driver_memory)
-    conf.set("spark.driver.extraJavaOptions", DRIVER_JAVA_OPTIONS)
+    conf.set("spark.driver.extraJavaOptions", settings().spark_driver_java_options)
     conf.set("spark.jars", ",".join(str(jar) for jar in sorted((settings().cache_dir / "spark-jars").glob("*.jar"))))
     return conf
 
@@ -73,10 +70,12 @@ def plain_failures() -> Iterator[None]:
     """
     try:
         yield
-    except (PySparkException, OSError) as error:
+    except (PySparkException, Py4JError, OSError) as error:
         text = str(error)
         if "No space left on device" in text:
-            raise InputError("the disk is full", where=str(settings().home_dir), cure="free some space and run it again") from None
+            raise InputError(
+                "the disk is full", where=str(settings().home_dir), cure="free some space and run it again"
+            ) from None
         if "OutOfMemoryError" in text:
             raise InputError(
                 "Spark ran out of memory", where="CARTWHEEL_SPARK_DRIVER_MEMORY", cure="give it more, for example 4g"

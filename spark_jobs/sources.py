@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JError
 from pydantic import BaseModel
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -20,6 +21,21 @@ from contracts.errors import InputError
 
 CORRUPT = "_corrupt_record"
 """Column with the text of a row that does not have the shape of the others."""
+
+
+_FAILURES = {
+    "AccessControlException|Permission denied": "no permission to read it",
+    "CSV header does not conform|number of columns in CSV header": "its header differs from that of the other files",
+    "FAILED_READ_FILE.*[.](gz|bz2)$": "it is damaged or not what its ending says (decompression failed)",
+    "is not a Parquet file|CANNOT_READ_FILE_FOOTER|Could not read footer|FAILED_READ_FILE.*[.]parquet$": (
+        "it is not a Parquet file, or is damaged"
+    ),
+    "UnsupportedCharset|INVALID_PARAMETER_VALUE.CHARSET|INVALID_CHARSET": "the encoding in the dataset file is not known",
+    "MALFORMED_CHARACTER_CODING": "its text is not in the encoding that the dataset file says",
+    "native zStandard library not available|UnsatisfiedLinkError": "its compression is not supported: use gz or bz2",
+    "FAILED_READ_FILE|PATH_NOT_FOUND": "it could not be read",
+}
+"""What a failure of Spark to read a file means, by a pattern of its text and the file's name; the first one counts."""
 
 
 def column(name: str) -> Column:
@@ -40,23 +56,15 @@ def readable(files: Files, folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PySparkException as error:
+    except (PySparkException, Py4JError) as error:
         text = str(error)
-        reasons = {
-            "ZipException|incorrect header check|invalid stored block|invalid block type|EOFException": "it is damaged or not what its ending says (decompression failed)",
-            "AccessControlException|Permission denied": "no permission to read it",
-            "is not a Parquet file|CANNOT_READ_FILE_FOOTER|FAILED_READ_FILE.*parquet|Could not read footer": "it is not a Parquet file, or is damaged",
-            "CSV header does not conform|number of columns in CSV header": "its header differs from that of the other files",
-            "UnsupportedCharset|INVALID_PARAMETER_VALUE.CHARSET|INVALID_CHARSET": f"its encoding {files.encoding!r} is not known",
-            "MALFORMED_CHARACTER_CODING": f"its text is not {files.encoding}",
-            "native zStandard library not available|codec.*not available|UnsatisfiedLinkError": "its compression is not supported: use gz or bz2",
-            "FAILED_READ_FILE|PATH_NOT_FOUND": "it could not be read",
-        }
-        for pattern, reason in reasons.items():
-            if re.search(pattern, text, flags=re.DOTALL | re.IGNORECASE):
-                named = re.search(r"(?:file:/*|path )(/[^\s'\",]+)", text)
-                where = re.sub(r"^/*", "/", named[1]) if named else ", ".join(paths(files, folder))
-                raise InputError(f"cannot read the file: {reason}", where=where, cure="replace or correct the file") from None
+        named = re.search(r"(?:file:/*|path )(/?[^\s'\",]+)", text)
+        where = "/" + named[1].strip("/.") if named else ", ".join(paths(files, folder))
+        for pattern, reason in _FAILURES.items():
+            if re.search(pattern, f"{text} {where}", flags=re.DOTALL | re.IGNORECASE):
+                raise InputError(
+                    f"cannot read the file: {reason}", where=where, cure="replace or correct the file"
+                ) from None
         raise
 
 
@@ -73,7 +81,13 @@ def read(spark: SparkSession, files: Files, folder: Path) -> DataFrame:
         if files.file_format == "jsonl":
             options: dict[str, Any] = {"primitivesAsString": True, "columnNameOfCorruptRecord": CORRUPT}
             return spark.read.json(found, encoding=files.encoding, lineSep="\n", **options)
-        options = {"header": True, "sep": files.separator, "encoding": files.encoding, "escape": '"', "enforceSchema": False}
+        options = {
+            "header": True,
+            "sep": files.separator,
+            "encoding": files.encoding,
+            "escape": '"',
+            "enforceSchema": False,
+        }
         try:
             names = spark.read.csv(found, **options).columns
         except AnalysisException as error:
@@ -111,7 +125,11 @@ def require(frame: DataFrame, wanted: Iterable[str | None], where: str) -> None:
     there = [name for name in frame.columns if name != CORRUPT]
     for name in wanted:
         if name is not None and name not in there:
-            raise InputError(f"no column {name!r}; there are: {', '.join(there)}", where=where, cure="correct the column's name in the dataset file")
+            raise InputError(
+                f"no column {name!r}; there are: {', '.join(there)}",
+                where=where,
+                cure="correct the column's name in the dataset file",
+            )
 
 
 def text(frame: DataFrame, name: str) -> Column:
@@ -123,7 +141,9 @@ def text(frame: DataFrame, name: str) -> Column:
         return F.when(trimmed != "", trimmed)
     if isinstance(kind, (T.DoubleType, T.FloatType)):
         whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
-        return F.when(F.isnan(value), None).when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
+        return (
+            F.when(F.isnan(value), None).when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
+        )
     if isinstance(kind, (T.StructType, T.ArrayType, T.MapType)):
         return F.to_json(value)
     return value.cast("string")
@@ -135,6 +155,10 @@ def fingerprint(parts: Iterable[BaseModel | str | None], files: Iterable[Files |
     for declared in files:
         for path in paths(declared, folder) if declared is not None else ():
             parent = Path(path)
-            found = [parent] if parent.is_file() else sorted(parent.rglob("*") if parent.is_dir() else parent.parent.glob(parent.name))
+            found = (
+                [parent]
+                if parent.is_file()
+                else sorted(parent.rglob("*") if parent.is_dir() else parent.parent.glob(parent.name))
+            )
             told += [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found if file.is_file()]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()

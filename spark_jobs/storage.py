@@ -117,10 +117,17 @@ def one_of(column: str, values: Iterable[int]) -> str:
     return " OR ".join(f"({column} >= {low} AND {column} <= {high})" for low, high in ranges) or "false"
 
 
+def empty(spark: SparkSession, table: Table) -> DataFrame:
+    """The table's columns without rows."""
+    from pyspark.sql import functions as F
+
+    return spark.range(0).select(*[F.lit(None).cast(column.type).alias(column.name) for column in table.columns])
+
+
 def read(spark: SparkSession, table: Table) -> DataFrame:
     """The table; without rows when it has not been written yet."""
     if not exists(table):
-        return spark.createDataFrame([], table.ddl)
+        return empty(spark, table)
     return spark.read.format("delta").load(str(table.path))
 
 

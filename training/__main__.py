@@ -14,7 +14,9 @@ from contracts.settings import settings
 from training.files import read_json, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-Key = Annotated[str, typer.Option(help="Names the training: `as_of_53_v7` is for interval 53 on version 7 of the lists.")]
+Key = Annotated[
+    str, typer.Option(help="Names the training: `as_of_53_v7` is for interval 53 on version 7 of the lists.")
+]
 
 
 def _folder(key: str) -> Path:
@@ -24,7 +26,11 @@ def _folder(key: str) -> Path:
 def _trained(key: str) -> dict[str, Any]:
     evaluation: dict[str, Any] = read_json(_folder(key) / "evaluation.json")
     if not evaluation:
-        raise InputError(f"there is no training {key}", where=str(_folder(key)), cure=f"run python -m training train --key {key} first")
+        raise InputError(
+            f"there is no training {key}",
+            where=str(_folder(key)),
+            cure=f"run python -m training train --key {key} first",
+        )
     return evaluation
 
 
@@ -106,7 +112,11 @@ def register(key: Key) -> None:
 
     evaluation, folder = _trained(key), _folder(key)
     if read_json(folder / "verdict.json").get("passed") is not True:
-        raise InputError(f"the gate has not passed {key}", where=str(folder / "verdict.json"), cure=f"run python -m training gate --key {key}")
+        raise InputError(
+            f"the gate has not passed {key}",
+            where=str(folder / "verdict.json"),
+            cure=f"run python -m training gate --key {key}",
+        )
     version = registry.register(read_json(folder / "run.json")["run_id"], evaluation)
     _finish(key, evaluation, "registered", version=version)
     print(f"{key} is version {version}, the challenger")

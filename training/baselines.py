@@ -20,7 +20,9 @@ def personal_frequency(shop: Shop, lists: Lists, k: int) -> Ints:
     """
     list_ids, items, ages, _ = history_as_of(shop, lists.users, lists.as_of, max_entries=2**31)
     allowed = may_be_candidate(shop, lists.as_of)[items]
-    keys, inverse, counts = np.unique(list_ids[allowed] * len(shop.item_ids) + items[allowed], return_inverse=True, return_counts=True)
+    keys, inverse, counts = np.unique(
+        list_ids[allowed] * len(shop.item_ids) + items[allowed], return_inverse=True, return_counts=True
+    )
     latest = np.full(len(keys), np.inf)
     np.minimum.at(latest, inverse, ages[allowed])
     owner = keys // len(shop.item_ids)

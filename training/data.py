@@ -107,7 +107,9 @@ def load_shop(dataset: Dataset) -> Shop:
     lists, lists_version = _read(tables.TRAINING_LISTS)
     if not len(features) or not len(lists):
         raise InputError(
-            "there is nothing to learn from", where=str(tables.TRAINING_LISTS.path), cure="land at least three intervals of events"
+            "there is nothing to learn from",
+            where=str(tables.TRAINING_LISTS.path),
+            cure="land at least three intervals of events",
         )
     item_ids = np.sort(features["item_id"].unique())
     index = pd.Index(item_ids)
@@ -126,7 +128,9 @@ def load_shop(dataset: Dataset) -> Shop:
     labels = {}
     for as_of, group in lists.sort_values(["as_of", "user_id"]).groupby("as_of"):
         label_offsets, targets = _flat(group["target_items"])
-        labels[int(str(as_of))] = Lists(int(str(as_of)), _rows(users, group["user_id"]), label_offsets, _rows(index, targets))
+        labels[int(str(as_of))] = Lists(
+            int(str(as_of)), _rows(users, group["user_id"]), label_offsets, _rows(index, targets)
+        )
     return Shop(
         item_ids=item_ids,
         item_types=pd.factorize(known["type"])[0].astype(np.int64) + 1,
@@ -167,7 +171,10 @@ def attainable(shop: Shop, lists: Lists) -> Lists:
     kept = may_be_candidate(shop, lists.as_of)[lists.targets]
     lengths = np.bincount(np.repeat(np.arange(len(lists)), lists.num_targets)[kept], minlength=len(lists))
     return Lists(
-        lists.as_of, lists.users[lengths > 0], np.concatenate([[0], np.cumsum(lengths[lengths > 0])]), lists.targets[kept]
+        lists.as_of,
+        lists.users[lengths > 0],
+        np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
+        lists.targets[kept],
     )
 
 

@@ -61,7 +61,10 @@ def report(folds: Sequence[Fold], confidence: float) -> dict[str, Any]:
         ],
         "means": {name: means(metrics) for name, metrics in pooled.items()},
         "paired": {
-            name: {metric: paired_difference(pooled[MODEL][metric], pooled[name][metric], confidence)._asdict() for metric in METRICS}
+            name: {
+                metric: paired_difference(pooled[MODEL][metric], pooled[name][metric], confidence)._asdict()
+                for metric in METRICS
+            }
             for name in BASELINES
             if folds
         },

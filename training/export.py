@@ -43,7 +43,9 @@ class ServingModel(tf.Module):
         self._ranker = ranker
         self._interval_days = shop.interval_days
         known = items_as_of(shop, shop.coming, config)
-        self._items = known._replace(**{name: tf.Variable(value, trainable=False) for name, value in known._asdict().items()})
+        self._items = known._replace(
+            **{name: tf.Variable(value, trainable=False) for name, value in known._asdict().items()}
+        )
         self._item_ids = tf.Variable(shop.item_ids.astype(str), trainable=False)
         self._k = min(config.top_k, int(known.popular.shape[0]))
         users = np.arange(len(shop.user_ids))
@@ -99,7 +101,8 @@ class ServingModel(tf.Module):
 def _rows_by_id(ids: Any) -> tf.lookup.StaticHashTable:
     keys = tf.constant(ids.astype(str))
     return tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(ids), dtype=tf.int64)), default_value=tf.constant(-1, tf.int64)
+        tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(ids), dtype=tf.int64)),
+        default_value=tf.constant(-1, tf.int64),
     )
 
 
@@ -129,7 +132,9 @@ def _warm_up(folder: Path, users: list[str]) -> None:
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in files]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in files
+    ]
     (folder / MANIFEST).write_text("\n".join(lines) + "\n")
 
 

@@ -57,7 +57,14 @@ def feature_names(config: RankerConfig) -> list[str]:
     """The name of each feature, in order."""
     decays = [f"decay_{tau:g}" for tau in config.decay_intervals]
     windows = [f"age_{a:g}_{b:g}" for a, b in zip(config.window_edges, config.window_edges[1:], strict=False)]
-    own = ["count", "weight", *decays, *[f"basket_decay_{d:g}" for d in config.basket_decays], *windows, "in_last_basket"]
+    own = [
+        "count",
+        "weight",
+        *decays,
+        *[f"basket_decay_{d:g}" for d in config.basket_decays],
+        *windows,
+        "in_last_basket",
+    ]
     derived = [
         "last_age", "first_age", "baskets_since", "own_gap", "shrunk_gap", "age_by_own_gap", "age_by_item_gap", "age_by_shrunk_gap",
         "due", "rate_by_basket", "rate_by_time", "share_of_events", "share_of_decay_8", "share_since_first", "is_own",
@@ -93,7 +100,9 @@ def _groups(
     keys, place = tf.unique(history.list_ids * num_groups + tf.gather(group_of, history.items), out_idx=tf.int64)
     size = tf.size(keys)
     sums = tf.math.unsorted_segment_sum(
-        tf.stack([tf.ones_like(history.ages), tf.exp(-history.ages / 4.0), tf.exp(-history.ages / 16.0)], axis=1), place, size
+        tf.stack([tf.ones_like(history.ages), tf.exp(-history.ages / 4.0), tf.exp(-history.ages / 16.0)], axis=1),
+        place,
+        size,
     )
     last = tf.minimum(tf.math.unsorted_segment_min(history.ages, place, size), NEVER)
     values = tf.concat([sums, last[:, None]], axis=1)
@@ -130,7 +139,9 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
     lists = tf.cast(num_lists, tf.int32)
 
     # Baskets: entries of one list at one time. They are sorted, so a basket starts where list or time changes.
-    starts = tf.concat([tf.ones([tf.minimum(tf.size(ids), 1)], tf.bool), (ids[1:] != ids[:-1]) | (ages[1:] != ages[:-1])], axis=0)
+    starts = tf.concat(
+        [tf.ones([tf.minimum(tf.size(ids), 1)], tf.bool), (ids[1:] != ids[:-1]) | (ages[1:] != ages[:-1])], axis=0
+    )
     basket = tf.cumsum(tf.cast(starts, tf.int64))
     last_basket = tf.math.unsorted_segment_max(basket, ids, lists)
     since = tf.cast(tf.gather(last_basket, ids) - basket, tf.float32)
@@ -197,7 +208,9 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
         _ratio(own, user_baskets + 1.0),
         _ratio(own, tenure + 1.0),
         tf.math.log1p(100.0 * _ratio(own, user_entries + 1.0)),
-        tf.math.log1p(100.0 * _ratio(pairs[:, 2 + config.decay_intervals.index(8.0)], tf.gather(user_decay_8, of_list) + 0.1)),
+        tf.math.log1p(
+            100.0 * _ratio(pairs[:, 2 + config.decay_intervals.index(8.0)], tf.gather(user_decay_8, of_list) + 0.1)
+        ),
         _ratio(own, first + 1.0) * is_own,
         is_own,
     ]

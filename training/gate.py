@@ -62,11 +62,16 @@ def judge(evaluation: Mapping[str, Any], checked: Mapping[str, int], limits: Lim
         Rule(
             "data_was_checked",
             bool(trained_on) and not unchecked,
-            f"no data gate has passed the version trained on of: {', '.join(unchecked)}" if unchecked else f"{len(trained_on)} tables",
+            f"no data gate has passed the version trained on of: {', '.join(unchecked)}"
+            if unchecked
+            else f"{len(trained_on)} tables",
         )
     )
     export = evaluation.get("export", {})
-    for name, limit, unit in (("model_mib", limits.max_model_mib, "MiB"), ("predict_p50_ms", limits.max_latency_ms, "ms")):
+    for name, limit, unit in (
+        ("model_mib", limits.max_model_mib, "MiB"),
+        ("predict_p50_ms", limits.max_latency_ms, "ms"),
+    ):
         value = export.get(name)
         detail = "not measured" if value is None else f"{value:.1f} {unit} of {limit:g}"
         rules.append(Rule(name, value is not None and value <= limit, detail))

@@ -22,7 +22,9 @@ _PRIOR = {"decay_16": 1.0, "decay_4": 0.3, "item_target_4": 0.3}
 class Ranker(tf.Module):
     """score = MLP(x) + linear(x) + bias of the item, over standardised features x."""
 
-    def __init__(self, config: RankerConfig, mean: npt.NDArray[np.float32], deviation: npt.NDArray[np.float32], num_items: int) -> None:
+    def __init__(
+        self, config: RankerConfig, mean: npt.NDArray[np.float32], deviation: npt.NDArray[np.float32], num_items: int
+    ) -> None:
         """
         Args:
             mean, deviation: `[num_features]`, of the training features.
@@ -57,7 +59,9 @@ class Ranker(tf.Module):
         return score[:, 0] + tf.gather(self.item_bias, items)
 
 
-def list_loss(scores: tf.Tensor, labels: tf.Tensor, log_chance: tf.Tensor, list_ids: tf.Tensor, num_lists: int) -> tf.Tensor:
+def list_loss(
+    scores: tf.Tensor, labels: tf.Tensor, log_chance: tf.Tensor, list_ids: tf.Tensor, num_lists: int
+) -> tf.Tensor:
     """Multi-positive softmax over each list, each positive weighted 1/sqrt(#positives of its list); mean over lists.
 
     Args:
@@ -114,7 +118,9 @@ class Examples:
         deviation = np.sqrt(np.maximum(squares / len(self.features) - mean**2, 0.0))
         return mean.astype(np.float32), np.where(deviation > 1e-4, deviation, 1.0).astype(np.float32)
 
-    def batches(self, lists_a_batch: int, generator: np.random.Generator) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
+    def batches(
+        self, lists_a_batch: int, generator: np.random.Generator
+    ) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
         """Shuffled batches of whole lists: features, items, labels, log_chance, list_ids."""
         order = generator.permutation(self.num_lists)
         for start in range(0, len(order), lists_a_batch):
@@ -159,7 +165,9 @@ def fit(examples: Examples, config: RankerConfig, num_items: int, progress: Call
             tf.TensorSpec([None], tf.int64),
         ]
     )
-    def step(features: tf.Tensor, items: tf.Tensor, labels: tf.Tensor, log_chance: tf.Tensor, list_ids: tf.Tensor) -> tf.Tensor:
+    def step(
+        features: tf.Tensor, items: tf.Tensor, labels: tf.Tensor, log_chance: tf.Tensor, list_ids: tf.Tensor
+    ) -> tf.Tensor:
         with tf.GradientTape() as tape:
             scores = ranker(features, items, training=True)
             loss = list_loss(scores, labels, log_chance, list_ids, lists_a_batch)

@@ -44,7 +44,9 @@ def log_run(key: str, evaluation: Mapping[str, Any], config: RankerConfig, folde
     client = _client()
     experiment = client.get_experiment_by_name(names.EXPERIMENT)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT)
-    finished = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'", max_results=1)
+    finished = client.search_runs(
+        [experiment_id], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'", max_results=1
+    )
     if finished:
         return str(finished[0].info.run_id)
     tags = {

@@ -17,6 +17,7 @@ from training.data import Ints, Lists, Shop, attainable, history_as_of, may_be_c
 from training.features import Candidates, History, Items, candidates, feature_names
 from training.ranker import Examples, Ranker, fit
 
+
 def items_as_of(shop: Shop, as_of: int, config: RankerConfig) -> Items:
     """What features need to know of the items before `as_of`."""
     return Items(
@@ -75,7 +76,9 @@ def list_candidates(
         yield chosen, found, taken[places] == keys
 
 
-def build_examples(shop: Shop, as_of: int, config: RankerConfig, graph: Callable[[History, tf.Tensor, Items], Candidates]) -> Examples:
+def build_examples(
+    shop: Shop, as_of: int, config: RankerConfig, graph: Callable[[History, tf.Tensor, Items], Candidates]
+) -> Examples:
     """Sampled candidates of all lists of one interval, which the intervals before it explain."""
     generator = np.random.default_rng([config.seed, as_of])
     count = feature_names(config).index("count")
@@ -99,7 +102,13 @@ def build_examples(shop: Shop, as_of: int, config: RankerConfig, graph: Callable
     return Examples.concatenate(parts)
 
 
-def recommend(shop: Shop, lists: Lists, ranker: Ranker, config: RankerConfig, graph: Callable[[History, tf.Tensor, Items], Candidates]) -> Ints:
+def recommend(
+    shop: Shop,
+    lists: Lists,
+    ranker: Ranker,
+    config: RankerConfig,
+    graph: Callable[[History, tf.Tensor, Items], Candidates],
+) -> Ints:
     """The ranker's lists, `[num_lists, k]` item rows, best first."""
     rows = []
     for chosen, found, _ in list_candidates(shop, lists, config, graph):
@@ -144,8 +153,15 @@ def train(shop: Shop, config: RankerConfig, say: Callable[[str], None]) -> Train
             if interval not in cache:
                 cache[interval] = build_examples(shop, interval, config, graph)
         examples = Examples.concatenate([cache[interval] for interval in intervals])
-        say(f"as of {as_of}: {examples.num_lists} lists of {len(intervals)} intervals, {len(examples.labels)} candidates")
-        return fit(examples, config, len(shop.item_ids), lambda epoch, loss: say(f"as of {as_of}: epoch {epoch}, loss {loss:.4f}"))
+        say(
+            f"as of {as_of}: {examples.num_lists} lists of {len(intervals)} intervals, {len(examples.labels)} candidates"
+        )
+        return fit(
+            examples,
+            config,
+            len(shop.item_ids),
+            lambda epoch, loss: say(f"as of {as_of}: epoch {epoch}, loss {loss:.4f}"),
+        )
 
     folds = []
     for as_of in sorted(usable_folds(shop, config)):

@@ -36,14 +36,21 @@ class StageFailed(Exception):
 class Loop:
     """One pass of the main job."""
 
-    def __init__(self, airflow: httpx.Client, sampler: Sampler, console: Console, timings: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, airflow: httpx.Client, sampler: Sampler, console: Console, timings: list[dict[str, Any]]
+    ) -> None:
         self._airflow, self._sampler, self._console, self._timings = airflow, sampler, console, timings
+        self._status = console.status("")
 
     def measured(self, name: str, work: Callable[[], Any]) -> Any:
         """Do some work as a stage of the summary."""
-        with self._console.status(f"{name} ..."), self._sampler.stage(name) as stage:
+        if not self._console.is_terminal:
+            self._console.print(f"  … {name}")
+        with self._console.status(f"{name} …") as self._status, self._sampler.stage(name) as stage:
             result = work()
-        self._timings.append({"stage": name, "seconds": round(stage.seconds, 1), "peak_memory_mib": round(stage.peak_memory_mib)})
+        self._timings.append(
+            {"stage": name, "seconds": round(stage.seconds, 1), "peak_memory_mib": round(stage.peak_memory_mib)}
+        )
         self._console.print(f"  [green]✓[/] {name} [dim]{stage.seconds:.0f} s[/]")
         return result
 
@@ -67,27 +74,49 @@ class Loop:
                 raise StageFailed(self._failure(failed[-1]))
             if active:
                 quiet_since = time.monotonic()
+                self._show(active[-1])
             elif wake_at_once or time.monotonic() - quiet_since > PATIENCE_S:
                 run_id = f"loop__{datetime.now(UTC).isoformat(timespec='seconds')}"
                 airflow_api.trigger(self._airflow, dag_id, run_id, conf)
                 wake_at_once, quiet_since = False, time.monotonic()
             if time.monotonic() > end:
                 raise StageFailed(f"{dag_id} did not finish within {DEADLINE_S / 3600:.0f} hours")
-            time.sleep(1.0)
+            time.sleep(1.5)
+
+    def _show(self, run: airflow_api.Run) -> None:
+        """Name the task that runs now beside the spinner."""
+        if self._console.is_terminal:
+            tasks = airflow_api.list_tasks(self._airflow, run.dag_id, run.run_id)
+            running = [task.task_id for task in tasks if task.state in ("running", "up_for_retry")]
+            self._status.update(f"{run.dag_id}: {', '.join(running) or run.state} …")
 
     def _failure(self, run: airflow_api.Run) -> str:
         tasks = airflow_api.list_tasks(self._airflow, run.dag_id, run.run_id)
         failed = next((task.task_id for task in tasks if task.state == "failed"), "?")
-        log = settings().home_dir / "airflow" / "logs" / f"dag_id={run.dag_id}" / f"run_id={run.run_id}" / f"task_id={failed}"
+        log = (
+            settings().home_dir
+            / "airflow"
+            / "logs"
+            / f"dag_id={run.dag_id}"
+            / f"run_id={run.run_id}"
+            / f"task_id={failed}"
+        )
         page = f"{settings().airflow_url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/{failed}"
         return f"task {failed} of {run.dag_id} failed. Its log: {page} or {log}"
 
     def advance(self, through: int, dataset: datasets.Dataset) -> dict[str, Any]:
         """Land everything up to an interval and let the DAGs do the rest; returns what monitoring decided."""
         label, coming = dataset.interval.label(through), through + 1
-        self.stage(f"ingest through interval {label}", names.INGEST_EVENTS, lambda: progress.landed(through), {"through": str(through)})
+        self.stage(
+            f"ingest through interval {label}",
+            names.INGEST_EVENTS,
+            lambda: progress.landed(through),
+            {"through": str(through)},
+        )
         self.stage(f"features as of interval {coming}", names.BUILD_FEATURES, lambda: progress.features_ready(coming))
-        self.stage(f"monitoring before interval {coming}", names.MONITOR_RECOMMENDER, lambda: bool(progress.decision(coming)))
+        self.stage(
+            f"monitoring before interval {coming}", names.MONITOR_RECOMMENDER, lambda: bool(progress.decision(coming))
+        )
         decision = progress.decision(coming)
         self._console.print(f"    {'; '.join(decision['decision']['reasons'])}", style="dim", highlight=False)
         request = decision.get("request")
@@ -101,7 +130,11 @@ class Loop:
         result = progress.training_result(key)
         if result["status"] == "registered":
             version = int(result["version"])
-            self.stage(f"deployment of version {version}", names.DEPLOY_RECOMMENDER, lambda: (progress.deployed_version() or 0) >= version)
+            self.stage(
+                f"deployment of version {version}",
+                names.DEPLOY_RECOMMENDER,
+                lambda: (progress.deployed_version() or 0) >= version,
+            )
 
 
 def _look_at_data(num_intervals: int) -> dict[str, Any]:
@@ -111,11 +144,17 @@ def _look_at_data(num_intervals: int) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "spark_jobs.check", "--json", str(path), "--users-of-last", str(num_intervals + 1)]
     with log.open("w") as output:
-        status = subprocess.run(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(
+            command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
     if status != 0:
         lines = log.read_text().splitlines()
-        said = next((line.split("error: ", 1)[1] for line in reversed(lines) if "error: " in line), "the data check failed")
-        raise InputError(said.rstrip("."), where=str(settings().dataset_path), cure=f"see {log} and docs/bring-your-own-data.md")
+        said = next(
+            (line.split("error: ", 1)[1] for line in reversed(lines) if "error: " in line), "the data check failed"
+        )
+        raise InputError(
+            said.rstrip("."), where=str(settings().dataset_path), cure=f"see {log} and docs/bring-your-own-data.md"
+        )
     return progress.read_json(path)
 
 
@@ -145,7 +184,9 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
         live = range(last - replayed + 1, last + 1)
         visits = []
         try:
-            loop.measured("Airflow reads the DAGs", lambda: [airflow_api.wait_for_dag(airflow, dag) for dag in names.DAGS])
+            loop.measured(
+                "Airflow reads the DAGs", lambda: [airflow_api.wait_for_dag(airflow, dag) for dag in names.DAGS]
+            )
             loop.advance(last - replayed, dataset)
             if progress.deployed_version() is None:
                 raise StageFailed(f"no model passed the gate: see {settings().training_dir}/*/verdict.json")
@@ -153,7 +194,11 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
                 if not progress.landed(interval):
                     label = dataset.interval.label(interval)
                     users = found["active_users"][str(interval)]
-                    visits.append(loop.measured(f"live traffic of interval {label}", lambda: shoppers.visit(interval, users, console)))  # noqa: B023
+                    visits.append(
+                        loop.measured(
+                            f"live traffic of interval {label}", lambda: shoppers.visit(interval, users, console)
+                        )
+                    )  # noqa: B023
                 loop.advance(interval, dataset)
         except StageFailed as failure:
             console.print(f"\n[red]✗[/] {failure}", highlight=False)

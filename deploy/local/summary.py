@@ -32,7 +32,9 @@ def task_seconds(airflow: httpx.Client) -> list[dict[str, Any]]:
         for run in airflow_api.list_runs(airflow, dag_id)[-5:]:
             for task in airflow_api.list_tasks(airflow, dag_id, run.run_id):
                 if task.state == "success":
-                    found.append({"dag": dag_id, "run": run.run_id, "task": task.task_id, "seconds": round(task.seconds, 1)})
+                    found.append(
+                        {"dag": dag_id, "run": run.run_id, "task": task.task_id, "seconds": round(task.seconds, 1)}
+                    )
     return found
 
 
@@ -50,12 +52,16 @@ def example(interval: int) -> dict[str, Any] | None:
         "interval": interval,
         "user_id": row["user_id"],
         "about": users.get(row["user_id"], ""),
-        "recommended": [{"item_id": item, "name": items.get(item, item), "taken": item in taken} for item in row["items"]],
+        "recommended": [
+            {"item_id": item, "name": items.get(item, item), "taken": item in taken} for item in row["items"]
+        ],
         "taken": sorted(str(items.get(item, item)) for item in taken),
     }
 
 
-def build(dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+def build(
+    dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The summary as data."""
     chosen = settings()
     version = progress.deployed_version()
@@ -84,7 +90,8 @@ def build(dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]],
         "urls": {"airflow": chosen.airflow_url, "mlflow": chosen.mlflow_uri, "endpoint": rest},
         "login": {"user": "admin", "password_in": str(chosen.secrets_path)},
         "curl": f"curl -s {rest} -d '{json.dumps({'instances': [{'user_id': asked}]})}'",
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
@@ -102,7 +109,9 @@ def _metrics(title: str, means: dict[str, dict[str, float]]) -> Table:
 
 def _list_beside_taken(user: dict[str, Any]) -> Table:
     about = f" ({user['about']})" if user["about"] else ""
-    table = Table(title=f"User {user['user_id']}{about} in interval {user['interval']}", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"User {user['user_id']}{about} in interval {user['interval']}", title_justify="left", title_style="bold"
+    )
     table.add_column("was recommended")
     table.add_column("and took", style="dim")
     taken = user["taken"]
@@ -126,7 +135,9 @@ def _times(summary: dict[str, Any]) -> Table:
     return table
 
 
-def show(dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]], console: Console) -> None:
+def show(
+    dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]], console: Console
+) -> None:
     """Write `summary.json` and print the same for people."""
     summary = build(dataset, live, stages, tasks)
     path = settings().home_dir / "summary.json"
@@ -145,12 +156,16 @@ def show(dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], 
             )
             console.print(_metrics(title, metrics["means"]))
         if seen["decision"]:
-            console.print(f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n")
+            console.print(
+                f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n"
+            )
     if summary["example"]:
         console.print(_list_beside_taken(summary["example"]))
     console.print(_times(summary))
     urls, login = summary["urls"], summary["login"]
-    console.print(f"[bold]Airflow[/]   {urls['airflow']}  log in as {login['user']}; the password is in {login['password_in']}")
+    console.print(
+        f"[bold]Airflow[/]   {urls['airflow']}  log in as {login['user']}; the password is in {login['password_in']}"
+    )
     console.print(f"[bold]MLflow[/]    {urls['mlflow']}")
     console.print(f"[bold]Endpoint[/]  {urls['endpoint']}")
     console.print(f"[bold]Try it[/]    {summary['curl']}", highlight=False, markup=True)

@@ -59,7 +59,7 @@ def spark_job(task_id: str, job: str, *arguments: str, **options: Any) -> SparkS
         application_args=list(arguments),
         jars=",".join(sorted(map(str, (chosen.cache_dir / "spark-jars").glob("*.jar")))),
         driver_memory=chosen.spark_driver_memory,
-        conf={"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"},
+        conf={"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": chosen.spark_driver_java_options},
         **options,
     )
 

@@ -25,7 +25,9 @@ def test_dag_files_import_only_airflow_contracts_and_our_operators(path: Path) -
     """A DAG file reaches for no engine and no library of its own."""
     tree = ast.parse(path.read_text())
     modules = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    modules |= {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     assert modules <= {"airflow", "cartwheel_airflow", "contracts"}
 
 

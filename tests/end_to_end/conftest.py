@@ -15,7 +15,15 @@ import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PORTS = ("airflow_port", "airflow_log_port", "airflow_trigger_log_port", "mlflow_port", "postgres_port", "rest_port", "grpc_port")
+PORTS = (
+    "airflow_port",
+    "airflow_log_port",
+    "airflow_trigger_log_port",
+    "mlflow_port",
+    "postgres_port",
+    "rest_port",
+    "grpc_port",
+)
 
 
 def free_ports(count: int) -> list[int]:
@@ -39,7 +47,9 @@ class Installation:
         """Start `python -m deploy.local ARGUMENTS`, with its output in `output.log`."""
         log = (self.home.parent / "output.log").open("a")
         command = [sys.executable, "-m", "deploy.local", *arguments]
-        return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
+        )
 
     def run(self, *arguments: str) -> int:
         """Run it to its end; the exit status."""
@@ -58,7 +68,10 @@ class Installation:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("CARTWHEEL_HOME") == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.environ().get("CARTWHEEL_HOME") == str(self.home)
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -75,8 +88,12 @@ def install(tmp_path: Path) -> Iterator[Callable[..., Installation]]:
         home.mkdir(parents=True)
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         chosen = {"home": home, "cache": REPOSITORY / "var" / "cache", **ports, **settings}
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CARTWHEEL_", "AIRFLOW"))}
-        installation = Installation(home, inherited | {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()})
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("CARTWHEEL_", "AIRFLOW"))
+        }
+        installation = Installation(
+            home, inherited | {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()}
+        )
         made.append(installation)
         return installation
 

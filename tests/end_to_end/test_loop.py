@@ -17,7 +17,6 @@ import pytest
 from deltalake import DeltaTable
 
 
-
 Installation = Any
 """`conftest.Installation`."""
 
@@ -109,9 +108,14 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     decision = json.loads((installation.home / "reports" / "monitoring" / "54.json").read_text())
     assert decision["request"] is not None
     assert summary["champion_version"] == 2
-    assert [json.loads(line)["version"] for line in (installation.home / "serving" / "deployments.jsonl").open()] == [1, 2]
+    assert [json.loads(line)["version"] for line in (installation.home / "serving" / "deployments.jsonl").open()] == [
+        1,
+        2,
+    ]
     means = summary["evaluation"]["means"]
-    assert means["model"]["ndcg_at_10"] > means["personal_frequency"]["ndcg_at_10"] > means["popularity"]["ndcg_at_10"] > 0
+    assert (
+        means["model"]["ndcg_at_10"] > means["personal_frequency"]["ndcg_at_10"] > means["popularity"]["ndcg_at_10"] > 0
+    )
     assert len(summary["example"]["recommended"]) == 10
     assert summary["total_seconds"] > 0
     assert summary["peak_memory_mib"] > 0
@@ -132,20 +136,27 @@ def test_a_shop_with_nothing_but_user_item_and_time(install: Callable[..., Insta
         favourites = generator.choice(40, 6, replace=False)
         for day in sorted(generator.choice(70, 30, replace=False)):
             item = favourites[generator.integers(6)] if generator.random() < 0.8 else generator.integers(40)
-            rows.append((f"user{user}", f"item{item}", pd.Timestamp("2024-01-01") + pd.Timedelta(days=int(day), minutes=user)))
+            rows.append(
+                (f"user{user}", f"item{item}", pd.Timestamp("2024-01-01") + pd.Timedelta(days=int(day), minutes=user))
+            )
     frame = pd.DataFrame(rows, columns=["who", "what", "when"])
     frame.to_csv(tmp_path / "events.csv.gz", index=False)
     (tmp_path / "shop.toml").write_text(
         'name = "plain"\n[interval]\nlength = "7d"\nfirst = 2024-01-01T00:00:00\n[events]\npath = "events.csv.gz"\n'
         '[events.columns]\nuser_id = "who"\nitem_id = "what"\noccurred_at = "when"\n'
     )
-    installation = install(dataset=tmp_path / "shop.toml", fold_offsets="1,2", training_intervals=5, gate_confidence=0.5)
+    installation = install(
+        dataset=tmp_path / "shop.toml", fold_offsets="1,2", training_intervals=5, gate_confidence=0.5
+    )
     assert installation.run("run", "--once") == 0, installation.output
     assert installation.summary["champion_version"] == 1
     assert set(installation.summary["live"]) == {"10"}
 
 
-@pytest.mark.skipif("CARTWHEEL_TEST_REES46_DIR" not in os.environ, reason="set CARTWHEEL_TEST_REES46_DIR to the folder of 2019-Oct_head.csv")
+@pytest.mark.skipif(
+    "CARTWHEEL_TEST_REES46_DIR" not in os.environ,
+    reason="set CARTWHEEL_TEST_REES46_DIR to the folder of 2019-Oct_head.csv",
+)
 def test_a_click_stream_within_hours(install: Callable[..., Installation]) -> None:
     """REES46's views, carts and purchases, five minutes an interval, through the whole loop."""
     installation = install(dataset="datasets/rees46.toml", data_dir=os.environ["CARTWHEEL_TEST_REES46_DIR"])

@@ -16,7 +16,9 @@ LIMITS = Limits(confidence=0.95, max_model_mib=100, max_latency_ms=10)
 CHECKED = {"training_lists": 3, "items": 1}
 GOOD: dict[str, Any] = {
     "folds": [{"as_of": 5}],
-    "paired": {name: {metric: {"mean": 0.02, "lower": 0.01, "num_users": 100} for metric in METRICS} for name in BASELINES},
+    "paired": {
+        name: {metric: {"mean": 0.02, "lower": 0.01, "num_users": 100} for metric in METRICS} for name in BASELINES
+    },
     "table_versions": {"training_lists": 3, "items": 1},
     "export": {"model_mib": 20.0, "predict_p50_ms": 1.0},
 }

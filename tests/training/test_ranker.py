@@ -58,9 +58,13 @@ def test_learns_what_decides() -> None:
     labels = np.zeros((num_lists, size), np.float32)
     labels[np.arange(num_lists), decisive.argmax(axis=1)] = 1.0
     items = np.tile(np.arange(size), num_lists)
-    examples = Examples(features, items, labels.ravel(), np.zeros(num_lists * size, np.float32), np.full(num_lists, size))
+    examples = Examples(
+        features, items, labels.ravel(), np.zeros(num_lists * size, np.float32), np.full(num_lists, size)
+    )
     losses = []
-    ranker = fit(examples, RankerConfig(epochs=15, dropout=0.0, lists_a_batch=8), size, lambda _, loss: losses.append(loss))
+    ranker = fit(
+        examples, RankerConfig(epochs=15, dropout=0.0, lists_a_batch=8), size, lambda _, loss: losses.append(loss)
+    )
     scores = ranker(tf.constant(features.astype(np.float32)), tf.constant(items)).numpy().reshape(num_lists, size)
     assert losses[-1] < losses[0] / 2
     assert (scores.argmax(axis=1) == decisive.argmax(axis=1)).mean() > 0.9

@@ -1,0 +1,62 @@
+"""How far the loop has come, from tables and verdicts alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from deltalake import write_deltalake
+
+SCRIPT = "import json; from deploy.local import progress; print(json.dumps(progress.{call}))"
+
+
+@pytest.fixture
+def ask(tmp_path: Path):
+    """Call a function of `deploy.local.progress` in an installation of its own."""
+
+    def call(expression: str):
+        environment = os.environ | {"CARTWHEEL_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", SCRIPT.format(call=expression)]
+        return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    return call
+
+
+def test_an_empty_home_has_come_nowhere(ask) -> None:
+    """Nothing is landed, built, decided or deployed."""
+    assert ask("landed(3)") is False
+    assert ask("features_ready(4)") is False
+    assert ask("decision(4)") == {}
+    assert ask("deployed_version()") is None
+
+
+def test_landed_up_to_the_newest_partition(ask, tmp_path: Path) -> None:
+    """Intervals 1 and 2 are there, 3 is not."""
+    frame = pd.DataFrame({"interval": [1, 2], "event_id": ["a", "b"]})
+    write_deltalake(tmp_path / "tables" / "bronze_events", frame, partition_by=["interval"])
+    assert [ask(f"landed({interval})") for interval in (1, 2, 3)] == [True, True, False]
+
+
+def test_features_count_only_in_the_version_that_passed_the_gate(ask, tmp_path: Path) -> None:
+    """A verdict on an older version, or a failed one, is none."""
+    frame = pd.DataFrame({"as_of": [4], "item_id": ["a"]})
+    write_deltalake(tmp_path / "tables" / "item_features", frame, partition_by=["as_of"])
+    gate = tmp_path / "reports" / "gates" / "features.json"
+    gate.parent.mkdir(parents=True)
+    answers = []
+    for passed, version in ((True, 0), (False, 0), (True, 7)):
+        gate.write_text(json.dumps({"passed": passed, "table_versions": {"item_features": version}}))
+        answers.append(ask("features_ready(4)"))
+    assert answers == [True, False, False]
+
+
+def test_the_last_whole_line_of_the_ledger_counts(ask, tmp_path: Path) -> None:
+    """A torn last line is no deployment."""
+    (tmp_path / "serving").mkdir()
+    (tmp_path / "serving" / "deployments.jsonl").write_text('{"version": 1}\n{"version": 2}\n{"versi')
+    assert ask("deployed_version()") == 2

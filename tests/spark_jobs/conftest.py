@@ -1,0 +1,221 @@
+"""A tiny shop whose every number is known by hand, and one Spark session for all tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import pytest
+
+from contracts import dataset as datasets
+from contracts.settings import settings
+from contracts.tables import Table
+
+pytest.importorskip("pyspark")
+
+TOML = """
+name = "tiny"
+[interval]
+length = "1d"
+first = 2024-01-01T00:00:00
+[events]
+path = "events.csv"
+types = { view = 1.0, purchase = 5.0 }
+targets = ["purchase"]
+exclude = [{ reason = "postage", column = "what", starts_with = "POST" }]
+[events.columns]
+occurred_at = "when"
+user_id = "who"
+item_id = "what"
+event_type = "kind"
+session_id = "visit"
+quantity = "pieces"
+price = "cost"
+[items]
+path = "items.csv"
+not_recommended = ["hidden"]
+[items.columns]
+item_id = "id"
+name = ["title", "size"]
+category = "group"
+[users]
+path = "users.csv"
+[users.columns]
+user_id = "id"
+description = ["age", "town"]
+[promotions]
+path = "plan.csv"
+[promotions.columns]
+item_id = "id"
+interval = "day"
+channels = ["shelf", "leaflet"]
+place = "store"
+"""
+
+HEADER = "when,who,what,kind,visit,pieces,cost,colour\n"
+DAY_1 = """2024-01-01T06:00:00,ann,apple,purchase,s1,2,1.00,red
+2024-01-01T12:00:00,ann,apple,view,s1,1,1.00,red
+2024-01-01T18:00:00,bob,bread,view,s2,1,,
+"""
+DAY_2 = """2024-01-02T12:00:00,ann,apple,purchase,s3,1,2.00,green
+2024-01-02T00:00:00,bob,apple,purchase,s4,1,2.00,green
+"""
+DAY_3 = """2024-01-03T12:00:00,ann,bread,purchase,s5,4,0.50,
+"""
+BAD_ROWS = """2024-01-03T12:00:00,ann,bread,purchase,s5,4,0.50,
+2024-01-03T13:00:00,ann,apple,purchase,s6,two,1.00,
+2024-01-03T13:00:01,ann,apple,purchase,s6,-1,1.00,
+2024-01-03T13:00:02,ann,apple,purchase,s6,1,"12,x",
+2024-01-03T13:00:03,,apple,purchase,s6,1,1.00,
+2024-01-03T13:00:04,ann,apple,wishlist,s6,1,1.00,
+2024-01-03T13:00:05,ann,POST,purchase,s6,1,1.00,
+2024-01-03T13:00:06,ann,apple,purchase,s6,1,-3,
+yesterday,ann,apple,purchase,s6,1,1.00,
+"""
+EVENTS = HEADER + DAY_1 + DAY_2 + DAY_3 + BAD_ROWS
+ITEMS = 'id,title,size,group\napple,Äpfel "rot",1 kg,fruit\nbread,Brot,,bakery\nwine,Wein,,hidden\n'
+USERS = "id,age,town\nann,30,Ulm\nbob,,Bonn\n"
+PLAN = "id,day,store,shelf,leaflet\napple,4,1,1,0\napple,4,1,1,0\napple,4,2,0,A\nbread,4,3,0,0\nbread,2,1,1,0\n"
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    """The session of the jobs, small."""
+    from spark_jobs.session import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CARTWHEEL_SPARK_MASTER", "local[2]")
+        patch.setenv("CARTWHEEL_SPARK_DRIVER_MEMORY", "1g")
+        patch.setenv("CARTWHEEL_SPARK_SHUFFLE_PARTITIONS", "1")
+        settings.cache_clear()
+        started = session("tests")
+    settings.cache_clear()
+    yield started
+    started.stop()
+
+
+@dataclass
+class Shop:
+    """A shop's folder and its home; the jobs run on it as their command lines would."""
+
+    folder: Path
+
+    def use(self) -> None:
+        """Point the settings here."""
+        self._patch.setenv("CARTWHEEL_HOME", str(self.folder / "home"))
+        self._patch.setenv("CARTWHEEL_DATASET", str(self.folder / "shop.toml"))
+        self._patch.setenv("CARTWHEEL_DATA_DIR", "")
+        self._patch.setenv("CARTWHEEL_FOLD_OFFSETS", "1,2")
+        self._patch.setenv("CARTWHEEL_TRAINING_INTERVALS", "2")
+        settings.cache_clear()
+
+    _patch: pytest.MonkeyPatch
+
+    def write(self, **files: str) -> None:
+        for name, text in files.items():
+            (self.folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
+
+    @property
+    def dataset(self) -> datasets.Dataset:
+        return datasets.load(self.folder / "shop.toml")
+
+    def land(self, through: int | None = None, from_interval: int | None = None) -> int:
+        from spark_jobs import land
+
+        return land.main(self.dataset, self.folder, from_interval, through, datetime.now(UTC))
+
+    def clean(self) -> int:
+        from spark_jobs import clean
+
+        return clean.main(self.dataset.events)
+
+    def features(self, coming: int | None = None) -> int:
+        from spark_jobs import features
+
+        return features.main(coming)
+
+    def attribute(self, interval: int) -> int:
+        from spark_jobs import attribute
+
+        return attribute.main(interval)
+
+    def build(self, through: int | None = None) -> None:
+        assert (self.land(through), self.clean(), self.features()) == (0, 0, 0)
+
+    def expose(self, *exposures: dict[str, Any], torn: str = "") -> None:
+        folder = self.folder / "home" / "exposures"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"served_at": "2024-01-03T01:00:00Z", "model_version": 7, "scores": [], "latency_ms": 2.0} | one) for one in exposures]
+        (folder / "a.jsonl").write_text("\n".join(lines) + "\n" + torn, encoding="utf-8")
+
+    def rows(self, table: Table) -> list[dict[str, Any]]:
+        """All rows in the order of the table's key, without times of landing."""
+        arrow = deltalake.DeltaTable(str(table.path)).to_pyarrow_table()
+        order = [c.name for c in table.columns if c.type in ("int", "string", "double")]
+        told = [{k: v for k, v in row.items() if not k.endswith("ingested_at")} for row in arrow.to_pylist()]
+        return sorted(told, key=lambda row: [str(row[name]) for name in order])
+
+    def values(self, table: Table, *columns: str) -> list[tuple[Any, ...]]:
+        return sorted(tuple(row[column] for column in columns) for row in self.rows(table))
+
+
+Opener = Callable[[Path], Shop]
+
+
+@pytest.fixture
+def open_shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+    """Make a tiny shop in a folder."""
+
+    def opened(folder: Path) -> Shop:
+        folder.mkdir(parents=True, exist_ok=True)
+        shop = Shop(folder, monkeypatch)
+        shop.write(shop__toml=TOML, events__csv=EVENTS, items__csv=ITEMS, users__csv=USERS, plan__csv=PLAN)
+        shop.use()
+        return shop
+
+    yield opened
+    settings.cache_clear()
+
+
+@pytest.fixture
+def shop(spark: Any, open_shop: Opener, tmp_path: Path) -> Shop:
+    """A tiny shop on which nothing ran yet."""
+    return open_shop(tmp_path / "shop")
+
+
+@pytest.fixture(scope="session")
+def built(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny shop whose three days are landed, cleaned and made features of. Copy it to change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        shop = Shop(tmp_path_factory.mktemp("built"), patch)
+        shop.write(shop__toml=TOML, events__csv=EVENTS, items__csv=ITEMS, users__csv=USERS, plan__csv=PLAN)
+        shop.use()
+        shop.build()
+    settings.cache_clear()
+    return shop.folder
+
+
+@pytest.fixture
+def built_shop(built: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """The shop of `built`, to be read only."""
+    shop = Shop(built, monkeypatch)
+    shop.use()
+    yield shop
+    settings.cache_clear()
+
+
+@pytest.fixture
+def copied_shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """A copy of `built` to work on."""
+    import shutil
+
+    shutil.copytree(built, tmp_path / "copy")
+    shop = Shop(tmp_path / "copy", monkeypatch)
+    shop.use()
+    yield shop
+    settings.cache_clear()

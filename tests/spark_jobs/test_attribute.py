@@ -1,0 +1,36 @@
+"""Exposures against what was taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contracts import names
+from contracts.settings import settings
+from contracts.tables import ATTRIBUTIONS
+from spark_jobs import pending, storage
+
+
+def test_attributions(copied_shop: Any) -> None:
+    """Requests count once, a torn line is left out, both baselines know earlier days only, a new user took nothing."""
+    ann = {"request_id": "r1", "interval": 3, "user_id": "ann", "items": ["bread", "apple"]}
+    carol = {"request_id": "r2", "interval": 3, "user_id": "carol", "items": ["apple"]}
+    bob = {"request_id": "r3", "interval": 3, "user_id": "bob", "items": ["apple"]}
+    copied_shop.expose(ann, carol, ann, bob, {"request_id": "r4", "interval": 9, "user_id": "ann", "items": []}, torn='{"request_id": "r5", "inter')
+    assert pending.attribute() == [3]
+    assert pending.exposures(settings().exposures_dir)[1] == 1
+    assert copied_shop.attribute(3) == 0
+    columns = ("request_id", "user_id", "model_version", "items", "popular_items", "frequent_items", "taken_items")
+    expected = [
+        ("r1", "ann", 7, ["bread", "apple"], ["apple"], ["apple"], ["bread"]),
+        ("r2", "carol", 7, ["apple"], ["apple"], ["apple"], []),
+        ("r3", "bob", 7, ["apple"], ["apple"], ["apple", "bread"], []),
+    ]
+    assert copied_shop.values(ATTRIBUTIONS, *columns) == expected
+    assert pending.attribute() == []
+    assert copied_shop.attribute(3) == 0
+    assert copied_shop.values(ATTRIBUTIONS, *columns) == expected
+
+    copied_shop.expose(ann, carol, bob, ann | {"request_id": "r6"})
+    assert pending.attribute() == [3]
+    assert copied_shop.attribute(9) == names.NOTHING_TO_DO
+    assert storage.rows(ATTRIBUTIONS) == {3: 3}

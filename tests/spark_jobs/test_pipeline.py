@@ -1,0 +1,249 @@
+"""land -> clean -> features on the tiny shop: every number by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from contracts import names
+from contracts.errors import InputError
+from contracts.settings import settings
+from contracts.tables import (
+    BRONZE_EVENTS,
+    CATEGORY_SHARES,
+    ITEM_FEATURES,
+    ITEM_INTERVALS,
+    ITEMS,
+    PROMOTIONS,
+    QUARANTINE,
+    SILVER_EVENTS,
+    TABLES,
+    TRAINING_LISTS,
+    USER_HISTORIES,
+    USERS,
+)
+from spark_jobs import pending, storage
+
+FEATURE_TABLES = (ITEM_INTERVALS, USER_HISTORIES, TRAINING_LISTS, CATEGORY_SHARES, ITEM_FEATURES)
+EVENT_ROWS = 15
+
+
+def test_rows_that_landed(built_shop: Any) -> None:
+    """All rows but the one without a time are in bronze; that one is in quarantine with its row."""
+    assert [row["interval"] for row in sorted(built_shop.rows(BRONZE_EVENTS), key=lambda row: row["interval"])] == [1] * 3 + [2] * 2 + [3] * 9
+    [aside] = [row for row in built_shop.rows(QUARANTINE) if row["stage"] == "land"]
+    assert (aside["interval"], aside["reasons"]) == (0, ["occurred_at: not a time: 'yesterday'"])
+    assert json.loads(aside["row"])["when"] == "yesterday"
+
+
+def test_rows_set_aside(built_shop: Any) -> None:
+    """Each bad row is in quarantine with its reason, and kept + set aside is what landed."""
+    aside = [row for row in built_shop.rows(QUARANTINE) if row["stage"] == "clean"]
+    assert sorted(reason for row in aside for reason in row["reasons"]) == [
+        "duplicate",
+        "event_type: not known: 'wishlist'",
+        "excluded: postage",
+        "price: below 0",
+        "price: not a number: '12,x'",
+        "quantity: not a number: 'two'",
+        "returned",
+        "user_id: missing",
+    ]
+    assert all(json.loads(row["row"])["interval"] == 3 for row in aside)
+    assert len(built_shop.rows(SILVER_EVENTS)) + len(aside) == len(built_shop.rows(BRONZE_EVENTS)) == EVENT_ROWS - 1
+
+
+def test_silver(built_shop: Any) -> None:
+    """Sound rows carry the weight of their type and whether it is a target."""
+    told = built_shop.values(SILVER_EVENTS, "at", "user_id", "item_id", "weight", "target", "quantity")
+    assert told == [
+        (0.25, "ann", "apple", 5.0, True, 2.0),
+        (0.5, "ann", "apple", 1.0, False, 1.0),
+        (0.75, "bob", "bread", 1.0, False, 1.0),
+        (1.0, "bob", "apple", 5.0, True, 1.0),
+        (1.5, "ann", "apple", 5.0, True, 1.0),
+        (2.5, "ann", "bread", 5.0, True, 4.0),
+    ]
+
+
+def test_items_users_promotions(built_shop: Any) -> None:
+    """Names are joined, hidden groups are not recommendable, and shares count each place once."""
+    assert built_shop.values(ITEMS, "item_id", "name", "category", "recommendable") == [
+        ("apple", 'Äpfel "rot" · 1 kg', "fruit", True),
+        ("bread", "Brot", "bakery", True),
+        ("wine", "Wein", "hidden", False),
+    ]
+    assert built_shop.values(USERS, "user_id", "description") == [("ann", "30 · Ulm"), ("bob", "Bonn")]
+    assert built_shop.values(PROMOTIONS, "item_id", "interval", "first_share", "second_share", "any_share") == [
+        ("apple", 4, pytest.approx(1 / 3), pytest.approx(1 / 3), pytest.approx(2 / 3)),
+        ("bread", 2, 1.0, 0.0, 1.0),
+    ]
+
+
+def test_item_intervals(built_shop: Any) -> None:
+    """A basket counts an item once; the gap is from basket to basket."""
+    columns = [name for name in ITEM_INTERVALS.column_names]
+    assert built_shop.values(ITEM_INTERVALS, *columns) == [
+        (1, "apple", 1.0, 1.0, 1.0, 0.0, 0.0, 3.0, 3.0, 3.0),
+        (1, "bread", 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0),
+        (2, "apple", 2.0, 2.0, 1.0, 1.0, 1.0, 2.0, 4.0, 2.0),
+        (3, "bread", 1.0, 1.0, 1.0, 0.0, 0.0, 4.0, 2.0, 4.0),
+    ]
+
+
+def test_item_features(built_shop: Any) -> None:
+    """As of 4 and as of 2, by hand."""
+    rows = {(row["as_of"], row["item_id"]): row for row in built_shop.rows(ITEM_FEATURES)}
+    assert sorted(rows) == [(as_of, item) for as_of in (2, 3, 4) for item in ("apple", "bread")]
+
+    def values(as_of: int, item: str) -> list[float]:
+        return [value for name, value in rows[as_of, item].items() if name not in ("as_of", "item_id")]
+
+    assert values(4, "apple") == pytest.approx([0, 3, 3, 3, 3, 2, 2 / 3, 1 / 3, 1.0, 1.4, 1.0, 1 / 3, 1 / 3, 2 / 3])
+    assert values(4, "bread") == pytest.approx([1, 2, 2, 2, 1, 2, 1, 0, 0, 0.5, 1.0, 0, 0, 0])
+    assert values(2, "bread") == pytest.approx([1, 1, 1, 1, 0, 1, 1, 0, 0, 0, 1.0, 1, 0, 1])
+
+
+def test_histories_lists_and_shares(built_shop: Any) -> None:
+    """Histories are in order of time with the heaviest weight; lists hold targets only; shares add up to 1."""
+    assert built_shop.values(USER_HISTORIES, *USER_HISTORIES.column_names) == [
+        ("ann", ["apple", "apple", "bread"], [0.5, 1.5, 2.5], [5.0, 5.0, 5.0]),
+        ("bob", ["bread", "apple"], [0.75, 1.0], [1.0, 5.0]),
+    ]
+    assert built_shop.values(TRAINING_LISTS, *TRAINING_LISTS.column_names) == [
+        (1, "ann", ["apple"]),
+        (2, "ann", ["apple"]),
+        (2, "bob", ["apple"]),
+        (3, "ann", ["bread"]),
+    ]
+    assert built_shop.values(CATEGORY_SHARES, *CATEGORY_SHARES.column_names) == [
+        (1, "bakery", 0.5),
+        (1, "fruit", 0.5),
+        (2, "fruit", 1.0),
+        (3, "bakery", 1.0),
+    ]
+
+
+def test_schemas_are_those_of_the_contract(built_shop: Any, spark: Any) -> None:
+    """Columns, types and what may be null are as declared."""
+    from pyspark.sql.types import StructType
+
+    for table in TABLES:
+        if storage.exists(table):
+            declared = StructType.fromDDL(table.ddl)
+            there = storage.read(spark, table).schema
+            assert [(f.name, f.dataType.simpleString()) for f in there] == [(f.name, f.dataType.simpleString()) for f in declared]
+
+
+def test_nothing_to_do(built_shop: Any) -> None:
+    """All that landed is clean and made features of: every step says so."""
+    assert (pending.clean(), pending.features().any(), pending.attribute()) == ([], False, [])
+    assert [pending.main(step) for step in ("clean", "features", "attribute")] == [names.NOTHING_TO_DO] * 3
+    assert (built_shop.clean(), built_shop.features(), built_shop.land(through=2)) == (names.NOTHING_TO_DO,) * 3
+    assert built_shop.land() == names.NOTHING_TO_DO
+
+
+def test_range_without_events(built_shop: Any) -> None:
+    """Asking for intervals that hold nothing says what was asked and what there is."""
+    with pytest.raises(InputError, match="no events in intervals 8 to 9: the data has intervals 1 to 3"):
+        built_shop.land(through=9, from_interval=8)
+
+
+def test_running_again_changes_nothing(copied_shop: Any) -> None:
+    """Landing the same again and bringing all up to date gives equal tables."""
+    tables = (BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS, ITEMS, USERS, PROMOTIONS, *FEATURE_TABLES)
+    before = {table.name: copied_shop.rows(table) for table in tables}
+    assert copied_shop.land(through=3, from_interval=1) == 0
+    assert pending.clean() == [1, 2, 3]
+    assert (copied_shop.clean(), copied_shop.features()) == (0, 0)
+    assert {table.name: copied_shop.rows(table) for table in tables} == before
+
+
+def test_late_change_touches_only_what_it_must(copied_shop: Any, spark: Any, open_shop: Any, tmp_path: Any) -> None:
+    """An event added to day 2 leaves day 1 alone, and the result is that of building from scratch."""
+    late = "2024-01-02T18:00:00,bob,bread,purchase,s9,1,1.00,\n"
+    before = {table.name: storage.files(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, TRAINING_LISTS, ITEM_FEATURES)}
+    text = (copied_shop.folder / "events.csv").read_text()
+    copied_shop.write(events__csv=text + late)
+    assert copied_shop.land(through=2, from_interval=2) == 0
+    assert pending.clean() == [2]
+    assert copied_shop.clean() == 0
+    todo = pending.features()
+    assert (todo.item_intervals, todo.training_lists, todo.item_features) == ([2, 3], [2], [3, 4])
+    assert copied_shop.features() == 0
+    for name, untouched in {"silver_events": (1, 3), "item_intervals": (1,), "training_lists": (1, 3), "item_features": (2,)}.items():
+        after = storage.files(next(table for table in TABLES if table.name == name))
+        assert all(after[value] == before[name][value] for value in untouched)
+    tables = (SILVER_EVENTS, *FEATURE_TABLES)
+    patched = {table.name: copied_shop.rows(table) for table in tables}
+    scratch = open_shop(tmp_path / "scratch")
+    scratch.write(events__csv=text + late)
+    scratch.build()
+    assert {table.name: scratch.rows(table) for table in tables} == patched
+
+
+def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
+    """Shuffling, scaling and dropping what happens from interval n on leaves the features as of n as they are."""
+    from pyspark.sql import functions as F
+
+    from spark_jobs.features import history_before, item_features
+
+    sums, promotions = storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS)
+    future = F.col("interval") >= 3
+    other = F.when(F.col("item_id") == "apple", "bread").otherwise("apple")
+    noise = sums.select(*[F.when(future, F.col(n) * 9 + 1).otherwise(F.col(n)).alias(n) if n not in ("interval", "item_id") else F.col(n) for n in sums.columns])
+    noise = noise.withColumn("item_id", F.when(future, other).otherwise(F.col("item_id")))
+
+    def rows(changed: Any) -> list[Any]:
+        return sorted(item_features(changed, promotions, [3]).collect())
+
+    assert rows(noise) == rows(sums) == rows(sums.where(~future)) != []
+    histories = storage.read(spark, USER_HISTORIES)
+    assert {row["user_id"]: row["item_ids"] for row in history_before(histories, 2).collect()} == {"ann": ["apple"], "bob": ["bread"]}
+
+
+def test_killed_between_commits(shop: Any, open_shop: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tables a run had written when it was killed, the runs after it end with the same tables."""
+    real, left = storage.write, 0
+
+    def dies(*args: Any, **kwargs: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(storage, "write", dies)
+    left = 10
+    assert shop.land(through=2) == 0
+    for step in (shop.clean, shop.features):
+        for left in (1, 2, 99):
+            if left < 99:
+                with pytest.raises(KeyboardInterrupt):
+                    step() if left == 1 else (step(), step())
+            else:
+                assert step() in (0, names.NOTHING_TO_DO)
+    left = 99
+    shop.build()
+    tables = (QUARANTINE, SILVER_EVENTS, *FEATURE_TABLES)
+    found = {table.name: shop.rows(table) for table in tables}
+    whole = open_shop(tmp_path / "whole")
+    whole.build()
+    assert {table.name: whole.rows(table) for table in tables} == found
+
+
+def test_interval_of_bad_rows_only_is_cleaned_once(shop: Any) -> None:
+    """It is not pending for ever because silver holds nothing of it."""
+    text = (shop.folder / "events.csv").read_text()
+    shop.write(events__csv=text + "2024-01-04T13:00:01,ann,apple,purchase,s6,-1,1.00,\n")
+    assert (shop.land(), shop.clean()) == (0, 0)
+    assert 4 in storage.files(BRONZE_EVENTS)
+    assert 4 not in storage.files(SILVER_EVENTS)
+    assert pending.clean() == []
+
+
+def test_settings_point_at_a_tmp_folder(built_shop: Any) -> None:
+    """No test works on a real installation."""
+    assert built_shop.folder in settings().tables_dir.parents
