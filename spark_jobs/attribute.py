@@ -26,7 +26,13 @@ RECENT_INTERVALS = 4
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="attribute", description=__doc__)
-    parser.add_argument("--interval", type=interval_number, default=None, metavar="N", help="the interval; empty: all whose outcome is new")
+    parser.add_argument(
+        "--interval",
+        type=interval_number,
+        default=None,
+        metavar="N",
+        help="the interval; empty: all whose outcome is new",
+    )
     return parser
 
 
@@ -34,7 +40,8 @@ def read_exposures(spark: SparkSession, folder: Path, interval: int) -> DataFram
     """The interval's exposures, each request once. A line torn by a kill is left out."""
     schema = ", ".join(f"{column.name} {column.type}" for column in EXPOSURE_COLUMNS)
     lines = spark.read.json(str(folder / "*.jsonl"), schema=schema, mode="DROPMALFORMED")
-    return lines.where((F.col("interval") == interval) & F.col("request_id").isNotNull()).dropDuplicates(["request_id"])
+    whole = F.col("request_id").isNotNull() & F.col("user_id").isNotNull() & F.col("model_version").isNotNull()
+    return lines.where((F.col("interval") == interval) & whole).dropDuplicates(["request_id"])
 
 
 def attainable_items(before: DataFrame, items: DataFrame, minimum_events: int) -> DataFrame:
@@ -70,7 +77,9 @@ def frequent(before: DataFrame, k: int) -> DataFrame:
     return best.groupBy("user_id").agg(listed.alias("own"))
 
 
-def attributions(exposures: DataFrame, silver: DataFrame, items: DataFrame, interval: int, *, minimum_events: int, k: int) -> DataFrame:
+def attributions(
+    exposures: DataFrame, silver: DataFrame, items: DataFrame, interval: int, *, minimum_events: int, k: int
+) -> DataFrame:
     """ATTRIBUTIONS rows of one interval; `taken_items` holds attainable items only, as evaluation does."""
     before = silver.where(F.col("interval") < interval)
     attainable = attainable_items(before, items, minimum_events)
@@ -91,8 +100,8 @@ def attributions(exposures: DataFrame, silver: DataFrame, items: DataFrame, inte
             "request_id",
             "user_id",
             "model_version",
-            "latency_ms",
-            "items",
+            F.coalesce("latency_ms", F.lit(0.0)).alias("latency_ms"),
+            F.coalesce("items", none).alias("items"),
             F.slice(best, 1, k).alias("popular_items"),
             F.slice(filled, 1, k).alias("frequent_items"),
             F.coalesce("taken_items", none).alias("taken_items"),
@@ -114,7 +123,12 @@ def main(interval: int | None) -> int:
     for each in todo:
         # Before reading, so that what arrives meanwhile is found again next time.
         shown, unreadable = pending.exposures(settings().exposures_dir)
-        states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {str(each): pending.attribution_state(each, shown[each])}
+        if each not in shown:
+            print(f"nothing to do: no exposures in interval {each}")
+            continue
+        states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {
+            str(each): pending.attribution_state(each, shown[each])
+        }
         rows = attributions(
             read_exposures(spark, settings().exposures_dir, each),
             storage.read(spark, SILVER_EVENTS),
@@ -124,7 +138,9 @@ def main(interval: int | None) -> int:
             k=settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})
-        say(f"interval {each}: {shown[each].num_requests:,} requests attributed, {unreadable} lines that could not be read")
+        say(
+            f"interval {each}: {shown[each].num_requests:,} requests attributed, {unreadable} lines that could not be read"
+        )
     return 0
 
 

@@ -1,6 +1,7 @@
 """Say what is wrong with a dataset file and its data, before anything runs on them.
 
-Reads with the very functions that land the data. Exit status 2 when nothing could be built on the data.
+Reads with the very functions that land the data and judges with the rules that clean it; no table is written. Exit
+status 2 when nothing could be built on the data.
 """
 
 from __future__ import annotations
@@ -9,58 +10,77 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
-from contracts.dataset import Dataset, load
+from contracts.dataset import Dataset, Files, load
 from contracts.errors import InputError, reported
 from contracts.settings import settings
-from spark_jobs import sources
+from spark_jobs import rules, sources
 from spark_jobs.land import read_events
+from spark_jobs.parsing import ROW
 from spark_jobs.session import plain_failures, session
 
 MINIMUM_INTERVALS = 3
+"""One to learn from, one to evaluate on, one to hold back."""
 COMPLETE_SHARE = 0.9
 """An interval counts as complete when the data reaches this far into it."""
+MUCH = 0.05
+"""Share of rows from which on a defect is worth a warning."""
+_BARS = 20
+_BAR_WIDTH = 40
 
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="check", description=__doc__)
     parser.add_argument("--json", type=Path, default=None, metavar="PATH", help="write what was found there too")
-    parser.add_argument("--users-of-last", type=int, default=0, metavar="N", help="list the active users of the last N complete intervals in it")
+    parser.add_argument(
+        "--users-of-last",
+        type=int,
+        default=0,
+        metavar="N",
+        help="list the active users of the last N complete intervals in it",
+    )
     return parser
 
 
-def is_usable() -> Any:
-    """Whether a row can become a clean event."""
-    present = F.col("interval").isNotNull() & F.col("user_id").isNotNull() & F.col("item_id").isNotNull() & F.col("event_type").isNotNull()
-    return F.coalesce(present & (F.size("problems") == 0) & (F.coalesce("quantity", F.lit(1.0)) > 0), F.lit(False))
+def judge(events: DataFrame) -> DataFrame:
+    """The events of `land.read_events` with the `reasons` why clean would set them aside, lean enough to keep."""
+    judged = events.withColumn("quantity", F.coalesce("quantity", F.lit(1.0))).withColumn("reasons", rules.reasons())
+    return judged.select(
+        "interval",
+        "at",
+        "user_id",
+        "item_id",
+        "event_type",
+        F.col("price").isNotNull().alias("priced"),
+        "reasons",
+        F.when(F.size("reasons") > 0, F.col(ROW)).alias(ROW),
+    )
 
 
-def problem_counts(events: DataFrame) -> list[dict[str, Any]]:
+def count_problems(judged: DataFrame) -> list[dict[str, Any]]:
     """Each kind of problem with its number of rows and an example, most frequent first."""
-    missing = [F.when(F.col(name).isNull(), F.lit(f"{name}: missing")) for name in ("user_id", "item_id")]
-    returned = F.when(F.col("quantity") <= 0, F.lit("returned (quantity not above 0)"))
-    said = F.explode(F.concat("problems", F.array_compact(F.array(*missing, returned))))
-    problems = events.select(said.alias("problem"), "row")
+    said = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), ROW)
     # `price: not a number: '12,x'`: the kind is what stands before the value.
-    kind = F.regexp_replace("problem", r": '.*$", "")
-    found = problems.groupBy(kind.alias("kind")).agg(F.count("*").alias("rows"), F.first("row").alias("example"))
+    by_kind = said.groupBy(F.substring_index("reason", ": '", 1).alias("kind"))
+    found = by_kind.agg(F.count("*").alias("rows"), F.min(ROW).alias("example"))
     return [row.asDict() for row in found.orderBy(F.desc("rows"), "kind").collect()]
 
 
-def look(events: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, Any]:
+def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, Any]:
     """What the data holds, as JSON."""
-    usable = is_usable()
-    total = events.agg(
+    usable = F.size("reasons") == 0
+    total = judged.agg(
         F.count("*").alias("rows"),
         F.count_if(usable).alias("usable_rows"),
-        F.count_if(usable & F.col("price").isNotNull()).alias("priced_rows"),
+        F.count_if(usable & F.col("priced")).alias("priced_rows"),
         F.min(F.when(usable, F.col("at"))).alias("first_at"),
         F.max(F.when(usable, F.col("at"))).alias("last_at"),
         F.count_distinct(F.when(usable, F.col("user_id"))).alias("users"),
@@ -68,83 +88,156 @@ def look(events: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
     ).first()
     assert total is not None
     found: dict[str, Any] = {name: total[name] for name in ("rows", "usable_rows", "priced_rows", "users", "items")}
-    found["problems"] = problem_counts(events) if found["usable_rows"] < found["rows"] else []
+    found["problems"] = count_problems(judged) if found["usable_rows"] < found["rows"] else []
     if not found["usable_rows"]:
         return found
-    sound = events.where(usable)
-    by_interval = {row["interval"]: row["count"] for row in sound.groupBy("interval").count().collect()}
-    last = max(by_interval)
-    is_complete = total["last_at"] - (last - 1) >= COMPLETE_SHARE
+    sound = judged.where(usable)
+    counts = {
+        (row["interval"], row["event_type"]): row["count"]
+        for row in sound.groupBy("interval", "event_type").count().collect()
+    }
+    intervals = sorted({interval for interval, _ in counts})
+    is_complete = total["last_at"] - (intervals[-1] - 1) >= COMPLETE_SHARE
     found |= {
-        "first_interval": min(by_interval),
-        "last_interval": last,
-        "last_complete_interval": last if is_complete else last - 1,
+        "first_interval": intervals[0],
+        "last_interval": intervals[-1],
+        "last_complete_interval": intervals[-1] if is_complete else intervals[-1] - 1,
         "first_time": str(dataset.interval.first + total["first_at"] * dataset.interval.length),
         "last_time": str(dataset.interval.first + total["last_at"] * dataset.interval.length),
-        "events_by_type": {row["event_type"]: row["count"] for row in sound.groupBy("event_type").count().collect()},
-        "events_by_interval": {str(interval): by_interval[interval] for interval in sorted(by_interval)},
+        "events_by_type": {
+            kind: sum(count for (_, of), count in counts.items() if of == kind)
+            for kind in sorted({k for _, k in counts})
+        },
+        "events_by_interval": {
+            str(interval): sum(count for (of, _), count in counts.items() if of == interval) for interval in intervals
+        },
     }
-    since = found["last_complete_interval"] - users_of_last
-    active = sound.where((F.col("interval") > since) & F.col("event_type").isin(*dataset.events.target_types))
     if users_of_last:
-        found["active_users"] = {
-            str(row["interval"]): sorted(row["users"]) for row in active.groupBy("interval").agg(F.collect_set("user_id").alias("users")).collect()
-        }
+        since = found["last_complete_interval"] - users_of_last
+        active = sound.where((F.col("interval") > since) & F.col("event_type").isin(*dataset.events.target_types))
+        by_interval = active.groupBy("interval").agg(F.array_sort(F.collect_set("user_id")).alias("users"))
+        found["active_users"] = {str(row["interval"]): row["users"] for row in by_interval.collect()}
     return found
 
 
-def warnings(found: dict[str, Any], dataset: Dataset) -> list[str]:
+def check_files(spark: SparkSession, dataset: Dataset, folder: Path, item_ids: DataFrame) -> int | None:
+    """Check that the files of items, users and promotions have their columns.
+
+    Returns:
+        How many of the items seen in events their own file describes; None without such a file.
+
+    Raises:
+        InputError: a file or a column is missing or cannot be read.
+    """
+
+    def opened(files: Files, *columns: str | None) -> DataFrame:
+        raw = sources.read(spark, files, folder)
+        sources.require(raw, columns, ", ".join(sources.paths(files, folder)))
+        return raw
+
+    if dataset.users is not None:
+        opened(dataset.users, dataset.users.columns.user_id, *dataset.users.columns.description)
+    if dataset.promotions is not None:
+        plan = dataset.promotions.columns
+        opened(dataset.promotions, plan.item_id, plan.interval, *plan.channels, plan.place)
+    files = dataset.items.files if dataset.items is not None else None
+    if dataset.items is None or files is None:
+        return None
+    columns = dataset.items.columns
+    raw = opened(files, columns.item_id, *columns.name, columns.category, columns.type)
+    described = raw.select(sources.text(raw, columns.item_id).alias("item_id"))
+    with sources.readable(files, folder):
+        return int(item_ids.join(described, "item_id", "left_semi").count())
+
+
+def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     """What is no error but worth a look."""
-    said = []
     unusable = 1 - found["usable_rows"] / found["rows"]
-    if unusable > 0.05:
-        said.append(f"{unusable:.0%} of the rows cannot be used: see the problems above")
-    if dataset.events.columns.price and found["priced_rows"] < 0.5 * found["usable_rows"]:
-        said.append("most events have no price: check columns.price and decimal_comma")
+    if unusable > MUCH:
+        yield f"{unusable:.0%} of the rows cannot be used: see the problems above"
+    if dataset.events.columns.price is None:
+        yield "no column of prices: what features know of price stays neutral"
+    elif found["usable_rows"] - found["priced_rows"] > MUCH * found["usable_rows"]:
+        yield f"{found['usable_rows'] - found['priced_rows']:,} usable rows have no price: check columns.price and decimal_comma"
     if found["users"] < 20:
-        said.append(f"only {found['users']} users: too few to learn from others")
-    gaps = [i for i in range(found["first_interval"], found["last_interval"]) if str(i) not in found["events_by_interval"]]
+        yield f"only {found['users']} users: too few to learn from others"
+    if found["usable_rows"] < 2 * found["users"]:
+        yield f"{found['usable_rows'] / found['users']:.1f} events for each user: little to learn from; is columns.user_id right?"
+    if found["first_interval"] < 1:
+        yield f"events lie before interval 1: set interval.first to {found['first_time'][:10]} or before"
+    there = found["events_by_interval"]
+    gaps = [each for each in range(found["first_interval"], found["last_interval"]) if str(each) not in there]
     if gaps:
-        said.append(f"{len(gaps)} intervals without events, the first is {dataset.interval.label(gaps[0])}")
-    return said
+        yield f"{len(gaps)} intervals without events, the first is {dataset.interval.label(gaps[0])}"
+    described = found["items_described"]
+    if described is not None and found["items"] - described > MUCH * found["items"]:
+        yield f"{found['items'] - described:,} of {found['items']:,} items are not in the items file: their id is their name"
 
 
-def errors(found: dict[str, Any], dataset: Dataset) -> list[tuple[str, str]]:
+def errors(found: dict[str, Any], dataset: Dataset) -> Iterator[tuple[str, str]]:
     """What forbids to go on, each with its cure."""
     if not found["rows"]:
-        return [("there are no rows", "name files with events in `events.path`")]
-    if not found["usable_rows"]:
+        yield "there are no rows", "name files with events in events.path"
+    elif not found["usable_rows"]:
         worst = found["problems"][0]
-        return [(f"none of {found['rows']:,} rows can be used: {worst['kind']} ({worst['rows']:,} rows)", "correct [events.columns], types or time_format")]
-    intervals = len(found["events_by_interval"])
-    if intervals < MINIMUM_INTERVALS:
-        length = dataset.interval.length
-        return [
-            (
-                f"all events lie in {intervals} intervals of {length}, from {found['first_time']} to {found['last_time']}; at least {MINIMUM_INTERVALS} are needed",
-                "set a shorter interval.length, or bring more history",
-            )
-        ]
-    return []
+        what = f"none of {found['rows']:,} rows can be used: {worst['kind']} ({worst['rows']:,} rows)"
+        yield what, "correct [events.columns], types or time_format"
+    elif len(found["events_by_interval"]) < MINIMUM_INTERVALS:
+        intervals = len(found["events_by_interval"])
+        lie = f"all events lie in {'one interval' if intervals == 1 else f'{intervals} intervals'} of {dataset.interval.length}"
+        when = f"from {found['first_time'][:19]} to {found['last_time'][:19]}"
+        yield (
+            f"{lie}, {when}; at least {MINIMUM_INTERVALS} are needed",
+            "set a shorter interval.length, or bring more history",
+        )
 
 
-def report(found: dict[str, Any], dataset: Dataset) -> str:
+def bars(by_interval: dict[int, int]) -> Iterator[str]:
+    """Events by interval as a few bars, neighbours put together."""
+    first, last = min(by_interval), max(by_interval)
+    size = -(-(last - first + 1) // _BARS)
+    groups = [range(low, min(low + size, last + 1)) for low in range(first, last + 1, size)]
+    sums = [sum(by_interval.get(interval, 0) for interval in group) for group in groups]
+    for group, events in zip(groups, sums, strict=True):
+        name = str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}"
+        yield f"  {name:>12} {events:>12,} {'█' * round(_BAR_WIDTH * events / max(sums))}".rstrip()
+
+
+def report(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     """What a person reads."""
-    lines = [f"{dataset.title or dataset.name}: {found['rows']:,} rows, {found['usable_rows']:,} of them usable"]
-    if found["usable_rows"]:
-        lines += [
-            f"  from {found['first_time'][:19]} to {found['last_time'][:19]} in the shop's time ({dataset.time_zone})",
-            f"  intervals of {dataset.interval.length}: {found['first_interval']} to {found['last_interval']}, the last complete one is {found['last_complete_interval']}",
-            f"  {found['users']:,} users, {found['items']:,} items",
-            "  events: " + ", ".join(f"{count:,} {name}" for name, count in sorted(found["events_by_type"].items())),
-        ]
+    yield f"{dataset.title or dataset.name}: {found['rows']:,} rows, {found['usable_rows']:,} of them usable"
     for problem in found["problems"]:
-        lines += [f"  {problem['rows']:>10,} rows  {problem['kind']}", f"              e.g. {problem['example'][:160]}"]
-    return "\n".join(lines)
+        yield f"  {problem['rows']:>10,} rows  {problem['kind']}"
+        yield f"              e.g. {problem['example'][:160]}"
+    if not found["usable_rows"]:
+        return
+    yield f"  from {found['first_time'][:19]} to {found['last_time'][:19]} in the shop's time ({dataset.time_zone})"
+    complete = dataset.interval.label(found["last_complete_interval"])
+    length = dataset.interval.length
+    yield f"  intervals of {length}: {found['first_interval']} to {found['last_interval']}; the last complete one is {complete}"
+    described = "" if found["items_described"] is None else f" ({found['items_described']:,} of them in the items file)"
+    yield f"  {found['users']:,} users, {found['items']:,} items{described}"
+    yield "  events: " + ", ".join(f"{count:,} {name}" for name, count in found["events_by_type"].items())
+    yield "  events by interval:"
+    yield from bars({int(interval): count for interval, count in found["events_by_interval"].items()})
 
 
-def main(dataset: Dataset, folder: Path, path: Path | None, users_of_last: int) -> int:
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last: int = 0) -> int:
     """Check the data of a dataset; the exit status.
+
+    Args:
+        path: where to write what was found as JSON.
+        users_of_last: number of complete intervals whose active users to list in it.
 
     Raises:
         InputError: the data cannot be read, or nothing could be built on it.
@@ -152,27 +245,18 @@ def main(dataset: Dataset, folder: Path, path: Path | None, users_of_last: int) 
     spark = session("check")
     events = read_events(spark, dataset, folder, datetime.now(UTC))
     with sources.readable(dataset.events, folder):
-        # Only what is looked at is kept; a row itself only where it may be shown.
-        slim = events.select(
-            "interval", "at", "user_id", "item_id", "event_type", "quantity", "price", "problems", F.when(~is_usable(), F.col("row")).alias("row")
-        )
-        found = look(slim.persist(StorageLevel.MEMORY_AND_DISK), dataset, users_of_last)
-    for part in (dataset.items.files if dataset.items else None, dataset.users, dataset.promotions):
-        if part is not None:
-            columns = getattr(dataset, next(name for name in ("items", "users", "promotions") if part in (getattr(dataset, name), getattr(getattr(dataset, name), "files", None)))).columns
-            names = [name for value in columns.model_dump().values() if value for name in ([value] if isinstance(value, str) else value)]
-            sources.require(sources.read(spark, part, folder), names, ", ".join(sources.paths(part, folder)))
-    print(report(found, dataset))
+        judged = judge(events).persist(StorageLevel.MEMORY_AND_DISK)
+        found = look(judged, dataset, users_of_last)
+    seen = judged.where(F.size("reasons") == 0).select("item_id").distinct()
+    found["items_described"] = check_files(spark, dataset, folder, seen)
+    print("\n".join(report(found, dataset)), flush=True)
     for what, cure in errors(found, dataset):
         raise InputError(what, where=", ".join(sources.paths(dataset.events, folder)), cure=cure)
     for line in warnings(found, dataset):
         print(f"  warning: {line}")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        os.replace(partial, path)
-    print("the data can be used")
+        _write(path, json.dumps(found, indent=1))
+    print("the data can be used", flush=True)
     return 0
 
 

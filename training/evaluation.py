@@ -11,7 +11,6 @@ import numpy as np
 from contracts.metrics import BASELINES, METRICS, Floats, list_metrics, paired_difference
 from training.data import Ints, Lists
 
-
 MODEL = "model"
 """Name of the ranker beside the baselines in an evaluation."""
 

@@ -6,14 +6,20 @@ Flat tensors everywhere: `[num_entries]` of history, `[num_candidates]` of candi
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from training.config import RankerConfig
+from training.data import ITEM_STATISTICS
 
 NEVER = 60.0
 """Age in intervals of what never happened, and the greatest age told apart."""
+NEVER_BASKETS = 200.0
+"""Baskets since what never happened."""
+UNKNOWN_GAP = 12.0
+"""Time between two purchases of an item, in intervals, while nobody has repeated it."""
 
 
 class Items(NamedTuple):
@@ -56,7 +62,7 @@ class Candidates(NamedTuple):
 def feature_names(config: RankerConfig) -> list[str]:
     """The name of each feature, in order."""
     decays = [f"decay_{tau:g}" for tau in config.decay_intervals]
-    windows = [f"age_{a:g}_{b:g}" for a, b in zip(config.window_edges, config.window_edges[1:], strict=False)]
+    windows = [f"age_{a:g}_{b:g}" for a, b in pairwise(config.window_edges)]
     own = [
         "count",
         "weight",
@@ -92,8 +98,13 @@ def _ratio(numerator: tf.Tensor, denominator: tf.Tensor) -> tf.Tensor:
     return numerator / tf.maximum(denominator, 1e-3)
 
 
+class _Candidate(NamedTuple):
+    list_ids: tf.Tensor
+    items: tf.Tensor
+
+
 def _groups(
-    history: History, group_of: tf.Tensor, list_ids: tf.Tensor, items: tf.Tensor, own: tf.Tensor, own_age: tf.Tensor
+    history: History, group_of: tf.Tensor, candidate: _Candidate, own: tf.Tensor, own_age: tf.Tensor
 ) -> tf.Tensor:
     """What the user did in the candidate's type or category: `[num_candidates, 6]`."""
     num_groups = tf.reduce_max(group_of) + 1
@@ -106,11 +117,12 @@ def _groups(
     )
     last = tf.minimum(tf.math.unsorted_segment_min(history.ages, place, size), NEVER)
     values = tf.concat([sums, last[:, None]], axis=1)
-    wanted = list_ids * num_groups + tf.gather(group_of, items)
-    found = _lookup(keys, values, wanted, tf.constant([0.0, 0.0, 0.0, NEVER]))
+    group = tf.gather(group_of, candidate.items)
+    absent = tf.constant([0.0, 0.0, 0.0, NEVER])
+    found = _lookup(keys, values, candidate.list_ids * num_groups + group, absent)
     # Group 0 holds what has no group: it says nothing of substitutes.
-    known = tf.cast(tf.gather(group_of, items) > 0, tf.float32)[:, None]
-    found = found * known + (1.0 - known) * tf.constant([0.0, 0.0, 0.0, NEVER])
+    known = tf.cast(group > 0, tf.float32)[:, None]
+    found = found * known + (1.0 - known) * absent
     count, age = found[:, 0], found[:, 3]
     return tf.stack(
         [
@@ -125,77 +137,75 @@ def _groups(
     )
 
 
-def candidates(history: History, num_lists: tf.Tensor, items: Items, config: RankerConfig) -> Candidates:
-    """All candidates of each list with their features.
+class _Users(NamedTuple):
+    """One row a list, float32 `[num_lists]`."""
 
-    Candidates are the user's own items and `items.popular`, without those that are not allowed.
+    entries: tf.Tensor
+    baskets: tf.Tensor
+    last_age: tf.Tensor
+    first_age: tf.Tensor
+    decay_8: tf.Tensor
 
-    Args:
-        num_lists: int64 scalar; lists without any history are fine.
-    """
-    num_items = tf.shape(items.types, out_type=tf.int64)[0]
-    ids, ages, weights = history.list_ids, tf.minimum(history.ages, NEVER), history.weights
-    history = history._replace(ages=ages)
-    lists = tf.cast(num_lists, tf.int32)
+    def of(self, list_ids: tf.Tensor) -> _Users:
+        """The same, one row a candidate."""
+        return _Users(*(tf.gather(column, list_ids) for column in self))
 
-    # Baskets: entries of one list at one time. They are sorted, so a basket starts where list or time changes.
-    starts = tf.concat(
-        [tf.ones([tf.minimum(tf.size(ids), 1)], tf.bool), (ids[1:] != ids[:-1]) | (ages[1:] != ages[:-1])], axis=0
+
+def _basket_starts(history: History) -> tf.Tensor:
+    """bool `[num_entries]`: entries of one list at one time are a basket, and they are sorted."""
+    ids, ages = history.list_ids, history.ages
+    first = tf.ones([tf.minimum(tf.size(ids), 1)], tf.bool)
+    return tf.concat([first, (ids[1:] != ids[:-1]) | (ages[1:] != ages[:-1])], axis=0)
+
+
+def _users(history: History, starts: tf.Tensor, num_lists: tf.Tensor) -> _Users:
+    ids, ages = history.list_ids, history.ages
+    entries = tf.math.unsorted_segment_sum(tf.ones_like(ages), ids, num_lists)
+    return _Users(
+        entries=entries,
+        baskets=tf.math.unsorted_segment_sum(tf.cast(starts, tf.float32), ids, num_lists),
+        last_age=tf.where(entries > 0, tf.math.unsorted_segment_min(ages, ids, num_lists), NEVER),
+        first_age=tf.where(entries > 0, tf.math.unsorted_segment_max(ages, ids, num_lists), NEVER),
+        decay_8=tf.math.unsorted_segment_sum(tf.exp(-ages / 8.0), ids, num_lists),
     )
+
+
+def _own_pairs(
+    history: History, starts: tf.Tensor, num_lists: tf.Tensor, num_items: tf.Tensor, config: RankerConfig
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One row for each item of each list's history.
+
+    Returns:
+        keys `list * num_items + item`, int64 `[num_pairs]`, and sums with last age, first age and baskets since in
+        the last three columns, `[num_pairs, num_sums + 3]`.
+    """
+    ids, ages, weights = history.list_ids, history.ages, history.weights
     basket = tf.cumsum(tf.cast(starts, tf.int64))
-    last_basket = tf.math.unsorted_segment_max(basket, ids, lists)
-    since = tf.cast(tf.gather(last_basket, ids) - basket, tf.float32)
-
-    # Users: one row a list.
-    entries = tf.math.unsorted_segment_sum(tf.ones_like(ages), ids, lists)
-    active = entries > 0
-    baskets = tf.math.unsorted_segment_sum(tf.cast(starts, tf.float32), ids, lists)
-    user_last = tf.where(active, tf.math.unsorted_segment_min(ages, ids, lists), NEVER)
-    user_first = tf.where(active, tf.math.unsorted_segment_max(ages, ids, lists), NEVER)
-    user_decay_8 = tf.math.unsorted_segment_sum(tf.exp(-ages / 8.0), ids, lists)
-
-    # Own pairs: one row for each item of each list's history.
+    since = tf.cast(tf.gather(tf.math.unsorted_segment_max(basket, ids, num_lists), ids) - basket, tf.float32)
     keys, pair = tf.unique(ids * num_items + history.items, out_idx=tf.int64)
-    num_pairs = tf.size(keys)
+    size = tf.size(keys)
     columns = [tf.ones_like(ages), weights]
     columns += [weights * tf.exp(-ages / tau) for tau in config.decay_intervals]
     columns += [weights * tf.pow(decay, since) for decay in config.basket_decays]
-    columns += [
-        tf.cast((ages >= low) & (ages < high), tf.float32)
-        for low, high in zip(config.window_edges, config.window_edges[1:], strict=False)
-    ]
+    columns += [tf.cast((ages >= low) & (ages < high), tf.float32) for low, high in pairwise(config.window_edges)]
     columns += [tf.cast(since == 0.0, tf.float32)]
-    sums = tf.math.unsorted_segment_sum(tf.stack(columns, axis=1), pair, num_pairs)
-    pair_last = tf.math.unsorted_segment_min(ages, pair, num_pairs)
-    pair_first = tf.math.unsorted_segment_max(ages, pair, num_pairs)
-    pair_since = tf.math.unsorted_segment_min(since, pair, num_pairs)
-    pairs = tf.concat([sums, tf.stack([pair_last, pair_first, pair_since], axis=1)], axis=1)
+    sums = tf.math.unsorted_segment_sum(tf.stack(columns, axis=1), pair, size)
+    latest = tf.math.unsorted_segment_min(ages, pair, size)
+    earliest = tf.math.unsorted_segment_max(ages, pair, size)
+    nearest = tf.math.unsorted_segment_min(since, pair, size)
+    return keys, tf.concat([sums, tf.stack([latest, earliest, nearest], axis=1)], axis=1)
 
-    # Candidates: own pairs, then popular items that are not among them; sorted by list.
-    popular = tf.range(num_lists, dtype=tf.int64)[:, None] * num_items + items.popular[None, :]
-    everything, _ = tf.unique(tf.concat([keys, tf.reshape(popular, [-1])], axis=0), out_idx=tf.int64)
-    absent = tf.concat([tf.zeros(len(columns)), [NEVER, NEVER, 200.0]], axis=0)
-    extra = tf.size(everything) - num_pairs
-    pairs = tf.concat([pairs, tf.tile(absent[None, :], [extra, 1])], axis=0)
-    chosen = tf.where(tf.gather(items.allowed, everything % num_items))[:, 0]
-    chosen = tf.gather(chosen, tf.argsort(tf.gather(everything // num_items, chosen), stable=True))
-    pairs, everything = tf.gather(pairs, chosen), tf.gather(everything, chosen)
-    of_list, item = everything // num_items, everything % num_items
 
+def _derived(pairs: tf.Tensor, users: _Users, item_gap: tf.Tensor, config: RankerConfig) -> list[tf.Tensor]:
+    """Rates, gaps and how due an own item is, `[num_candidates]` each."""
     own, last, first, baskets_since = pairs[:, 0], pairs[:, -3], pairs[:, -2], pairs[:, -1]
-    statistics = tf.gather(items.statistics, item)
-    (
-        item_1, item_4, item_13, item_all, item_target_4, buyers, first_share, repeat_share, item_gap, price, price_ratio,
-        promotion_first, promotion_second, promotion_any,
-    ) = tf.unstack(statistics, num=14, axis=1)  # fmt: skip
-    known_gap = tf.where(item_gap > 0, item_gap, 12.0)
+    known_gap = tf.where(item_gap > 0, item_gap, UNKNOWN_GAP)
     own_gap = tf.where(own > 1, _ratio(first - last, own - 1.0), known_gap)
     shrunk = tf.where(own > 0, ((own - 1.0) * own_gap + known_gap) / tf.maximum(own, 1.0), known_gap)
     by_shrunk = _ratio(last, shrunk + 0.1)
-    user_entries, user_baskets = tf.gather(entries, of_list), tf.gather(baskets, of_list)
-    tenure, recency = tf.gather(user_first, of_list), tf.gather(user_last, of_list)
     is_own = tf.cast(own > 0, tf.float32)
-    derived = [
+    decay_8 = pairs[:, 2 + config.decay_intervals.index(8.0)]
+    return [
         tf.math.log1p(last),
         tf.math.log1p(first),
         tf.math.log1p(baskets_since),
@@ -205,28 +215,35 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
         is_own * tf.math.log1p(_ratio(last, known_gap + 0.1)),
         is_own * tf.math.log1p(by_shrunk),
         is_own * tf.exp(-tf.square(tf.math.log(by_shrunk + 0.05))),
-        _ratio(own, user_baskets + 1.0),
-        _ratio(own, tenure + 1.0),
-        tf.math.log1p(100.0 * _ratio(own, user_entries + 1.0)),
-        tf.math.log1p(
-            100.0 * _ratio(pairs[:, 2 + config.decay_intervals.index(8.0)], tf.gather(user_decay_8, of_list) + 0.1)
-        ),
+        _ratio(own, users.baskets + 1.0),
+        _ratio(own, users.first_age + 1.0),
+        tf.math.log1p(100.0 * _ratio(own, users.entries + 1.0)),
+        tf.math.log1p(100.0 * _ratio(decay_8, users.decay_8 + 0.1)),
         _ratio(own, first + 1.0) * is_own,
         is_own,
     ]
-    items_of_user = tf.math.unsorted_segment_sum(tf.ones_like(keys, tf.float32), keys // num_items, lists)
-    user = [
-        tf.math.log1p(user_baskets),
-        tf.math.log1p(recency),
-        tf.math.log1p(tenure),
-        tf.math.log1p(_ratio(user_entries, user_baskets)),
-        tf.math.log1p(user_entries),
-        tf.math.log1p(tf.gather(items_of_user, of_list)),
-        tf.math.log1p(_ratio(tenure - recency, user_baskets)),
+
+
+def _user_columns(users: _Users, num_own_items: tf.Tensor) -> list[tf.Tensor]:
+    return [
+        tf.math.log1p(users.baskets),
+        tf.math.log1p(users.last_age),
+        tf.math.log1p(users.first_age),
+        tf.math.log1p(_ratio(users.entries, users.baskets)),
+        tf.math.log1p(users.entries),
+        tf.math.log1p(num_own_items),
+        tf.math.log1p(_ratio(users.first_age - users.last_age, users.baskets)),
     ]
+
+
+def _item_columns(statistics: tf.Tensor, list_ids: tf.Tensor, num_lists: tf.Tensor) -> list[tf.Tensor]:
+    (
+        item_1, item_4, item_13, item_all, item_target_4, buyers, first_share, repeat_share, item_gap, price, price_ratio,
+        promotion_first, promotion_second, promotion_any,
+    ) = tf.unstack(statistics, num=len(ITEM_STATISTICS), axis=1)  # fmt: skip
     log_price = tf.math.log1p(price)
-    mean_log_price = tf.math.unsorted_segment_mean(log_price, of_list, lists)
-    item_columns = [
+    mean_log_price = tf.math.unsorted_segment_mean(log_price, list_ids, num_lists)
+    return [
         tf.math.log1p(item_1),
         tf.math.log1p(item_4),
         tf.math.log1p(item_13),
@@ -244,16 +261,49 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
         promotion_first,
         promotion_second,
         promotion_any,
-        log_price - tf.gather(mean_log_price, of_list),
+        log_price - tf.gather(mean_log_price, list_ids),
     ]
+
+
+def candidates(history: History, num_lists: tf.Tensor, items: Items, config: RankerConfig) -> Candidates:
+    """All candidates of each list with their features.
+
+    Candidates are the user's own items and `items.popular`, without those that are not allowed.
+
+    Args:
+        num_lists: int64 scalar; lists without any history are fine.
+    """
+    history = history._replace(ages=tf.minimum(history.ages, NEVER))
+    num_items = tf.shape(items.types, out_type=tf.int64)[0]
+    lists = tf.cast(num_lists, tf.int32)
+    starts = _basket_starts(history)
+    keys, pairs = _own_pairs(history, starts, lists, num_items, config)
+
+    # Own pairs come first and keep their places; best sellers that are not among them follow without any history.
+    popular = tf.range(num_lists, dtype=tf.int64)[:, None] * num_items + items.popular[None, :]
+    everything, _ = tf.unique(tf.concat([keys, tf.reshape(popular, [-1])], axis=0), out_idx=tf.int64)
+    num_sums = pairs.shape[1] - 3
+    absent = tf.concat([tf.zeros(num_sums), [NEVER, NEVER, NEVER_BASKETS]], axis=0)
+    pairs = tf.concat([pairs, tf.tile(absent[None, :], [tf.size(everything) - tf.size(keys), 1])], axis=0)
+    chosen = tf.where(tf.gather(items.allowed, everything % num_items))[:, 0]
+    chosen = tf.gather(chosen, tf.argsort(tf.gather(everything // num_items, chosen), stable=True))
+    pairs, everything = tf.gather(pairs, chosen), tf.gather(everything, chosen)
+    candidate = _Candidate(everything // num_items, everything % num_items)
+
+    users = _users(history, starts, lists).of(candidate.list_ids)
+    num_own_items = tf.math.unsorted_segment_sum(tf.ones_like(keys, tf.float32), keys // num_items, lists)
+    statistics = tf.gather(items.statistics, candidate.items)
+    item_gap = statistics[:, ITEM_STATISTICS.index("mean_gap")]
+    own, last = pairs[:, 0], pairs[:, -3]
     features = tf.concat(
         [
-            tf.math.log1p(pairs[:, : len(columns)]),
-            tf.stack(derived, axis=1),
-            _groups(history, items.types, of_list, item, own, last),
-            _groups(history, items.categories, of_list, item, own, last),
-            tf.stack(user + item_columns, axis=1),
+            tf.math.log1p(pairs[:, :num_sums]),
+            tf.stack(_derived(pairs, users, item_gap, config), axis=1),
+            _groups(history, items.types, candidate, own, last),
+            _groups(history, items.categories, candidate, own, last),
+            tf.stack(_user_columns(users, tf.gather(num_own_items, candidate.list_ids)), axis=1),
+            tf.stack(_item_columns(statistics, candidate.list_ids, lists), axis=1),
         ],
         axis=1,
     )
-    return Candidates(of_list, item, features)
+    return Candidates(candidate.list_ids, candidate.items, features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ class Ranker(tf.Module):
         self.item_bias = tf.Variable(tf.zeros([num_items]), name="item_bias")
         self.kernels, self.biases = [], []
         sizes = [len(names), *config.hidden_units, 1]
-        for place, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for place, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             # The last layer starts at zero, so that the untrained ranker is its prior.
             scale = 0.0 if fan_out == 1 else math.sqrt(2.0 / fan_in)
             kernel = generator.normal(0.0, scale, [fan_in, fan_out]).astype(np.float32)

@@ -12,8 +12,8 @@ import tensorflow as tf
 from contracts.metrics import BASELINES
 from training import baselines, evaluation
 from training.config import RankerConfig
-from training.evaluation import MODEL, Fold
 from training.data import Ints, Lists, Shop, attainable, history_as_of, may_be_candidate, popular_items
+from training.evaluation import MODEL, Fold
 from training.features import Candidates, History, Items, candidates, feature_names
 from training.ranker import Examples, Ranker, fit
 

@@ -124,6 +124,11 @@ class Loop:
             self.train_and_deploy(request["key"])
         return decision
 
+    def open_shop(self, interval: int, users: list[str], dataset: datasets.Dataset) -> None:
+        """Let every user who is active in the interval ask for recommendations, before what they take arrives."""
+        name = f"live traffic of interval {dataset.interval.label(interval)}"
+        self.measured(name, lambda: shoppers.visit(interval, users, self._console))
+
     def train_and_deploy(self, key: str) -> None:
         """Wait for a requested training and, when its gate lets it pass, for its deployment."""
         self.stage(f"training {key}", names.TRAIN_RECOMMENDER, lambda: bool(progress.training_result(key)))
@@ -182,7 +187,6 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
         last = int(found["last_complete_interval"])
         replayed = min(replayed, last - int(found["first_interval"]) - 2)
         live = range(last - replayed + 1, last + 1)
-        visits = []
         try:
             loop.measured(
                 "Airflow reads the DAGs", lambda: [airflow_api.wait_for_dag(airflow, dag) for dag in names.DAGS]
@@ -192,13 +196,7 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
                 raise StageFailed(f"no model passed the gate: see {settings().training_dir}/*/verdict.json")
             for interval in live:
                 if not progress.landed(interval):
-                    label = dataset.interval.label(interval)
-                    users = found["active_users"][str(interval)]
-                    visits.append(
-                        loop.measured(
-                            f"live traffic of interval {label}", lambda: shoppers.visit(interval, users, console)
-                        )
-                    )  # noqa: B023
+                    loop.open_shop(interval, found["active_users"][str(interval)], dataset)
                 loop.advance(interval, dataset)
         except StageFailed as failure:
             console.print(f"\n[red]✗[/] {failure}", highlight=False)

@@ -110,7 +110,9 @@ def _metrics(title: str, means: dict[str, dict[str, float]]) -> Table:
 def _list_beside_taken(user: dict[str, Any]) -> Table:
     about = f" ({user['about']})" if user["about"] else ""
     table = Table(
-        title=f"User {user['user_id']}{about} in interval {user['interval']}", title_justify="left", title_style="bold"
+        title=f"User {user['user_id']}{about} in interval {user['interval']}, whose list fitted best",
+        title_justify="left",
+        title_style="bold",
     )
     table.add_column("was recommended")
     table.add_column("and took", style="dim")

@@ -45,8 +45,14 @@ class Installation:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `python -m deploy.local ARGUMENTS`, with its output in `output.log`."""
+        return self._start([sys.executable, "-m", "deploy.local", *arguments])
+
+    def make(self, *arguments: str) -> int:
+        """Run the README's command `make ARGUMENTS` to its end; the exit status."""
+        return self._start(["make", *arguments]).wait(timeout=1800)
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
         log = (self.home.parent / "output.log").open("a")
-        command = [sys.executable, "-m", "deploy.local", *arguments]
         return subprocess.Popen(
             command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
         )

@@ -20,6 +20,7 @@ pytest.importorskip("pyspark")
 
 TOML = """
 name = "tiny"
+minimum_item_events = 1
 [interval]
 length = "1d"
 first = 2024-01-01T00:00:00
@@ -150,7 +151,10 @@ class Shop:
     def expose(self, *exposures: dict[str, Any], torn: str = "") -> None:
         folder = self.folder / "home" / "exposures"
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"served_at": "2024-01-03T01:00:00Z", "model_version": 7, "scores": [], "latency_ms": 2.0} | one) for one in exposures]
+        lines = [
+            json.dumps({"served_at": "2024-01-03T01:00:00Z", "model_version": 7, "scores": [], "latency_ms": 2.0} | one)
+            for one in exposures
+        ]
         (folder / "a.jsonl").write_text("\n".join(lines) + "\n" + torn, encoding="utf-8")
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
@@ -158,6 +162,9 @@ class Shop:
         arrow = deltalake.DeltaTable(str(table.path)).to_pyarrow_table()
         order = [c.name for c in table.columns if c.type in ("int", "string", "double")]
         told = [{k: v for k, v in row.items() if not k.endswith("ingested_at")} for row in arrow.to_pylist()]
+        for row in told:
+            if "row" in row:
+                row["row"] = json.dumps({k: v for k, v in json.loads(row["row"]).items() if k != "ingested_at"})
         return sorted(told, key=lambda row: [str(row[name]) for name in order])
 
     def values(self, table: Table, *columns: str) -> list[tuple[Any, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from contracts import names
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS
 from spark_jobs import pending, storage
@@ -15,7 +14,14 @@ def test_attributions(copied_shop: Any) -> None:
     ann = {"request_id": "r1", "interval": 3, "user_id": "ann", "items": ["bread", "apple"]}
     carol = {"request_id": "r2", "interval": 3, "user_id": "carol", "items": ["apple"]}
     bob = {"request_id": "r3", "interval": 3, "user_id": "bob", "items": ["apple"]}
-    copied_shop.expose(ann, carol, ann, bob, {"request_id": "r4", "interval": 9, "user_id": "ann", "items": []}, torn='{"request_id": "r5", "inter')
+    copied_shop.expose(
+        ann,
+        carol,
+        ann,
+        bob,
+        {"request_id": "r4", "interval": 9, "user_id": "ann", "items": []},
+        torn='{"request_id": "r5", "inter',
+    )
     assert pending.attribute() == [3]
     assert pending.exposures(settings().exposures_dir)[1] == 1
     assert copied_shop.attribute(3) == 0
@@ -32,5 +38,7 @@ def test_attributions(copied_shop: Any) -> None:
 
     copied_shop.expose(ann, carol, bob, ann | {"request_id": "r6"})
     assert pending.attribute() == [3]
-    assert copied_shop.attribute(9) == names.NOTHING_TO_DO
+    assert copied_shop.attribute(8) == 0
     assert storage.rows(ATTRIBUTIONS) == {3: 3}
+    assert copied_shop.attribute(None) == 0
+    assert storage.rows(ATTRIBUTIONS) == {3: 4}

@@ -27,7 +27,9 @@ def dataset(columns: dict[str, str] | None = None, zone: str = "UTC", **events: 
 
 def bronze(spark: Any, rows: list[dict[str, Any]], described: Dataset) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    frame = spark.createDataFrame([[row.get(name) for name in names] for row in rows], ", ".join(f"`{n}` string" for n in names))
+    frame = spark.createDataFrame(
+        [[row.get(name) for name in names] for row in rows], ", ".join(f"`{n}` string" for n in names)
+    )
     return [row.asDict() for row in parse(frame, described, NOW).collect()]
 
 
@@ -64,7 +66,11 @@ def test_equal_rows_share_their_id_and_new_columns_do_not_change_it(spark: Any) 
         ("2024-07-02T12:00:00", {"time_is": "local"}, datetime(2024, 7, 2, 10)),
         ("02/01/2024 12.00", {"time_format": "dd/MM/yyyy HH.mm"}, datetime(2024, 1, 2, 12)),
         ("02/01/2024 12.00", {"time_format": "dd/MM/yyyy HH.mm", "time_is": "local"}, datetime(2024, 1, 2, 11)),
-        ("2024-01-02 12:00:00 UTC", {"time_format": "yyyy-MM-dd HH:mm:ss z", "time_is": "local"}, datetime(2024, 1, 2, 12)),
+        (
+            "2024-01-02 12:00:00 UTC",
+            {"time_format": "yyyy-MM-dd HH:mm:ss z", "time_is": "local"},
+            datetime(2024, 1, 2, 12),
+        ),
         ("1704196800", {"time_format": "epoch_s"}, datetime(2024, 1, 2, 12)),
         ("1704196800500", {"time_format": "epoch_ms"}, datetime(2024, 1, 2, 12, 0, 0, 500000)),
         ("12:30", {}, None),
@@ -79,13 +85,23 @@ def test_time(spark: Any, text: str, options: dict[str, str], expected: datetime
     """Times are read by their format; a zone in the value wins over `time_is`; the rest is null and said."""
     [row] = bronze(spark, [ROW | {"when": text}], dataset(zone="Europe/Berlin", **options))
     assert row["occurred_at"] == expected
-    assert row["problems"] == ([] if expected else [f"occurred_at: not a time: '{text}'" if text else "occurred_at: not a time: missing"])
+    assert row["problems"] == (
+        [] if expected else [f"occurred_at: not a time: '{text}'" if text else "occurred_at: not a time: missing"]
+    )
     assert (row["interval"] is None) == (expected is None)
 
 
 def test_interval_is_of_the_wall_clock(spark: Any) -> None:
     """23:30 UTC is the next day in Berlin; the first instant of an interval belongs to it."""
-    rows = bronze(spark, [ROW | {"when": "2024-01-01T23:30:00"}, ROW | {"when": "2024-01-01T23:00:00"}, ROW | {"when": "2023-12-31T22:59:59"}], dataset(zone="Europe/Berlin"))
+    rows = bronze(
+        spark,
+        [
+            ROW | {"when": "2024-01-01T23:30:00"},
+            ROW | {"when": "2024-01-01T23:00:00"},
+            ROW | {"when": "2023-12-31T22:59:59"},
+        ],
+        dataset(zone="Europe/Berlin"),
+    )
     assert [row["interval"] for row in rows] == [2, 2, 0]
     assert rows[1]["at"] == 1.0
 
@@ -109,7 +125,9 @@ def test_numbers_that_cannot_be_read(spark: Any) -> None:
 def test_decimal_comma_and_line_price(spark: Any) -> None:
     """`1.234,50` for the line of 2 pieces is 617.25 each; without pieces there is no price, and its text is kept."""
     described = dataset({"quantity": "pieces", "price": "cost"}, price_is="line", decimal_comma=True)
-    line, none = bronze(spark, [ROW | {"pieces": "2", "cost": "1.234,50"}, ROW | {"pieces": "0", "cost": "3,00"}], described)
+    line, none = bronze(
+        spark, [ROW | {"pieces": "2", "cost": "1.234,50"}, ROW | {"pieces": "0", "cost": "3,00"}], described
+    )
     assert line["price"] == 617.25
     assert (none["price"], none["problems"], none["extra"]) == (None, [], {"cost": "3,00"})
 
@@ -128,15 +146,33 @@ def test_types_and_exclusions(spark: Any) -> None:
         ],
     )
     kinds = [ROW | {"kind": kind, "invoice": "1"} for kind in ("bought", "view", "wishlist", "")]
-    rows = bronze(spark, [*kinds, *(ROW | {"kind": "view", "invoice": "1"} | row for row in ({"invoice": "C7"}, {"who": "tester"}, {"what": "DOT"}))], described)
+    rows = bronze(
+        spark,
+        [
+            *kinds,
+            *(
+                ROW | {"kind": "view", "invoice": "1"} | row
+                for row in ({"invoice": "C7"}, {"who": "tester"}, {"what": "DOT"})
+            ),
+        ],
+        described,
+    )
     assert [row["event_type"] for row in rows[:4]] == ["purchase", "view", None, "view"]
-    assert [row["problems"] for row in rows[2:]] == [["event_type: not known: 'wishlist'"], [], ["excluded: cancelled"], ["excluded: test"], ["excluded: postage"]]
+    assert [row["problems"] for row in rows[2:]] == [
+        ["event_type: not known: 'wishlist'"],
+        [],
+        ["excluded: cancelled"],
+        ["excluded: test"],
+        ["excluded: postage"],
+    ]
     assert rows[2]["extra"] == {"kind": "wishlist", "invoice": "1"}
 
 
 def test_typed_columns(spark: Any) -> None:
     """Parquet's own types are used: whole numbers kept as doubles are ids without `.0`, real times are times."""
-    frame = spark.sql("SELECT timestamp'2024-01-02 12:00:00' AS `when`, 17850.0D AS who, 5L AS what, 2.5D AS cost, named_struct('a', 1) AS `a.b`")
+    frame = spark.sql(
+        "SELECT timestamp'2024-01-02 12:00:00' AS `when`, 17850.0D AS who, 5L AS what, 2.5D AS cost, named_struct('a', 1) AS `a.b`"
+    )
     [row] = parse(frame, dataset({"price": "cost"}), NOW).collect()
     assert (row["user_id"], row["item_id"], row["price"], row["at"]) == ("17850", "5", 2.5, 1.5)
     assert row["extra"] == {"a.b": '{"a":1}'}

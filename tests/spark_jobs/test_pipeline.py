@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +34,9 @@ EVENT_ROWS = 15
 
 def test_rows_that_landed(built_shop: Any) -> None:
     """All rows but the one without a time are in bronze; that one is in quarantine with its row."""
-    assert [row["interval"] for row in sorted(built_shop.rows(BRONZE_EVENTS), key=lambda row: row["interval"])] == [1] * 3 + [2] * 2 + [3] * 9
+    assert [row["interval"] for row in sorted(built_shop.rows(BRONZE_EVENTS), key=lambda row: row["interval"])] == [
+        1
+    ] * 3 + [2] * 2 + [3] * 9
     [aside] = [row for row in built_shop.rows(QUARANTINE) if row["stage"] == "land"]
     assert (aside["interval"], aside["reasons"]) == (0, ["occurred_at: not a time: 'yesterday'"])
     assert json.loads(aside["row"])["when"] == "yesterday"
@@ -134,15 +138,19 @@ def test_schemas_are_those_of_the_contract(built_shop: Any, spark: Any) -> None:
         if storage.exists(table):
             declared = StructType.fromDDL(table.ddl)
             there = storage.read(spark, table).schema
-            assert [(f.name, f.dataType.simpleString()) for f in there] == [(f.name, f.dataType.simpleString()) for f in declared]
+            assert [(f.name, f.dataType.simpleString()) for f in there] == [
+                (f.name, f.dataType.simpleString()) for f in declared
+            ]
 
 
 def test_nothing_to_do(built_shop: Any) -> None:
     """All that landed is clean and made features of: every step says so."""
     assert (pending.clean(), pending.features().any(), pending.attribute()) == ([], False, [])
-    assert [pending.main(step) for step in ("clean", "features", "attribute")] == [names.NOTHING_TO_DO] * 3
-    assert (built_shop.clean(), built_shop.features(), built_shop.land(through=2)) == (names.NOTHING_TO_DO,) * 3
-    assert built_shop.land() == names.NOTHING_TO_DO
+    assert [pending.main(step, None, None) for step in ("clean", "features", "attribute")] == [names.NOTHING_TO_DO] * 3
+    assert pending.main("land", None, 3) == names.NOTHING_TO_DO
+    before = {table.name: storage.state(table) for table in TABLES}
+    assert (built_shop.clean(), built_shop.features(), built_shop.land(through=2), built_shop.land()) == (0, 0, 0, 0)
+    assert {table.name: storage.state(table) for table in TABLES} == before
 
 
 def test_range_without_events(built_shop: Any) -> None:
@@ -164,7 +172,9 @@ def test_running_again_changes_nothing(copied_shop: Any) -> None:
 def test_late_change_touches_only_what_it_must(copied_shop: Any, spark: Any, open_shop: Any, tmp_path: Any) -> None:
     """An event added to day 2 leaves day 1 alone, and the result is that of building from scratch."""
     late = "2024-01-02T18:00:00,bob,bread,purchase,s9,1,1.00,\n"
-    before = {table.name: storage.files(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, TRAINING_LISTS, ITEM_FEATURES)}
+    before = {
+        table.name: storage.files(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, TRAINING_LISTS, ITEM_FEATURES)
+    }
     text = (copied_shop.folder / "events.csv").read_text()
     copied_shop.write(events__csv=text + late)
     assert copied_shop.land(through=2, from_interval=2) == 0
@@ -173,7 +183,12 @@ def test_late_change_touches_only_what_it_must(copied_shop: Any, spark: Any, ope
     todo = pending.features()
     assert (todo.item_intervals, todo.training_lists, todo.item_features) == ([2, 3], [2], [3, 4])
     assert copied_shop.features() == 0
-    for name, untouched in {"silver_events": (1, 3), "item_intervals": (1,), "training_lists": (1, 3), "item_features": (2,)}.items():
+    for name, untouched in {
+        "silver_events": (1, 3),
+        "item_intervals": (1,),
+        "training_lists": (1, 3),
+        "item_features": (2,),
+    }.items():
         after = storage.files(next(table for table in TABLES if table.name == name))
         assert all(after[value] == before[name][value] for value in untouched)
     tables = (SILVER_EVENTS, *FEATURE_TABLES)
@@ -193,7 +208,14 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
     sums, promotions = storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS)
     future = F.col("interval") >= 3
     other = F.when(F.col("item_id") == "apple", "bread").otherwise("apple")
-    noise = sums.select(*[F.when(future, F.col(n) * 9 + 1).otherwise(F.col(n)).alias(n) if n not in ("interval", "item_id") else F.col(n) for n in sums.columns])
+    noise = sums.select(
+        *[
+            F.when(future, F.col(n) * 9 + 1).otherwise(F.col(n)).alias(n)
+            if n not in ("interval", "item_id")
+            else F.col(n)
+            for n in sums.columns
+        ]
+    )
     noise = noise.withColumn("item_id", F.when(future, other).otherwise(F.col("item_id")))
 
     def rows(changed: Any) -> list[Any]:
@@ -201,12 +223,15 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
 
     assert rows(noise) == rows(sums) == rows(sums.where(~future)) != []
     histories = storage.read(spark, USER_HISTORIES)
-    assert {row["user_id"]: row["item_ids"] for row in history_before(histories, 2).collect()} == {"ann": ["apple"], "bob": ["bread"]}
+    assert {row["user_id"]: row["item_ids"] for row in history_before(histories, 2).collect()} == {
+        "ann": ["apple"],
+        "bob": ["bread"],
+    }
 
 
-def test_killed_between_commits(shop: Any, open_shop: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_commits(shop: Any, built: Path) -> None:
     """However many tables a run had written when it was killed, the runs after it end with the same tables."""
-    real, left = storage.write, 0
+    real, left, kills = storage.write, 0, 0
 
     def dies(*args: Any, **kwargs: Any) -> None:
         nonlocal left
@@ -215,23 +240,23 @@ def test_killed_between_commits(shop: Any, open_shop: Any, tmp_path: Any, monkey
         left -= 1
         real(*args, **kwargs)
 
-    monkeypatch.setattr(storage, "write", dies)
-    left = 10
-    assert shop.land(through=2) == 0
-    for step in (shop.clean, shop.features):
-        for left in (1, 2, 99):
-            if left < 99:
-                with pytest.raises(KeyboardInterrupt):
-                    step() if left == 1 else (step(), step())
-            else:
-                assert step() in (0, names.NOTHING_TO_DO)
-    left = 99
-    shop.build()
-    tables = (QUARANTINE, SILVER_EVENTS, *FEATURE_TABLES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "write", dies)
+        for step in (shop.land, shop.clean, shop.features):
+            for writes in range(9):
+                left = writes
+                try:
+                    assert step() == 0
+                    break
+                except KeyboardInterrupt:
+                    kills += 1
+    assert kills > 5
+    assert not pending.features().any()
+    tables = (QUARANTINE, SILVER_EVENTS, ITEMS, *FEATURE_TABLES)
     found = {table.name: shop.rows(table) for table in tables}
-    whole = open_shop(tmp_path / "whole")
-    whole.build()
-    assert {table.name: whole.rows(table) for table in tables} == found
+    never_killed = replace(shop, folder=built)
+    never_killed.use()
+    assert {table.name: never_killed.rows(table) for table in tables} == found
 
 
 def test_interval_of_bad_rows_only_is_cleaned_once(shop: Any) -> None:

