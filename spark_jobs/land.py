@@ -185,20 +185,21 @@ def promotion_shares(raw: DataFrame, promotions: Promotions) -> DataFrame:
     )
 
 
-def refresh(table: Table, fingerprint: str, build: Callable[[], DataFrame]) -> None:
-    """Write a table anew when what it comes from has changed."""
+def refresh(table: Table, fingerprint: str, build: Callable[[], DataFrame], **record: str) -> None:
+    """Write a table anew, with `record`, when what it comes from has changed."""
     if storage.recorded(table).get("source") == fingerprint:
         return
-    storage.write(build().coalesce(1), table, record={"source": fingerprint})
+    storage.write(build().coalesce(1), table, record={"source": fingerprint, **record})
     say(f"{table.name}: {storage.total_rows(table):,} rows")
 
 
-def land_items(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
+def land_items(dataset: Dataset, folder: Path) -> None:
     """Write ITEMS when the file, the dataset file or the landed events have changed."""
     items = dataset.items
     files = items.files if items is not None else None
 
     def build() -> DataFrame:
+        spark = session("land")
         sound = storage.read(spark, BRONZE_EVENTS).where("item_id IS NOT NULL AND size(problems) = 0")
         if items is None or files is None:
             return all_items(items_of_events(sound, dataset), None, items.not_recommended if items is not None else ())
@@ -211,14 +212,16 @@ def land_items(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
         )
         return all_items(items_of_file(raw, items), sound, items.not_recommended)
 
-    told = sources.fingerprint([items, dataset.events.columns, storage.state(BRONZE_EVENTS)], [files], folder)
-    refresh(ITEMS, told, build)
+    bronze_state = storage.state(BRONZE_EVENTS)
+    told = sources.fingerprint([items, dataset.events.columns, bronze_state], [files], folder)
+    refresh(ITEMS, told, build, bronze=bronze_state)
 
 
-def land_users(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
+def land_users(dataset: Dataset, folder: Path) -> None:
     users = dataset.users
 
     def build() -> DataFrame:
+        spark = session("land")
         if users is None:
             return storage.empty(spark, USERS)
         raw = sources.read(spark, users, folder)
@@ -230,10 +233,11 @@ def land_users(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
     refresh(USERS, sources.fingerprint([users], [users], folder), build)
 
 
-def land_promotions(spark: SparkSession, dataset: Dataset, folder: Path) -> None:
+def land_promotions(dataset: Dataset, folder: Path) -> None:
     promotions = dataset.promotions
 
     def build() -> DataFrame:
+        spark = session("land")
         if promotions is None:
             return storage.empty(spark, PROMOTIONS)
         raw = sources.read(spark, promotions, folder)
@@ -246,6 +250,12 @@ def land_promotions(spark: SparkSession, dataset: Dataset, folder: Path) -> None
         return promotion_shares(raw, promotions)
 
     refresh(PROMOTIONS, sources.fingerprint([promotions], [promotions], folder), build)
+
+
+def land_rest(dataset: Dataset, folder: Path) -> None:
+    """Everything but events; ITEMS last, so that its record of bronze says that a landing is whole."""
+    for land in (land_promotions, land_users, land_items):
+        land(dataset, folder)
 
 
 def land_quarantine(spark: SparkSession, events: DataFrame, afresh: bool) -> None:
@@ -273,13 +283,21 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
         InputError: the data cannot be read, or holds nothing in that range.
     """
     landed = storage.files(BRONZE_EVENTS)
+    other = storage.recorded(BRONZE_EVENTS).get("dataset", dataset.name)
+    if other != dataset.name:
+        raise InputError(
+            f"these tables hold the shop {other!r}, not {dataset.name!r}",
+            where=str(settings().tables_dir),
+            cure="set CARTWHEEL_HOME to a folder for this shop, or delete the old one",
+        )
     start = from_interval if from_interval is not None else (max(landed) + 1 if landed else None)
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
     if start is not None and start > end:
-        print(f"nothing to do: interval {dataset.interval.label(start)} comes after {end}")
+        print(f"nothing to do: interval {start} comes after {end}")
+        land_rest(dataset, folder)
         return 0
 
-    say(f"land {dataset.name} through interval {dataset.interval.label(end)}")
+    say(f"land {dataset.name} through interval {end}")
     spark = session("land")
     events = read_events(spark, dataset, folder, now)
     with sources.readable(dataset.events, folder):
@@ -292,14 +310,14 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
             where=where,
             cure="correct columns.occurred_at or time_format",
         )
-    say(
-        f"read {sum(counts.values()) + unreadable:,} rows, intervals {min(counts)} to {max(counts)}, {unreadable:,} without a time"
-    )
+    num_rows = sum(counts.values()) + unreadable
+    say(f"read {num_rows:,} rows, intervals {min(counts)} to {max(counts)}, {unreadable:,} without a time")
 
     low = start if start is not None else min(counts)
     wanted = {interval: count for interval, count in counts.items() if low <= interval <= end}
     if not wanted and through is None:
         print(f"nothing to do: no events in intervals {low} to {end}")
+        land_rest(dataset, folder)
         return 0
     if not wanted:
         raise InputError(
@@ -310,7 +328,7 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
 
     afresh = low <= min(counts)
     with ThreadPoolExecutor(2) as beside:
-        others = [beside.submit(land, spark, dataset, folder) for land in (land_promotions, land_users)]
+        others = [beside.submit(land, dataset, folder) for land in (land_promotions, land_users)]
         with sources.readable(dataset.events, folder):
             if unreadable or not storage.exists(QUARANTINE):
                 land_quarantine(spark, events, afresh)
@@ -319,14 +337,13 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
                 spread,
                 BRONZE_EVENTS,
                 where=f"interval >= {low} AND interval <= {end}",
-                record={"from": low, "through": end},
+                record={"dataset": dataset.name, "from": low, "through": end},
             )
-        say(
-            f"{BRONZE_EVENTS.name}: {sum(wanted.values()):,} rows in {len(wanted)} intervals, {min(wanted)} to {max(wanted)}"
-        )
+        num_landed = sum(wanted.values())
+        say(f"{BRONZE_EVENTS.name}: {num_landed:,} rows in {len(wanted)} intervals, {min(wanted)} to {max(wanted)}")
         for other in others:
             other.result()
-    land_items(spark, dataset, folder)
+    land_items(dataset, folder)
     return 0
 
 

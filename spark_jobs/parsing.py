@@ -128,9 +128,11 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
 
     occurred_at = moment(frame, dataset)
     interval = next(c for c in BRONZE_EVENTS.columns if c.name == "interval")
-    assert interval.minimum is not None and interval.maximum is not None
+    assert interval.minimum is not None
+    assert interval.maximum is not None
     at = interval_time(occurred_at, dataset)
-    in_grid = (at >= interval.minimum) & (at < interval.maximum)
+    # Years that neither Python nor a person has a date for are typing errors.
+    in_grid = (at >= interval.minimum) & (at < interval.maximum) & F.year(occurred_at).between(2, 9998)
 
     # Each value that could not be read: (column of the source, when, what to say; None says nothing).
     unread: list[tuple[str, Column, str | None]] = [

@@ -31,6 +31,7 @@ from contracts.tables import (
     CATEGORY_SHARES,
     ITEM_FEATURES,
     ITEM_INTERVALS,
+    ITEMS,
     PROMOTIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
@@ -46,7 +47,11 @@ def land(dataset: Dataset, from_interval: int | None, through: int | None, now: 
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
     if from_interval is None and not landed:
         return [end]
-    return list(range(from_interval if from_interval is not None else max(landed) + 1, end + 1))
+    intervals = list(range(from_interval if from_interval is not None else max(landed) + 1, end + 1))
+    # ITEMS is written last: if it does not know what landed, a landing was killed before it was whole.
+    if not intervals and storage.recorded(ITEMS).get("bronze") != storage.state(BRONZE_EVENTS):
+        return [max(landed)]
+    return intervals
 
 
 def build() -> list[int]:

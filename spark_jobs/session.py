@@ -36,9 +36,8 @@ def _launch_conf() -> SparkConf:
 
 def session(name: str) -> SparkSession:
     """The running session, else a new one: with Delta, in UTC, quiet."""
-    running = SparkSession.getActiveSession()
-    if running is not None:
-        return running
+    if SparkContext._active_spark_context is not None:  # unlike the active session, known to every thread
+        return SparkSession.builder.getOrCreate()
     if settings().java_home:
         os.environ["JAVA_HOME"] = settings().java_home
     gateway = launch_gateway(_launch_conf())

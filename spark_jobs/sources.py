@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -160,5 +161,7 @@ def fingerprint(parts: Iterable[BaseModel | str | None], files: Iterable[Files |
                 if parent.is_file()
                 else sorted(parent.rglob("*") if parent.is_dir() else parent.parent.glob(parent.name))
             )
-            told += [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found if file.is_file()]
+            for file in found:
+                if file.is_file():
+                    told.append(f"{os.path.relpath(file, folder)} {file.stat().st_size} {file.stat().st_mtime_ns}")
     return hashlib.sha256("\n".join(told).encode()).hexdigest()

@@ -130,6 +130,15 @@ def run(
     raise typer.Exit(result)
 
 
+@app.command(hidden=True)
+def publish_numbers() -> None:
+    """Put the numbers of the last run into README.md and docs/summary.json (for maintainers)."""
+    from contracts.settings import REPOSITORY
+    from deploy.local import summary
+
+    summary.publish(REPOSITORY / "README.md", REPOSITORY / "docs" / "summary.json")
+
+
 def main() -> None:
     with reported():
         app()

@@ -6,11 +6,14 @@ each stage is done, and wakes a DAG itself when the asset event that should have
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,10 +26,24 @@ from contracts.settings import REPOSITORY, settings
 from deploy.local import airflow_api, progress, shoppers, summary
 from deploy.local.resources import Sampler
 from deploy.local.secrets import read_or_create
+from serving.client import ServingError
 
 PATIENCE_S = 45.0
 """How long after the stage before a DAG may take to be woken by its asset event before we wake it."""
 DEADLINE_S = 6 * 3600.0
+
+
+def said_why(logs: Path) -> str:
+    """The line in which a command said what was wrong, from the newest log of its task (one JSON object a line)."""
+    for path in sorted(logs.glob("attempt=*.log"), reverse=True):
+        for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
+            try:
+                event = str(json.loads(line).get("event", ""))
+            except ValueError:
+                continue
+            if match := re.search(r"cartwheel: error: .*|\bFAILED .*|\bFAIL  .*", event):
+                return match[0].removeprefix("cartwheel: error: ")
+    return "its log says why"
 
 
 class StageFailed(Exception):
@@ -93,7 +110,7 @@ class Loop:
     def _failure(self, run: airflow_api.Run) -> str:
         tasks = airflow_api.list_tasks(self._airflow, run.dag_id, run.run_id)
         failed = next((task.task_id for task in tasks if task.state == "failed"), "?")
-        log = (
+        logs = (
             settings().home_dir
             / "airflow"
             / "logs"
@@ -102,7 +119,7 @@ class Loop:
             / f"task_id={failed}"
         )
         page = f"{settings().airflow_url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/{failed}"
-        return f"task {failed} of {run.dag_id} failed. Its log: {page} or {log}"
+        return f"task {failed} of {run.dag_id} failed: {said_why(logs)}\n  Its log: {page}\n  or {logs}"
 
     def advance(self, through: int, dataset: datasets.Dataset) -> dict[str, Any]:
         """Land everything up to an interval and let the DAGs do the rest; returns what monitoring decided."""
@@ -200,6 +217,10 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
                 loop.advance(interval, dataset)
         except StageFailed as failure:
             console.print(f"\n[red]✗[/] {failure}", highlight=False)
+            return 1
+        except (httpx.HTTPError, ServingError) as error:
+            logs = settings().home_dir / "logs"
+            console.print(f"\n[red]✗[/] Airflow or the endpoint does not answer ({error}): see {logs}", highlight=False)
             return 1
         tasks = summary.task_seconds(airflow)
     summary.show(dataset, list(live), timings, tasks, console)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -172,3 +173,48 @@ def show(
     console.print(f"[bold]Endpoint[/]  {urls['endpoint']}")
     console.print(f"[bold]Try it[/]    {summary['curl']}", highlight=False, markup=True)
     console.print(f"[dim]The same as JSON: {path}[/]\n")
+
+
+PUBLISHED = ("dataset", "evaluation", "live", "example", "stages", "total_seconds", "peak_memory_mib", "versions")
+"""What of a summary goes into `docs/summary.json`: everything but this machine's addresses and paths."""
+
+
+def numbers(summary: dict[str, Any]) -> str:
+    """The README's block of numbers, in Markdown."""
+
+    def table(means: dict[str, dict[str, float]]) -> list[str]:
+        rows = [
+            f"| {WHO[who]} | " + " | ".join(f"{means[who][metric]:.3f}" for metric in METRICS) + " |" for who in WHO
+        ]
+        return ["| | " + " | ".join(METRICS) + " |", "|---|" + "---:|" * len(METRICS), *rows]
+
+    evaluation = summary["evaluation"]
+    folds = ", ".join(str(fold["as_of"]) for fold in evaluation["folds"])
+    lists = sum(fold["num_lists"] for fold in evaluation["folds"])
+    lines = [
+        f"Evaluation on weeks {folds}, none of them seen in training ({lists:,} lists):",
+        "",
+        *table(evaluation["means"]),
+    ]
+    for interval, seen in summary["live"].items():
+        for live in seen["metrics"].values():
+            lines += ["", f"Live in week {interval}, {live['num_users']:,} households:", "", *table(live["means"])]
+            lines += [
+                "",
+                f"A request took {live['latency_p50_ms']:.1f} ms at the median, {live['latency_p99_ms']:.1f} ms at p99.",
+            ]
+    stages = ", ".join(f"{stage['stage'].split(' (')[0]} {stage['seconds']:.0f} s" for stage in summary["stages"])
+    lines[-1] += (
+        f" The loop took {summary['total_seconds'] / 60:.0f} minutes on two cores after start-up, "
+        f"and {summary['peak_memory_mib'] / 1024:.1f} GiB at its peak, everything together: {stages}."
+    )
+    return "\n".join(lines)
+
+
+def publish(readme: Path, published: Path) -> None:
+    """Put the numbers of this installation's summary into the documents."""
+    summary = progress.read_json(settings().home_dir / "summary.json")
+    write_whole(published, json.dumps({name: summary[name] for name in PUBLISHED}, indent=1) + "\n")
+    before, _, rest = readme.read_text().partition("<!-- numbers -->")
+    _, _, after = rest.partition("<!-- /numbers -->")
+    write_whole(readme, f"{before}<!-- numbers -->\n{numbers(summary)}\n<!-- /numbers -->{after}")

