@@ -160,7 +160,8 @@ def show(
             console.print(_metrics(title, metrics["means"]))
         if seen["decision"]:
             console.print(
-                f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n"
+                f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n",
+                highlight=False,
             )
     if summary["example"]:
         console.print(_list_beside_taken(summary["example"]))
@@ -172,7 +173,7 @@ def show(
     console.print(f"[bold]MLflow[/]    {urls['mlflow']}")
     console.print(f"[bold]Endpoint[/]  {urls['endpoint']}")
     console.print(f"[bold]Try it[/]    {summary['curl']}", highlight=False, markup=True)
-    console.print(f"[dim]The same as JSON: {path}[/]\n")
+    console.print(f"[dim]The same as JSON: {path}[/]\n", highlight=False)
 
 
 PUBLISHED = ("dataset", "evaluation", "live", "example", "stages", "total_seconds", "peak_memory_mib", "versions")
