@@ -54,6 +54,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     from training.data import load_shop
     from training.evaluation import report
     from training.export import export
+    from training.gate import checked_versions
     from training.trainer import train as fit_and_evaluate
 
     started = time.monotonic()
@@ -63,7 +64,8 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
 
     config = from_settings()
     dataset = datasets.load(settings().dataset_path)
-    shop = load_shop(dataset)
+    checked = checked_versions(settings().reports_dir / "gates")
+    shop = load_shop(dataset, checked)
     say(f"{dataset.name}: {len(shop.user_ids)} users, {len(shop.item_ids)} items, to serve interval {shop.coming}")
     trained = fit_and_evaluate(shop, config, say)
     folder = _folder(key)
@@ -78,6 +80,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         **report(trained.folds, settings().gate_confidence),
         "export": exported,
         "table_versions": dict(shop.versions),
+        "checked_versions": checked,
         "seconds": time.monotonic() - started,
     }
     # Written last: whoever sees it sees a whole training.
@@ -89,11 +92,11 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
 def gate(key: Key) -> None:
     """Decide whether the training may be deployed; exit status 1 when it may not."""
     from training import registry
-    from training.gate import Limits, checked_versions, described, judge, verdict
+    from training.gate import Limits, described, judge, verdict
 
     evaluation, folder, chosen = _trained(key), _folder(key), settings()
     limits = Limits(chosen.gate_confidence, chosen.gate_max_model_mib, chosen.gate_max_latency_ms)
-    rules = judge(evaluation, checked_versions(chosen.reports_dir / "gates"), limits)
+    rules = judge(evaluation, limits)
     decision = verdict(rules)
     print(described(rules))
     write_json(folder / "verdict.json", decision)

@@ -75,14 +75,14 @@ class Shop:
         return max(self.statistics)
 
 
-def _read(table: tables.Table, columns: list[str] | None = None) -> tuple[pd.DataFrame, int]:
+def _read(table: tables.Table, versions: Mapping[str, int]) -> tuple[pd.DataFrame, int]:
     try:
-        delta = DeltaTable(str(table.path))
+        delta = DeltaTable(str(table.path), version=versions.get(table.name))
     except TableNotFoundError:
         raise InputError(
             f"table {table.name} does not exist", where=str(table.path), cure="run the DAG build_features first"
         ) from None
-    return delta.to_pandas(columns=columns), delta.version()
+    return delta.to_pandas(), delta.version()
 
 
 def _rows(index: pd.Index[Any], ids: Any) -> Ints:
@@ -95,16 +95,20 @@ def _flat(lists: pd.Series[Any]) -> tuple[Ints, npt.NDArray[Any]]:
     return offsets, np.concatenate(lists.to_numpy()) if len(lists) else np.empty(0, dtype=object)
 
 
-def load_shop(dataset: Dataset) -> Shop:
+def load_shop(dataset: Dataset, versions: Mapping[str, int]) -> Shop:
     """Read the feature tables of the dataset.
+
+    Args:
+        versions: Delta version of each table to read: those that passed their gate, whatever has landed since. A table
+            that is not named is read as it is.
 
     Raises:
         InputError: a table is missing or holds nothing to learn from.
     """
-    features, features_version = _read(tables.ITEM_FEATURES)
-    items, items_version = _read(tables.ITEMS)
-    histories, histories_version = _read(tables.USER_HISTORIES)
-    lists, lists_version = _read(tables.TRAINING_LISTS)
+    features, features_version = _read(tables.ITEM_FEATURES, versions)
+    items, items_version = _read(tables.ITEMS, versions)
+    histories, histories_version = _read(tables.USER_HISTORIES, versions)
+    lists, lists_version = _read(tables.TRAINING_LISTS, versions)
     if not len(features) or not len(lists):
         raise InputError(
             "there is nothing to learn from",

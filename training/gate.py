@@ -35,12 +35,12 @@ def checked_versions(gates_dir: Path) -> dict[str, int]:
     return versions
 
 
-def judge(evaluation: Mapping[str, Any], checked: Mapping[str, int], limits: Limits) -> list[Rule]:
+def judge(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
     """Every rule's verdict. A number that is missing fails its rule.
 
     Args:
-        evaluation: what `training.evaluation.report` wrote, with `export` and `table_versions`.
-        checked: Delta version of each table that a data gate has passed.
+        evaluation: what `training.evaluation.report` wrote, with `export`, `table_versions` (those trained on) and
+            `checked_versions` (those that data gates had passed when training began).
     """
     rules = [Rule("evaluated", bool(evaluation.get("folds")), f"{len(evaluation.get('folds', []))} rolling intervals")]
     for baseline in BASELINES:
@@ -56,7 +56,7 @@ def judge(evaluation: Mapping[str, Any], checked: Mapping[str, int], limits: Lim
                     f"{pair['num_users']} lists",
                 )
             )
-    trained_on = evaluation.get("table_versions", {})
+    trained_on, checked = evaluation.get("table_versions", {}), evaluation.get("checked_versions", {})
     unchecked = sorted(name for name, version in trained_on.items() if checked.get(name) != version)
     rules.append(
         Rule(
