@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from contracts.errors import InputError
 from contracts.settings import settings
 
+_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 _started_s = time.monotonic()
 
 
@@ -41,14 +42,22 @@ def session(name: str) -> SparkSession:
     if settings().java_home:
         os.environ["JAVA_HOME"] = settings().java_home
     gateway = launch_gateway(_launch_conf())
+    try:
+        gateway.jvm.Thread.currentThread().getContextClassLoader().loadClass(_EXTENSION)
+    except Py4JError:
+        raise InputError(
+            "the jars of Delta are missing", where=str(settings().cache_dir / "spark-jars"), cure="run `make setup`"
+        ) from None
     conf = SparkConf(_jvm=gateway.jvm)
     for key, value in {
         "spark.app.name": name,
-        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.extensions": _EXTENSION,
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": str(settings().spark_shuffle_partitions),
         "spark.databricks.delta.snapshotPartitions": "2",
+        # A commit without files still says what it was made of: an interval of bad rows only is clean.
+        "spark.databricks.delta.skipRecordingEmptyCommits": "false",
         "spark.sql.legacy.parquet.nanosAsLong": "true",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
