@@ -158,7 +158,9 @@ def test_a_shop_with_nothing_but_user_item_and_time(install: Callable[..., Insta
         assert running.poll() is None, installation.output
         time.sleep(1)
     summary = installation.summary
-    assert summary["champion_version"] == 1
+    # Monitoring may have asked for further models: so few users say little, and the confidence asked for is low.
+    version = summary["champion_version"]
+    assert version >= 1
     assert set(summary["live"]) == {"9", "10"}
 
     # It stays up: the summary's own curl line works, and so do the README's, apart from the port and the items.
@@ -174,7 +176,7 @@ def test_a_shop_with_nothing_but_user_item_and_time(install: Callable[..., Insta
     assert running.wait(timeout=180) == 0, installation.output
     assert installation.processes() == []
     assert installation.run("run", "--once") == 0, installation.output
-    assert installation.summary["champion_version"] == 1
+    assert installation.summary["champion_version"] == version
     assert table(installation, "attributions").request_id.is_unique
 
 
