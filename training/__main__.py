@@ -10,8 +10,8 @@ import typer
 
 from contracts import dataset as datasets
 from contracts.errors import InputError, reported
+from contracts.files import read_json, write_json
 from contracts.settings import settings
-from training.files import read_json, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[

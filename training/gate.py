@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contracts.files import read_json
 from contracts.metrics import BASELINES, NDCG, RECALL
-from training.files import read_json
 
 
 @dataclass(frozen=True)

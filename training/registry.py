@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -109,8 +108,3 @@ def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
     version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags)
     client.set_registered_model_alias(names.MODEL, names.CHALLENGER, version.version)
     return int(version.version)
-
-
-def quiet() -> None:
-    """No advice and no telemetry from MLflow in a task's log."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

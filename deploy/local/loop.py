@@ -22,6 +22,7 @@ from rich.console import Console
 from contracts import dataset as datasets
 from contracts import names
 from contracts.errors import InputError
+from contracts.files import read_json
 from contracts.settings import REPOSITORY, settings
 from deploy.local import airflow_api, progress, shoppers, summary
 from deploy.local.resources import Sampler
@@ -177,7 +178,7 @@ def _look_at_data(num_intervals: int) -> dict[str, Any]:
         raise InputError(
             said.rstrip("."), where=str(settings().dataset_path), cure=f"see {log} and docs/bring-your-own-data.md"
         )
-    return progress.read_json(path)
+    return read_json(path)
 
 
 def run_loop(*, once: bool, intervals: int | None) -> int:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from contracts.files import read_json
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, ITEM_FEATURES, Table
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or nothing when there is none yet."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
 
 
 def _partitions(table: Table) -> set[int]:

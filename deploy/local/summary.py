@@ -16,6 +16,7 @@ from rich.table import Table
 
 from contracts import names
 from contracts.dataset import Dataset
+from contracts.files import read_json
 from contracts.metrics import BASELINES, METRICS
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
@@ -214,7 +215,7 @@ def numbers(summary: dict[str, Any]) -> str:
 
 def publish(readme: Path, published: Path) -> None:
     """Put the numbers of this installation's summary into the documents."""
-    summary = progress.read_json(settings().home_dir / "summary.json")
+    summary = read_json(settings().home_dir / "summary.json")
     write_whole(published, json.dumps({name: summary[name] for name in PUBLISHED}, indent=1) + "\n")
     before, _, rest = readme.read_text().partition("<!-- numbers -->")
     _, _, after = rest.partition("<!-- /numbers -->")

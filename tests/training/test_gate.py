@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from contracts.files import write_json
 from contracts.metrics import BASELINES, METRICS
-from training.files import write_json
 from training.gate import Limits, checked_versions, judge, verdict
 
 LIMITS = Limits(confidence=0.95, max_model_mib=100, max_latency_ms=10)
