@@ -51,8 +51,6 @@ class Settings(BaseSettings):
     # Addresses
     host: str = Field("127.0.0.1", description="Address every server listens on. Anything but loopback publishes it.")
     airflow_port: Port = Field(8080, description="Airflow's web UI and API.")
-    airflow_log_port: Port = Field(8793, description="Airflow's task log server.")
-    airflow_trigger_log_port: Port = Field(8794, description="Airflow's triggerer log server.")
     mlflow_port: Port = Field(5000, description="MLflow's UI and API.")
     postgres_port: Port = Field(5433, description="The embedded PostgreSQL.")
     rest_port: Port = Field(8501, description="TF Serving's REST API: the endpoint that recommends.")

@@ -6,19 +6,17 @@ trained on these versions only. A rule that could not be answered fails the gate
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from contracts import tables
 from contracts.errors import InputError
+from contracts.files import locked, write_json
 from contracts.settings import settings
 from contracts.tables import Table
 
@@ -86,7 +84,8 @@ def check(name: str, *, full: bool = False) -> Verdict:
     if name not in GATES:
         raise InputError(f"no gate {name!r}", where="GATE", cure=f"name one of {', '.join(GATES)}")
     gate = GATES[name]
-    with _one_at_a_time():
+    # Gates share a context and the Data Docs.
+    with locked(settings().home_dir / "great_expectations.lock"):
         started = time.monotonic()
         around = {table.name: open_snapshot(table) for table in (*gate.covers, *gate.reads)}
         versions = {table.name: around[table.name].version for table in gate.covers}
@@ -120,7 +119,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
             line=f"gate {name} {'FAILED' if failures else 'passed'}: {len(failures)} of {num_rules} rules broken; "
             f"new rows checked: {rows}; {seconds} s",
         )
-        _write(verdict_path(name), verdict)
+        write_json(verdict_path(name), asdict(verdict))
         return verdict
 
 
@@ -227,22 +226,3 @@ def _rules_fingerprint(gate: Gate) -> str:
     here = Path(__file__).parent
     text = repr((gate.covers, gate.reads)) + "".join((here / f"{part}.py").read_text() for part in ("facts", "suites"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Gates share a context and the Data Docs: a second one waits. The lock dies with its process."""
-    settings().home_dir.mkdir(parents=True, exist_ok=True)
-    with (settings().home_dir / "great_expectations.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(path: Path, verdict: Verdict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(asdict(verdict), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

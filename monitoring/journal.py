@@ -6,15 +6,14 @@ same inputs give the same file again; a request stays open until a training on t
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from contracts.errors import InputError
+from contracts.files import read_json, write_json
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
 from monitoring import drift, quality, sources
@@ -30,7 +29,7 @@ def folder() -> Path:
 def newest() -> Record | None:
     """The decision of the newest interval; None when nothing was decided yet."""
     files = {int(path.stem): path for path in folder().glob("*.json") if path.stem.lstrip("-").isdigit()}
-    return sources.read_json(files[max(files)]) if files else None
+    return read_json(files[max(files)]) if files else None
 
 
 def finished(coming: int, lists_version: int, exactly: bool = False) -> str | None:
@@ -82,7 +81,7 @@ def is_pending() -> str | None:
     data = sources.training_data()
     if data is None:
         return None
-    on_file = sources.read_json(folder() / f"{data[0]}.json")
+    on_file = read_json(folder() / f"{data[0]}.json") or None
     if on_file is None:
         return f"nothing is decided yet for interval {data[0]}"
     inputs = current_inputs(*data, sources.champion())
@@ -98,7 +97,7 @@ def decide_now() -> Record:
     """
     coming, lists_version = needed_training_data()
     path = folder() / f"{coming}.json"
-    on_file = sources.read_json(path)
+    on_file: Record | None = read_json(path) or None
     champion = sources.champion()
     inputs = current_inputs(coming, lists_version, champion)
     if on_file is not None and on_file.get("inputs") == inputs:
@@ -128,7 +127,7 @@ def decide_now() -> Record:
             "request": request,
         }
     )
-    _write(path, record)
+    write_json(path, record)
     return record
 
 
@@ -165,13 +164,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, record: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from contracts.errors import InputError
+from contracts.files import read_json
 from contracts.names import CHAMPION, MODEL
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS, Table
@@ -98,7 +98,7 @@ def failed_gates() -> dict[str, str]:
     failed: dict[str, str] = {}
     for path in sorted((settings().reports_dir / "gates").glob("*.json")):
         verdict = read_json(path)
-        if verdict is not None and verdict.get("passed") is not True:
+        if verdict.get("passed") is not True:
             failures = verdict.get("failures") or [{}]
             first = failures[0]
             place = ".".join(str(first[part]) for part in ("table", "column") if first.get(part))
@@ -109,15 +109,4 @@ def failed_gates() -> dict[str, str]:
 def training_results() -> Iterator[Mapping[str, Any]]:
     """What each finished training wrote down."""
     for path in sorted(settings().training_dir.glob("*/result.json")):
-        found = read_json(path)
-        if found is not None:
-            yield found
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None when the file is missing or holds none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        yield read_json(path)

@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from contracts.errors import InputError
+from contracts.files import sync
 from contracts.settings import settings
 from serving.desired import base_path
-from serving.durable import sync, sync_tree
+from serving.durable import sync_tree
 
 MANIFEST = "MANIFEST.sha256"
 GOLDEN = "golden_requests.json"

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from contracts.errors import InputError
+from contracts.files import write_text
 from contracts.settings import settings
 from serving import desired
-from serving.durable import replace_text
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -26,7 +26,7 @@ def initialise() -> None:
     if not desired.config_path().exists():
         desired.write(desired.Desired())
     if not monitoring_config_path().exists():
-        replace_text(monitoring_config_path(), f'prometheus_config {{ enable: true, path: "{METRICS_PATH}" }}\n')
+        write_text(monitoring_config_path(), f'prometheus_config {{ enable: true, path: "{METRICS_PATH}" }}\n')
 
 
 def server_command() -> list[str]:

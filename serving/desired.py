@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contracts.errors import InputError
+from contracts.files import write_text
 from contracts.names import MODEL
 from contracts.settings import settings
-from serving.durable import replace_text
 
 STABLE, CANARY = "stable", "canary"
 _HEADER = "# Written by `python -m serving`; TF Serving polls it. Do not edit: the next deployment replaces it.\n"
@@ -93,4 +93,4 @@ def read() -> Desired:
 def write(desired: Desired) -> None:
     """Put a desired state into force, unless it is already."""
     if not config_path().exists() or read() != desired:
-        replace_text(config_path(), render(desired, base_path().resolve()))
+        write_text(config_path(), render(desired, base_path().resolve()))

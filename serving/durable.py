@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file by a temporary one beside it, fsync and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync(path.parent)
+from contracts.files import sync
 
 
 def append_line(path: Path, line: str) -> None:
@@ -34,26 +21,8 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def sync(path: Path) -> None:
-    """fsync one file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_tree(folder: Path) -> None:
     """fsync a folder and everything in it."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the system frees when the process ends in whatever way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

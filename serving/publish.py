@@ -20,12 +20,12 @@ from typing import Any
 import httpx
 
 from contracts.errors import InputError
+from contracts.files import locked, write_json
 from contracts.names import CHALLENGER, CHAMPION
 from contracts.settings import settings
 from serving import artifact, desired, ledger, registry
 from serving.client import Client, Recommendation, ServingError
 from serving.desired import CANARY, STABLE, Desired
-from serving.durable import locked, replace_text
 
 DEADLINE_S = 120.0
 SCORE_TOLERANCE = 1e-4
@@ -123,7 +123,7 @@ def verify(version: int) -> dict[str, Any]:
         "manifest_sha256": manifest,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    replace_text(report_path(version), json.dumps(report, indent=2) + "\n")
+    write_json(report_path(version), report)
     if mismatches:
         before = desired.read()
         if before.stable != version:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 
-def interval_number(value: str) -> int | None:
-    """Number of an interval; the empty text means: work it out."""
+
+def add_interval(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
+    """Add an argument that holds the number of an interval; the empty text and its absence mean None: work it out."""
+    parser.add_argument(name, type=_number, default=None, metavar="N", help=meaning)
+
+
+def _number(value: str) -> int | None:
     return int(value) if value.strip() else None

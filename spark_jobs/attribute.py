@@ -18,7 +18,7 @@ from contracts.errors import reported
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, EXPOSURE_COLUMNS, ITEMS, SILVER_EVENTS
 from spark_jobs import pending, storage
-from spark_jobs.arguments import interval_number
+from spark_jobs.arguments import add_interval
 from spark_jobs.session import plain_failures, say, session
 
 RECENT_INTERVALS = 4
@@ -26,13 +26,7 @@ RECENT_INTERVALS = 4
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="attribute", description=__doc__)
-    parser.add_argument(
-        "--interval",
-        type=interval_number,
-        default=None,
-        metavar="N",
-        help="the interval; empty: all whose outcome is new",
-    )
+    add_interval(parser, "--interval", "the interval; empty: all whose outcome is new")
     return parser
 
 

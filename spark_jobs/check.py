@@ -7,8 +7,6 @@ status 2 when nothing could be built on the data.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from pyspark.sql import functions as F
 
 from contracts.dataset import Dataset, Files, load
 from contracts.errors import InputError, reported
+from contracts.files import write_json
 from contracts.settings import settings
 from spark_jobs import rules, sources
 from spark_jobs.land import read_events
@@ -222,16 +221,6 @@ def report(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     yield from bars({int(interval): count for interval, count in found["events_by_interval"].items()})
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last: int = 0) -> int:
     """Check the data of a dataset; the exit status.
 
@@ -255,7 +244,7 @@ def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last
     for line in warnings(found, dataset):
         print(f"  warning: {line}")
     if path is not None:
-        _write(path, json.dumps(found, indent=1))
+        write_json(path, found)
     print("the data can be used", flush=True)
     return 0
 

@@ -27,7 +27,7 @@ from contracts.tables import (
     USER_HISTORIES,
 )
 from spark_jobs import pending, storage
-from spark_jobs.arguments import interval_number
+from spark_jobs.arguments import add_interval
 from spark_jobs.session import plain_failures, say, session
 
 NO_CATEGORY = "(none)"
@@ -37,13 +37,7 @@ _DECIMALS = 6
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="features", description=__doc__)
-    parser.add_argument(
-        "--coming",
-        type=interval_number,
-        default=None,
-        metavar="N",
-        help="interval to recommend in; empty: the one after the last clean one",
-    )
+    add_interval(parser, "--coming", "interval to recommend in; empty: the one after the last clean one")
     return parser
 
 

@@ -22,7 +22,7 @@ from contracts.errors import InputError, reported
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, ITEMS, PROMOTIONS, QUARANTINE, USERS, Table
 from spark_jobs import sources, storage
-from spark_jobs.arguments import interval_number
+from spark_jobs.arguments import add_interval
 from spark_jobs.parsing import ROW, number, parse, wanted_columns
 from spark_jobs.session import plain_failures, say, session
 
@@ -32,20 +32,8 @@ _WORD_BITS = 60
 
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="land", description=__doc__)
-    parser.add_argument(
-        "--through",
-        type=interval_number,
-        default=None,
-        metavar="N",
-        help="last interval to land; empty: the last complete one",
-    )
-    parser.add_argument(
-        "--from-interval",
-        type=interval_number,
-        default=None,
-        metavar="N",
-        help="first one; empty: the first not yet landed",
-    )
+    add_interval(parser, "--through", "last interval to land; empty: the last complete one")
+    add_interval(parser, "--from-interval", "first one; empty: the first not yet landed")
     return parser
 
 

@@ -38,7 +38,7 @@ from contracts.tables import (
     USER_HISTORIES,
 )
 from spark_jobs import storage
-from spark_jobs.arguments import interval_number
+from spark_jobs.arguments import add_interval
 
 
 def land(dataset: Dataset, from_interval: int | None, through: int | None, now: datetime) -> list[int]:
@@ -174,12 +174,8 @@ def arg_parser() -> argparse.ArgumentParser:
         prog="pending", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("step", choices=("land", "clean", "features", "build", "attribute"))
-    parser.add_argument(
-        "--through", type=interval_number, default=None, metavar="N", help="of land: the last interval to land"
-    )
-    parser.add_argument(
-        "--from-interval", type=interval_number, default=None, metavar="N", help="of land: the first one"
-    )
+    add_interval(parser, "--through", "of land: the last interval to land")
+    add_interval(parser, "--from-interval", "of land: the first one")
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,18 +39,18 @@ def _trained(key: str) -> dict[str, Any]:
 def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the record.")] = "a person") -> None:
     """Evaluate on rolling intervals, train the model to serve, export it and log it to MLflow."""
     from training import registry
-    from training.config import from_settings
 
-    folder, config = _folder(key), from_settings()
+    folder = _folder(key)
     evaluation = read_json(folder / "evaluation.json")
     if not evaluation:
         evaluation = _train(key, requested_by)
-    run_id = registry.log_run(key, evaluation, config, folder)
+    run_id = registry.log_run(key, evaluation, folder)
     write_json(folder / "run.json", {"run_id": run_id})
     print(f"training {key} is MLflow run {run_id}")
 
 
 def _train(key: str, requested_by: str) -> dict[str, Any]:
+    from training import registry
     from training.config import from_settings
     from training.data import load_shop
     from training.evaluation import report
@@ -77,6 +78,8 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         "dataset": dataset.name,
         "as_of": shop.coming,
         "requested_by": requested_by,
+        "parameters": asdict(config),
+        "commit": registry.code_version(),
         **report(trained.folds, settings().gate_confidence),
         "export": exported,
         "table_versions": dict(shop.versions),

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from contracts import names
 from contracts.settings import REPOSITORY, settings
-from training.config import RankerConfig
 
 KEY_TAG = "cartwheel.key"
 ARTIFACT_FOLDER = "model"
@@ -34,7 +32,7 @@ def code_version() -> str:
         return "unknown"
 
 
-def log_run(key: str, evaluation: Mapping[str, Any], config: RankerConfig, folder: Path) -> str:
+def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     """Log a training with its parameters, metrics, data versions, commit and SavedModel; once for each key.
 
     Returns:
@@ -53,12 +51,12 @@ def log_run(key: str, evaluation: Mapping[str, Any], config: RankerConfig, folde
         "dataset": evaluation["dataset"],
         "as_of": str(evaluation["as_of"]),
         "requested_by": evaluation["requested_by"],
-        "mlflow.source.git.commit": code_version(),
+        "mlflow.source.git.commit": evaluation["commit"],
         **{f"data.{table}": str(version) for table, version in evaluation["table_versions"].items()},
     }
     run = client.create_run(experiment_id, tags=tags, run_name=key)
     run_id = str(run.info.run_id)
-    for name, value in asdict(config).items():
+    for name, value in evaluation["parameters"].items():
         client.log_param(run_id, name, value)
     for who, metrics in evaluation["means"].items():
         for name, value in metrics.items():

@@ -100,8 +100,8 @@ def run(
     intervals: Annotated[int | None, typer.Option(min=0, help="Intervals to replay, instead of the setting's.")] = None,
 ) -> None:
     """Start everything, run the whole loop, and stay up until Ctrl-C."""
+    from contracts.files import locked
     from deploy.local import stack
-    from deploy.local.files import locked
     from deploy.local.supervision import connect
 
     _stop_on_signals()

@@ -70,7 +70,7 @@ def airflow_environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         "api_auth": {"jwt_secret": secrets.airflow_jwt_secret},
         "workers": {"execution_api_timeout": 60},  # 5 s by default, which lost a task at high load
         "dag_processor": {"refresh_interval": 30, "min_file_process_interval": 60, "parsing_processes": 1},
-        "logging": {"base_log_folder": home / "logs", "worker_log_server_port": settings.airflow_log_port},
+        "logging": {"base_log_folder": home / "logs"},
         "usage_data_collection": {"enabled": False},
     }
     return {

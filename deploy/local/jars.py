@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contracts.errors import InputError
+from contracts.files import locked
 from contracts.settings import Settings
 from deploy.local.environment import pyspark_folder
-from deploy.local.files import locked
 from deploy.local.java import Java
 
 IVY_FILE = Path(__file__).with_name("spark_jars.ivy.xml")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.errors import InputError
+from contracts.files import write_text
 from contracts.settings import Settings
-from deploy.local.files import write_whole
 
 OLDEST = 17
 SYSTEM_TRUST_STORE = Path("/etc/ssl/certs/java/cacerts")
@@ -117,7 +117,7 @@ exec {shlex.join([str(java), *flags])} "$@"
 """
     path = home / "bin" / "java"
     if not path.exists() or path.read_text(encoding="utf-8") != script:
-        write_whole(path, script, mode=0o755)
+        write_text(path, script, mode=0o755)
 
 
 def trust_store_flags(home: Path, system_store: Path = SYSTEM_TRUST_STORE) -> list[str]:

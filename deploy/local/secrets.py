@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from contracts.errors import InputError
-from deploy.local.files import locked, write_whole
+from contracts.files import locked, write_json
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_or_create(path: Path) -> Secrets:
     with locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             made = Secrets()
-            write_whole(path, json.dumps(asdict(made), indent=2) + "\n", mode=0o600)
+            write_json(path, asdict(made), mode=0o600)
             return made
         path.chmod(0o600)
         try:

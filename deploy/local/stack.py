@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from contracts.errors import InputError
+from contracts.files import lock_holder, locked, write_text
 from contracts.settings import Settings
 from deploy.local import environment, postgres, preflight
 from deploy.local import programs as catalogue
-from deploy.local.files import lock_holder, locked, write_whole
 from deploy.local.jars import ensure_jars, read_lock
 from deploy.local.java import Java, find_java
 from deploy.local.processes import marked, memory_mib, sweep
@@ -132,7 +132,7 @@ def up(settings: Settings, console: Console) -> dict[str, str]:
                     with step(console, "The model server's folders"):
                         catalogue.serving_verb("initialise")
                 supervisor = launch(home, home / "run" / "supervisord.conf", added)
-                write_whole(home / "run" / "fingerprint", fingerprint)
+                write_text(home / "run" / "fingerprint", fingerprint)
             _start(settings, secrets, supervisor, wanted, console)
         except BaseException:
             with undisturbed():
@@ -200,7 +200,7 @@ def _migrate(settings: Settings, secrets: Secrets, supervisor: Supervisor, progr
             time.sleep(0.2)
         if info["statename"] != "EXITED" or info["exitstatus"] != 0:
             raise _died(settings.home_dir, program.name, f"ended with status {info['exitstatus']}")
-    write_whole(stamp, state())
+    write_text(stamp, state())
 
 
 def _check_alive(home: Path, supervisor: Supervisor, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -315,9 +315,9 @@ def status(settings: Settings) -> Table:
 
 def _write_files(settings: Settings, secrets: Secrets, configuration: str) -> None:
     home = settings.home_dir
-    write_whole(home / "run" / "supervisord.conf", configuration, mode=0o600)
+    write_text(home / "run" / "supervisord.conf", configuration, mode=0o600)
     passwords = json.dumps({"admin": secrets.airflow_admin_password})
-    write_whole(home / "airflow" / "passwords.json", passwords, mode=0o600)
+    write_text(home / "airflow" / "passwords.json", passwords, mode=0o600)
 
 
 def _read(path: Path) -> str:

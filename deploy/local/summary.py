@@ -16,12 +16,11 @@ from rich.table import Table
 
 from contracts import names
 from contracts.dataset import Dataset
-from contracts.files import read_json
+from contracts.files import read_json, write_json, write_text
 from contracts.metrics import BASELINES, METRICS
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
-from deploy.local.files import write_whole
 
 PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
 WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
@@ -145,7 +144,7 @@ def show(
     """Write `summary.json` and print the same for people."""
     summary = build(dataset, live, stages, tasks)
     path = settings().home_dir / "summary.json"
-    write_whole(path, json.dumps(summary, indent=1))
+    write_json(path, summary)
     console.print()
     console.rule(f"[bold]Cartwheel: {dataset.title or dataset.name}")
     means = summary["evaluation"]["means"]
@@ -216,7 +215,7 @@ def numbers(summary: dict[str, Any]) -> str:
 def publish(readme: Path, published: Path) -> None:
     """Put the numbers of this installation's summary into the documents."""
     summary = read_json(settings().home_dir / "summary.json")
-    write_whole(published, json.dumps({name: summary[name] for name in PUBLISHED}, indent=1) + "\n")
+    write_json(published, {name: summary[name] for name in PUBLISHED})
     before, _, rest = readme.read_text().partition("<!-- numbers -->")
     _, _, after = rest.partition("<!-- /numbers -->")
-    write_whole(readme, f"{before}<!-- numbers -->\n{numbers(summary)}\n<!-- /numbers -->{after}")
+    write_text(readme, f"{before}<!-- numbers -->\n{numbers(summary)}\n<!-- /numbers -->{after}")

@@ -20,7 +20,6 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     "deploy/local/supervision.py": "starts supervisord with the environment of the stack",
     "expectations/validation.py": "writes GX_ANALYTICS_ENABLED, which Great Expectations reads on import",
     "spark_jobs/session.py": "writes JAVA_HOME, which PySpark reads when it starts the JVM",
-    "training/registry.py": "writes MLFLOW_DISABLE_TELEMETRY, which MLflow reads on import",
 }
 """Modules beside `contracts/settings.py` that use `os.environ`, each with its reason. None reads a setting of ours."""
 CODE = ("contracts", "dags", "deploy", "expectations", "monitoring", "plugins", "serving", "spark_jobs", "training")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,13 +24,16 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path) -> Iterator[Callable[..., Settings]]:
+def make_settings() -> Iterator[Callable[..., Settings]]:
+    """Settings by name; not under pytest's own folder, which is closed to the user PostgreSQL runs as where we are root."""
+    parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
     names = ("airflow_port", "mlflow_port", "postgres_port", "rest_port", "grpc_port")
-    home = tmp_path / "home"
+    home = parent / "home"
 
     def make(**values: object) -> Settings:
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        return Settings(**{"_env_file": None, "home": home, "cache": tmp_path / "cache", **ports, **values})
+        return Settings(**{"_env_file": None, "home": home, "cache": parent / "cache", **ports, **values})
 
     yield make
     sweep(home, grace_s=3.0)
+    shutil.rmtree(parent)

@@ -15,7 +15,9 @@ def write(path: Path, *events: str) -> None:
 def test_the_newest_attempt_says_why(tmp_path: Path) -> None:
     """Of two attempts the last one's error line is shown, without its prefix."""
     write(tmp_path / "attempt=1.log", "cartwheel: error: an old one")
-    write(tmp_path / "attempt=2.log", "starting", "cartwheel: error: no column 'x' (in a.csv). Cure: correct it", "exit 2")
+    write(
+        tmp_path / "attempt=2.log", "starting", "cartwheel: error: no column 'x' (in a.csv). Cure: correct it", "exit 2"
+    )
     assert said_why(tmp_path) == "no column 'x' (in a.csv). Cure: correct it"
 
 

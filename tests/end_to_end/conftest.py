@@ -19,8 +19,6 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORTS = (
     "airflow_port",
-    "airflow_log_port",
-    "airflow_trigger_log_port",
     "mlflow_port",
     "postgres_port",
     "rest_port",
