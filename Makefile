@@ -2,10 +2,14 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup run up down status check test test-fast lint lock clean
+.PHONY: help setup run up down status check kafka test test-fast test-faults bench-ingest lint lock clean
 
 PYTHON ?=
 ARGS ?=
+SEED ?= 20170102
+EVENTS ?= 100000
+KILLS ?= 12
+ROWS ?= 1000000
 python := .venv/bin/python
 
 # DATASET=path/to/shop.toml chooses the shop for this command; relative to the folder of this file.
@@ -34,6 +38,9 @@ status: setup ## Show what is running, its memory and its address
 check: setup ## Check a shop's data before running on it (DATASET=...)
 	@$(python) -m deploy.local check $(ARGS)
 
+kafka: setup ## Run a real Apache Kafka on this machine until Ctrl-C, to try it as a source (ARGS=--port=...)
+	@$(python) -m deploy.local.kafka $(ARGS)
+
 test: setup ## Set up and run all tests (ARGS=... for pytest)
 	@$(python) -m deploy.local prepare
 	@$(python) -m pytest tests $(ARGS)
@@ -41,6 +48,15 @@ test: setup ## Set up and run all tests (ARGS=... for pytest)
 test-fast: setup ## Run the tests that take seconds only
 	@$(python) -m deploy.local prepare
 	@$(python) -m pytest tests -m "not slow" $(ARGS)
+
+test-faults: setup ## Kill everything while events land (SEED=..., EVENTS=..., KILLS=...)
+	@$(python) -m deploy.local prepare
+	@CARTWHEEL_TEST_FAULTS_SEED=$(SEED) CARTWHEEL_TEST_FAULTS_EVENTS=$(EVENTS) CARTWHEEL_TEST_FAULTS_KILLS=$(KILLS) \
+		$(python) -m pytest tests/faults -s $(ARGS)
+
+bench-ingest: setup ## Measure landing from each source beside a plain copy by Spark (ROWS=...)
+	@$(python) -m deploy.local prepare
+	@$(python) -m tests.benchmarks.ingest --rows $(ROWS)
 
 lint: setup ## Check style, types and the law of imports
 	@$(python) -m ruff check .

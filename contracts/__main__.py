@@ -1,14 +1,19 @@
-"""`python -m contracts settings`: the README's table of settings and `.env.example`, made from `contracts.settings`."""
+"""`python -m contracts settings`: the README's table of settings and `.env.example`, made from `contracts.settings`.
+
+`python -m contracts pseudonym`: what callers send instead of a personal user id."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
 from contracts.errors import InputError, reported
-from contracts.settings import REPOSITORY, Settings
+from contracts.pseudonyms import pseudonym
+from contracts.settings import REPOSITORY, Settings, settings
 
 BEGIN = "<!-- settings: written by `python -m contracts settings --write` -->"
 END = "<!-- /settings -->"
@@ -68,19 +73,39 @@ def write(folder: Path = REPOSITORY) -> None:
     (folder / ".env.example").write_text(env(), encoding="utf-8")
 
 
+def pseudonyms(user_ids: Iterable[str]) -> Iterator[str]:
+    """The pseudonym of each id, in their order, by the secret key of this installation.
+
+    Raises:
+        InputError: there is no key, or an id is no valid text.
+    """
+    key = settings().secret("pseudonym_key")
+    return (pseudonym(user_id, key) for user_id in user_ids)
+
+
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m contracts", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    settings = verbs.add_parser("settings", help="print every setting, its default and its meaning")
-    settings.add_argument("--format", choices=("markdown", "env"), default="markdown")
-    settings.add_argument("--write", action="store_true", help="update README.md and .env.example instead")
+    every = verbs.add_parser("settings", help="print every setting, its default and its meaning")
+    every.add_argument("--format", choices=("markdown", "env"), default="markdown")
+    every.add_argument("--write", action="store_true", help="update README.md and .env.example instead")
+    told = verbs.add_parser("pseudonym", help="print the pseudonym of each user id")
+    told.add_argument(
+        "user_ids",
+        nargs="*",
+        metavar="ID",
+        help="none: one a line from standard input, where no list of processes shows it",
+    )
     return parser
 
 
 def main() -> None:
     arguments = arg_parser().parse_args()
     with reported():
-        if arguments.write:
+        if arguments.verb == "pseudonym":
+            for line in pseudonyms(arguments.user_ids or (line.rstrip("\r\n") for line in sys.stdin)):
+                print(line)
+        elif arguments.write:
             write()
         else:
             print({"markdown": markdown, "env": env}[arguments.format](), end="")

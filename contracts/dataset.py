@@ -11,7 +11,7 @@ import re
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -32,6 +32,10 @@ def _duration(value: Any) -> Any:
 
 def _many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
 
 
 Many = Annotated[tuple[str, ...], BeforeValidator(_many)]
@@ -111,6 +115,26 @@ class Files(_Part):
         raise ValueError(f"cannot tell the format of {self.path[0]!r}: set format to csv, jsonl or parquet")
 
 
+class _PerhapsFiles(_Part):
+    """Something that may lie in files of its own: the keys of `Files`, `path` not needed."""
+
+    path: Annotated[tuple[str, ...] | None, BeforeValidator(_many)] = None
+    format: Literal["csv", "jsonl", "parquet"] | None = None
+    separator: str = ","
+    encoding: str = "UTF-8"
+
+    @property
+    def files(self) -> Files | None:
+        if self.path is None:
+            return None
+        return Files(path=self.path, format=self.format, separator=self.separator, encoding=self.encoding)
+
+    @model_validator(mode="after")
+    def _files_are_sound(self) -> Self:
+        self.files  # noqa: B018 - raises for an unknown ending
+        return self
+
+
 class EventColumns(_Part):
     """Which column of the events means what. Only user, item and time are needed."""
 
@@ -142,8 +166,19 @@ class Exclusion(_Part):
         return self
 
 
-class Events(Files):
+class Events(_PerhapsFiles):
+    """One source of events: files, or what the one table says that is named like a module of `spark_jobs.sources`."""
+
+    name: str = Field("", pattern=r"^([a-z][a-z0-9_]*)?$")
+    """Empty: the name of the dataset, when it has one source only."""
+    kind: str = "files"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Content of `[events.KIND]`, checked by `spark_jobs.sources.KIND`."""
+    settle_s: float = Field(2.0, ge=0)
+    """Files changed less than this many seconds ago may still be written: they are waited for."""
     columns: EventColumns
+    event_ids_are: Literal["of the source", "of the shop"] = "of the source"
+    """Whether the same event_id (or, without ids, the same row) from another source means the same event."""
     time_format: str | None = None
     """Spark's pattern, e.g. `yyyy-MM-dd HH:mm:ss`; also `epoch_s` and `epoch_ms`. None: ISO 8601 or a real time column."""
     time_is: Literal["utc", "local"] = "utc"
@@ -158,6 +193,25 @@ class Events(Files):
     targets: tuple[str, ...] | None = None
     """The types a recommendation should lead to. None: all."""
     exclude: tuple[Exclusion, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_is_its_table(cls, data: Any) -> Any:
+        """Put `{kafka: {...}}` as `kind` and `options`."""
+        if not isinstance(data, dict):
+            return data
+        tables = [key for key, value in data.items() if key not in cls.model_fields and isinstance(value, dict)]
+        if len(tables) != 1 or "kind" in data:
+            return data
+        return {key: value for key, value in data.items() if key != tables[0]} | {
+            "kind": tables[0], "options": data[tables[0]],
+        }  # fmt: skip
+
+    @model_validator(mode="after")
+    def _reads_from_one_place(self) -> Events:
+        if (self.kind == "files") != (self.path is not None):
+            raise ValueError("give either path or one table that says where events come from, such as [events.kafka]")
+        return self
 
     @model_validator(mode="after")
     def _types_agree(self) -> Events:
@@ -190,22 +244,12 @@ class ItemColumns(_Part):
     type: str | None = None
 
 
-class Items(_Part):
+class Items(_PerhapsFiles):
     """What is known of the items: from a file of its own, or (without `path`) from columns of the events."""
 
-    path: Annotated[tuple[str, ...] | None, BeforeValidator(_many)] = None
-    format: Literal["csv", "jsonl", "parquet"] | None = None
-    separator: str = ","
-    encoding: str = "UTF-8"
     columns: ItemColumns
     not_recommended: tuple[str, ...] = ()
     """Item ids, categories and types that are never recommended."""
-
-    @property
-    def files(self) -> Files | None:
-        if self.path is None:
-            return None
-        return Files(path=self.path, format=self.format, separator=self.separator, encoding=self.encoding)
 
 
 class UserColumns(_Part):
@@ -243,7 +287,9 @@ class Dataset(_Part):
     attribution: str = ""
     time_zone: str = "UTC"
     interval: Interval = Interval()
-    events: Events
+    events: Annotated[tuple[Events, ...], BeforeValidator(_one_or_many)] = Field(min_length=1)
+    personal_user_id: bool = False
+    """Whether user ids are personal (an e-mail, a phone number): then only their pseudonyms are kept."""
     items: Items | None = None
     users: Users | None = None
     promotions: Promotions | None = None
@@ -258,6 +304,32 @@ class Dataset(_Part):
         except (KeyError, ValueError, OSError):
             raise ValueError(f"{value!r} is no time zone: write it as Europe/Berlin") from None
         return value
+
+    @model_validator(mode="after")
+    def _sources_fit_together(self) -> Dataset:
+        if len(self.events) > 1 and not all(source.name for source in self.events):
+            raise ValueError("events: with several sources each needs a name")
+        names = [source.name for source in self.events]
+        weights: dict[str, float] = {}
+        for source in self.events:
+            if names.count(source.name) > 1:
+                raise ValueError(f"events: two sources are named {source.name!r}")
+            for event_type, weight in source.types.items():
+                if weights.setdefault(event_type, weight) != weight:
+                    raise ValueError(f"events: type {event_type!r} has two weights, {weights[event_type]} and {weight}")
+        return self
+
+    def source_name(self, source: Events) -> str:
+        return source.name or self.name
+
+    @property
+    def types(self) -> dict[str, float]:
+        """Weight of each event type, of all sources together."""
+        return {event_type: weight for source in self.events for event_type, weight in source.types.items()}
+
+    @property
+    def target_types(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(event_type for source in self.events for event_type in source.target_types))
 
     def wall_clock(self, moment: datetime) -> datetime:
         """The shop's wall-clock time of a moment (naive moments are UTC)."""
@@ -282,7 +354,10 @@ def load(path: Path) -> Dataset:
         raise InputError(f"not valid TOML: {error}", where=str(path), cure=cure) from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        # The one source of most shops stands in `[events]`, not in a list.
+        only = isinstance(tomllib.loads(path.read_text(encoding="utf-8")).get("events"), dict)
+        told = [part for i, part in enumerate(first["loc"]) if not (only and i == 1 and first["loc"][0] == "events")]
+        place = ".".join(str(part) for part in told) or "the file"
         raise InputError(f"{place}: {first['msg'].removeprefix('Value error, ')}", where=str(path), cure=cure) from None
 
 

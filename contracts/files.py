@@ -59,11 +59,14 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, what: str = "", cure: str = "wait until it has ended") -> Iterator[None]:
+def locked(
+    path: Path, *, what: str = "", cure: str = "wait until it has ended", shared: bool = False
+) -> Iterator[None]:
     """Hold `path` as a lock, which the kernel releases however this process ends. The file holds our process id.
 
     Args:
         what: what the other holder is doing, for the error; empty: wait for the lock instead.
+        shared: others may hold it too, if they share it.
 
     Raises:
         InputError: another process holds the lock and `what` is given.
@@ -71,12 +74,13 @@ def locked(path: Path, *, what: str = "", cure: str = "wait until it has ended")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what else 0))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if what else 0))
         except BlockingIOError:
             raise InputError(f"{what} (process {lock_holder(path) or 'unknown'})", where=str(path), cure=cure) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        if not shared:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
 
 

@@ -7,6 +7,7 @@ repository's root. `.env.example` and the table in the README are generated from
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts.errors import InputError
+from contracts.files import read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -141,6 +143,11 @@ class Settings(BaseSettings):
         return f"-XX:TieredStopAtLevel=1 -XX:+UseParallelGC -Dlog4j2.configurationFile={logging}"
 
     @property
+    def jre_dir(self) -> Path:
+        """The home of the Java that `deploy.local` puts here where the machine has none."""
+        return self.home_dir / "java"
+
+    @property
     def exposures_dir(self) -> Path:
         """JSON lines, one for each answer that a shopper saw (`contracts.tables.EXPOSURE_COLUMNS`)."""
         return self.home_dir / "exposures"
@@ -162,6 +169,28 @@ class Settings(BaseSettings):
     @property
     def secrets_path(self) -> Path:
         return self.home_dir / "secrets.json"
+
+    def secret(self, name: str) -> str:
+        """A secret by name: the variable CARTWHEEL_SECRET_NAME, else the entry `name` of `secrets_path` (JSON).
+
+        Raises:
+            InputError: it is in neither, or that file is open to others.
+        """
+        variable = f"CARTWHEEL_SECRET_{name.upper()}"
+        if found := os.environ.get(variable):
+            return found
+        if self.secrets_path.exists() and self.secrets_path.stat().st_mode & 0o077:
+            raise InputError(
+                "the file of secrets can be read by others", where=str(self.secrets_path), cure="chmod 600 that file"
+            )
+        found = read_json(self.secrets_path).get(name.lower())
+        if not found:
+            raise InputError(
+                f"no secret {name!r}",
+                where=variable,
+                cure=f"set that variable, or add {name.lower()!r} to {self.secrets_path}",
+            )
+        return str(found)
 
     @property
     def mlflow_uri(self) -> str:

@@ -60,9 +60,9 @@ BRONZE_EVENTS = Table(
     "its text stays in `extra` and `problems` says so.",
     (
         Column("event_id", "string", "the source's id, else a hash of the whole row"),
-        Column("source", "string", "name of the dataset"),
+        Column("source", "string", "name of the source"),
         _INTERVAL,
-        Column("user_id", "string", nullable=True),
+        Column("user_id", "string", "a pseudonym where the dataset file says that ids are personal", nullable=True),
         Column("item_id", "string", nullable=True),
         Column("event_type", "string", nullable=True),
         Column("occurred_at", "timestamp", "UTC"),
@@ -74,7 +74,7 @@ BRONZE_EVENTS = Table(
         Column("extra", "map<string,string>", "every other column of the source"),
         Column("ingested_at", "timestamp", "UTC"),
     ),
-    key=(),
+    key=("event_id",),
     partition_by=("interval",),
 )
 
@@ -84,12 +84,57 @@ QUARANTINE = Table(
     (
         Column("stage", "string", "land or clean"),
         Column("interval", "int", "0 when the time could not be read"),
+        Column("source", "string", "name of the source"),
+        Column("batch", "int", "of landing; 0 for rows set aside by clean"),
         Column("event_id", "string"),
         Column("reasons", "array<string>"),
         Column("row", "string", "the row as JSON"),
     ),
     key=(),
     partition_by=("stage", "interval"),
+    may_be_empty=True,
+)
+
+LEDGER = Table(
+    "ledger",
+    "What became of every record: read = landed + quarantined + duplicates, for each batch of a source and interval.",
+    (
+        Column("source", "string", "name of the source"),
+        Column("batch", "int", "number of the batch, counted for each source from 1"),
+        Column("interval", "int", "0 when the time could not be read"),
+        Column("read", "bigint", "records read from the source", minimum=0),
+        Column("landed", "bigint", "of these, now in bronze_events", minimum=0),
+        Column("quarantined", "bigint", "of these, now in quarantine", minimum=0),
+        Column("duplicates", "bigint", "of these, known already", minimum=0),
+        Column("bronze_version", "bigint", "of the commit of bronze_events that landed the batch"),
+        Column("committed_at", "timestamp", "UTC"),
+    ),
+    key=("source", "batch", "interval"),
+    may_be_empty=True,
+)
+
+POSITIONS = Table(
+    "positions",
+    "How far each source has been read. A row stands for a batch that landed; its position is part of the same commit.",
+    (
+        Column("source", "string", "name of the source"),
+        Column("batch", "int"),
+        Column("position", "string", "JSON, as the source understands it: where its next batch begins"),
+        Column("bronze_version", "bigint", "of the commit of bronze_events that landed the batch"),
+        Column("committed_at", "timestamp", "UTC"),
+    ),
+    key=("source", "batch"),
+    may_be_empty=True,
+)
+
+ERASED = Table(
+    "erased",
+    "Users who were erased and must not come back when a source is read again.",
+    (
+        Column("user_id_hash", "string", "pseudonym of the stored user id: the id itself is not kept"),
+        Column("erased_at", "timestamp", "UTC; when it was asked for"),
+    ),
+    key=("user_id_hash",),
     may_be_empty=True,
 )
 
@@ -249,6 +294,9 @@ CATEGORY_SHARES = Table(
 TABLES = (
     BRONZE_EVENTS,
     QUARANTINE,
+    LEDGER,
+    POSITIONS,
+    ERASED,
     ITEMS,
     USERS,
     PROMOTIONS,

@@ -2,12 +2,15 @@
 ### From raw events to features that passed their checks
 
 1. `reconcile`: has anything landed that has no checked features yet? Nothing: the run ends here.
-2. `gate_raw`: Great Expectations on `bronze_events`.
+2. `gate_raw`: Great Expectations on `bronze_events` and the `ledger`.
 3. `clean`: duplicates, missing and impossible values, returns and cancelled lines go to `quarantine`,
    the rest to `silver_events`; only the intervals that changed.
 4. `gate_clean`: Great Expectations on `silver_events` and `items`.
 5. `compute_features`: item statistics, user histories and training lists, each as of its interval.
-6. `gate_features`: Great Expectations on what the trainer will read, leakage included.
+6. `gate_lists`: Great Expectations on `training_lists`, the labels: none from another interval, none missing.
+7. `gate_features`: Great Expectations on what the labels are predicted from; its pass says that all is ready.
+
+What each rule found is on the page Cartwheel (in the navigation), with the Data Docs.
 
 Wakes `monitor_recommender` through the asset `features`. A failed gate stops the run; the model that serves stays.
 """
@@ -24,6 +27,7 @@ with DAG(BUILD_FEATURES, doc_md=__doc__, schedule=woken_by(BRONZE_EVENTS, minute
     clean = spark_job("clean", "clean")
     gate_clean = gate("gate_clean", "expectations", "gate", "clean")
     compute_features = spark_job("compute_features", "features")
+    gate_lists = gate("gate_lists", "expectations", "gate", "lists")
     gate_features = gate("gate_features", "expectations", "gate", "features", outlets=[FEATURES])
 
-    reconcile >> gate_raw >> clean >> gate_clean >> compute_features >> gate_features
+    reconcile >> gate_raw >> clean >> gate_clean >> compute_features >> gate_lists >> gate_features

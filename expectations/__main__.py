@@ -1,4 +1,4 @@
-"""`python -m expectations gate raw|clean|features`: exit 0 when the gate passed, 1 when it did not, 2 on bad input."""
+"""`python -m expectations gate raw|clean|features|lists`: exit 0 when the gate passed, 1 when it did not, 2 on bad input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
 
 @app.command()
 def gate(
-    name: Annotated[str, typer.Argument(help="raw, clean or features", metavar="GATE")],
+    name: Annotated[str, typer.Argument(help="raw, clean, features or lists", metavar="GATE")],
     full: Annotated[
         bool, typer.Option(help="Check every row again, not only what is new since the last pass.")
     ] = False,

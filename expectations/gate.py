@@ -23,20 +23,23 @@ from contracts.tables import Table
 
 @dataclass(frozen=True)
 class Gate:
-    """The tables a gate covers, and those it only compares them with."""
+    """The tables a gate covers, and those it only compares them with. One that may be empty may also be absent."""
 
     covers: tuple[Table, ...]
     reads: tuple[Table, ...] = ()
 
 
 GATES: Mapping[str, Gate] = {
-    "raw": Gate((tables.BRONZE_EVENTS,)),
-    "clean": Gate((tables.SILVER_EVENTS, tables.ITEMS)),
+    "raw": Gate((tables.BRONZE_EVENTS, tables.LEDGER)),
+    "clean": Gate((tables.SILVER_EVENTS, tables.ITEMS), (tables.BRONZE_EVENTS,)),
     "features": Gate(
-        (tables.ITEM_INTERVALS, tables.ITEM_FEATURES, tables.USER_HISTORIES, tables.TRAINING_LISTS),
+        (tables.ITEM_INTERVALS, tables.ITEM_FEATURES, tables.USER_HISTORIES, tables.CATEGORY_SHARES),
         (tables.SILVER_EVENTS, tables.ITEMS),
     ),
+    "lists": Gate((tables.TRAINING_LISTS,), (tables.SILVER_EVENTS, tables.ITEMS, tables.USER_HISTORIES)),
 }
+CLOCK = "clock"
+"""Stands beside the tables that a gate compares with; its version is the last interval that is over."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Verdict:
     table_versions: dict[str, int]
     """Delta version of every table the gate covers."""
     reference_versions: dict[str, int]
-    """Delta version of the tables it compared them with."""
+    """Delta version of the tables it compared them with; `clock`: the last interval that was over."""
     failures: tuple[Failure, ...]
     num_rules: int
     checked_rows: dict[str, int]
@@ -79,7 +82,8 @@ def check(name: str, *, full: bool = False) -> Verdict:
     Raises:
         InputError: there is no such gate, or one of its tables does not exist.
     """
-    from expectations.snapshot import open_snapshot
+    from expectations.facts import last_interval_of_the_clock
+    from expectations.snapshot import is_there, open_snapshot
 
     if name not in GATES:
         raise InputError(f"no gate {name!r}", where="GATE", cure=f"name one of {', '.join(GATES)}")
@@ -87,9 +91,12 @@ def check(name: str, *, full: bool = False) -> Verdict:
     # Gates share a context and the Data Docs.
     with locked(settings().home_dir / "great_expectations.lock"):
         started = time.monotonic()
-        around = {table.name: open_snapshot(table) for table in (*gate.covers, *gate.reads)}
-        versions = {table.name: around[table.name].version for table in gate.covers}
+        covers = tuple(table for table in gate.covers if not table.may_be_empty or is_there(table))
+        around = {table.name: open_snapshot(table) for table in (*covers, *gate.reads)}
+        versions = {table.name: around[table.name].version for table in covers}
         references = {table.name: around[table.name].version for table in gate.reads}
+        if tables.BRONZE_EVENTS in covers and (over := last_interval_of_the_clock()) is not None:
+            references[CLOCK] = over
         rules = _rules_fingerprint(gate)
         before = read_verdict(name)
         known = before.passed_partitions if before and before.rules == rules and not full else {}
@@ -101,7 +108,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
         ):
             return before
 
-        failures, num_rules, checked_rows, data_docs = _judge(gate, around, known)
+        failures, num_rules, checked_rows, data_docs = _judge(covers, around, known)
         seconds = round(time.monotonic() - started, 1)
         rows = ", ".join(f"{count:,} of {table}" for table, count in checked_rows.items())
         verdict = Verdict(
@@ -150,9 +157,9 @@ def failures_of(table: str, num_rules: int, results: Sequence[Any]) -> list[Fail
 
 
 def _judge(
-    gate: Gate, around: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]
+    covers: Sequence[Table], around: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]
 ) -> tuple[tuple[Failure, ...], int, dict[str, int], Path]:
-    from expectations import validation
+    from expectations import data_docs, validation
 
     context = validation.open_context()
 
@@ -161,7 +168,8 @@ def _judge(
     failures: list[Failure] = []
     checked_rows: dict[str, int] = {}
     num_rules = 0
-    for table in gate.covers:
+    validated: list[str] = []
+    for table in covers:
         snapshot = around[table.name]
         passed = known.get(table.name, {})
         changed = [label for label, print_ in snapshot.partitions.items() if passed.get(label) != print_]
@@ -178,10 +186,11 @@ def _judge(
             ),
         ):
             num_rules += len(suite.expectations)
+            validated.append(suite.name)
             failures += failures_of(
                 table.name, len(suite.expectations), validation.validate(context, suite, data).results
             )
-    return tuple(failures), num_rules, checked_rows, validation.build_data_docs(context)
+    return tuple(failures), num_rules, checked_rows, data_docs.build(context, validated)
 
 
 def _exception(result: Any) -> str:

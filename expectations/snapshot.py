@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 from deltalake.schema import ArrayType, MapType, StructType
 
 from contracts.errors import InputError
-from contracts.tables import Table
+from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, Table
 
 WHOLE = "whole"
 """Label of the only partition of a table that has none."""
+TELLS_THROUGH = (BRONZE_EVENTS, SILVER_EVENTS)
+"""Tables whose commits say through which interval they are complete."""
+_HISTORY = (20, None)
+"""How many commits to look through for it: nearly always it is in one of the newest."""
 
 
 def spark_type(delta_type: object) -> str:
@@ -29,7 +35,7 @@ def spark_type(delta_type: object) -> str:
     if isinstance(delta_type, StructType):
         return "struct<" + ",".join(f"{f.name}:{spark_type(f.type)}" for f in delta_type.fields) + ">"
     name = str(getattr(delta_type, "type", delta_type))
-    return {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint"}.get(name, name)
+    return {"integer": "int", "short": "smallint", "byte": "tinyint"}.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,12 @@ class Snapshot:
 
     table: Table
     delta: DeltaTable
+    through: int | None = None
+    """The last complete interval, where the table tells: what lies beyond is still coming in and is not looked at."""
 
     @property
     def version(self) -> int:
-        return self.delta.version()
+        return int(self.delta.version())
 
     @cached_property
     def types(self) -> dict[str, str]:
@@ -49,7 +57,7 @@ class Snapshot:
         return {field.name: spark_type(field.type) for field in self.delta.schema().fields}
 
     @cached_property
-    def _files(self) -> list[tuple[str, str, int]]:
+    def _all_files(self) -> list[tuple[str, str, int]]:
         """`(partition, path, rows)` of each live file."""
         actions = pa.table(self.delta.get_add_actions(flatten=True)).to_pydict()
         labels = actions.get(f"partition.{self.partition_column}", [WHOLE] * len(actions["path"]))
@@ -57,6 +65,13 @@ class Snapshot:
             (str(label), path, int(rows))
             for label, path, rows in zip(labels, actions["path"], actions["num_records"], strict=True)
         ]
+
+    @cached_property
+    def _files(self) -> list[tuple[str, str, int]]:
+        """Those of complete intervals."""
+        if self.through is None or self.partition_column is None:
+            return self._all_files
+        return [file for file in self._all_files if int(file[0]) <= self.through]
 
     @property
     def partition_column(self) -> str | None:
@@ -90,18 +105,43 @@ class Snapshot:
         return max(self.num_rows, default=None)
 
     def read(self, columns: Collection[str], partitions: Collection[str] | None = None) -> pa.Table:
-        """Rows of some partitions (None: all); columns the table does not have are left out."""
+        """Rows of some partitions (None: all complete ones); columns the table does not have are left out."""
         present = [name for name in columns if name in self.types]
-        if partitions is None or set(partitions) == set(self.partitions):
+        partitions = self.partitions if partitions is None else partitions
+        if set(partitions) == {label for label, _, _ in self._all_files}:
             return self.delta.to_pyarrow_table(columns=present)
         if not partitions or self.partition_column is None:
             return self.delta.to_pyarrow_dataset().schema.empty_table().select(present)
         chosen = [(self.partition_column, "in", sorted(map(int, partitions)))]
         return self.delta.to_pyarrow_table(filters=chosen, columns=present)
 
+    def count(self, column: str, values: pa.Array, partitions: Collection[str]) -> int:
+        """Rows of some partitions that hold one of the values; read in batches, so that memory does not grow."""
+        if not partitions or self.partition_column is None:
+            return 0
+        wanted = ds.field(self.partition_column).isin(sorted(map(int, partitions))) & ds.field(column).isin(values)
+        return int(self.delta.to_pyarrow_dataset().count_rows(filter=wanted))
+
     def distinct(self, column: str) -> pa.Array:
         """Distinct values of a column of the whole table, as strings."""
         return pc.unique(self.read([column])[column]).cast(pa.string())
+
+
+def complete_through(delta: DeltaTable) -> int | None:
+    """The last complete interval by the newest commit that tells one; None when none does."""
+    for limit in _HISTORY:
+        for commit in delta.history(limit):
+            try:
+                told = json.loads(commit.get("userMetadata") or "{}")
+            except ValueError:  # somebody else's note
+                continue
+            if isinstance(told, dict) and told.get("through") is not None:
+                return int(told["through"])
+    return None
+
+
+def is_there(table: Table) -> bool:
+    return bool(DeltaTable.is_deltatable(str(table.path)))
 
 
 def open_snapshot(table: Table) -> Snapshot:
@@ -111,8 +151,9 @@ def open_snapshot(table: Table) -> Snapshot:
         InputError: there is no such table.
     """
     try:
-        return Snapshot(table, DeltaTable(table.path))
+        delta = DeltaTable(table.path)
     except TableNotFoundError:
         raise InputError(
             f"table {table.name} does not exist yet", where=str(table.path), cure="run the job that writes it first"
         ) from None
+    return Snapshot(table, delta, complete_through(delta) if table in TELLS_THROUGH else None)

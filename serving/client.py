@@ -13,6 +13,7 @@ import httpx
 import stamina
 
 from contracts.names import MODEL
+from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 
 
@@ -56,14 +57,17 @@ class Client:
     Args:
         url: address of the REST API; `settings().rest_url` by default.
         deadline_s: longest time of one call, all its tries together.
+        pseudonym_key: the secret `pseudonym_key`, for a shop whose user ids are personal: only their pseudonyms leave
+            this process then. None: ids are sent as they are.
 
     Every method raises `ServingError` for an error answer and `httpx.TransportError` when none came in time.
     """
 
-    def __init__(self, url: str | None = None, *, deadline_s: float = 5.0) -> None:
+    def __init__(self, url: str | None = None, *, deadline_s: float = 5.0, pseudonym_key: str | None = None) -> None:
         # Proxies of the environment are none of the endpoint's business.
         self._http = httpx.Client(base_url=url or settings().rest_url, trust_env=False)
         self._deadline_s = deadline_s
+        self._pseudonym_key = pseudonym_key
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +89,9 @@ class Client:
         if not user_ids:
             return []
         number = self.labelled(label) if version is None else version
-        body = {"instances": [{"user_id": user_id} for user_id in user_ids]}
+        key = self._pseudonym_key
+        told = user_ids if key is None else [pseudonym(user_id, key) for user_id in user_ids]
+        body = {"instances": [{"user_id": user_id} for user_id in told]}
         start_s = time.perf_counter()
         rows = self._json("POST", f"/v1/models/{MODEL}/versions/{number}:predict", body)["predictions"]
         latency_ms = (time.perf_counter() - start_s) * 1e3

@@ -103,6 +103,7 @@ def attributions(
     )
 
 
+@storage.writing()
 def main(interval: int | None) -> int:
     """Attribute one interval, or all whose outcome is new; the exit status.
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from contracts.dataset import Dataset, Files, load
 from contracts.errors import InputError, reported
 from contracts.files import write_json
 from contracts.settings import settings
-from spark_jobs import rules, sources
+from spark_jobs import reading, rules, sources
 from spark_jobs.land import read_events
 from spark_jobs.parsing import ROW
 from spark_jobs.session import plain_failures, session
@@ -113,7 +114,7 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
     }
     if users_of_last:
         since = found["last_complete_interval"] - users_of_last
-        active = sound.where((F.col("interval") > since) & F.col("event_type").isin(*dataset.events.target_types))
+        active = sound.where((F.col("interval") > since) & F.col("event_type").isin(*dataset.target_types))
         by_interval = active.groupBy("interval").agg(F.array_sort(F.collect_set("user_id")).alias("users"))
         found["active_users"] = {str(row["interval"]): row["users"] for row in by_interval.collect()}
     return found
@@ -130,9 +131,7 @@ def check_files(spark: SparkSession, dataset: Dataset, folder: Path, item_ids: D
     """
 
     def opened(files: Files, *columns: str | None) -> DataFrame:
-        raw = sources.read(spark, files, folder)
-        sources.require(raw, columns, ", ".join(sources.paths(files, folder)))
-        return raw
+        return reading.read_all(spark, files, folder, columns)
 
     if dataset.users is not None:
         opened(dataset.users, dataset.users.columns.user_id, *dataset.users.columns.description)
@@ -144,8 +143,8 @@ def check_files(spark: SparkSession, dataset: Dataset, folder: Path, item_ids: D
         return None
     columns = dataset.items.columns
     raw = opened(files, columns.item_id, *columns.name, columns.category, columns.type)
-    described = raw.select(sources.text(raw, columns.item_id).alias("item_id"))
-    with sources.readable(files, folder):
+    described = raw.select(reading.text(raw, columns.item_id).alias("item_id"))
+    with reading.readable(reading.paths(files, folder)):
         return int(item_ids.join(described, "item_id", "left_semi").count())
 
 
@@ -154,7 +153,7 @@ def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     unusable = 1 - found["usable_rows"] / found["rows"]
     if unusable > MUCH:
         yield f"{unusable:.0%} of the rows cannot be used: see the problems above"
-    if dataset.events.columns.price is None:
+    if all(source.columns.price is None for source in dataset.events):
         yield "no column of prices: what features know of price stays neutral"
     elif found["usable_rows"] - found["priced_rows"] > MUCH * found["usable_rows"]:
         yield f"{found['usable_rows'] - found['priced_rows']:,} usable rows have no price: check columns.price and decimal_comma"
@@ -232,15 +231,26 @@ def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last
         InputError: the data cannot be read, or nothing could be built on it.
     """
     spark = session("check")
-    events = read_events(spark, dataset, folder, datetime.now(UTC))
-    with sources.readable(dataset.events, folder):
-        judged = judge(events).persist(StorageLevel.MEMORY_AND_DISK)
+    for source in dataset.events:  # told at once: options that do not fit, a server that does not answer
+        sources.open_source(source, dataset, folder).news({}, through=0)
+    in_files = [source for source in dataset.events if source.files is not None]
+    if not in_files:
+        raise InputError(
+            "no source has files, whose past can be looked at",
+            where=str(settings().dataset_path),
+            cure="run `make up` with CARTWHEEL_INGEST_SCHEDULE set: what comes is checked as it lands",
+        )
+    where = [path for source in in_files if source.files for path in reading.paths(source.files, folder)]
+    now = datetime.now(UTC)
+    with reading.readable(where):
+        events = [judge(read_events(spark, source, dataset, folder, now)) for source in in_files]
+        judged = reduce(DataFrame.unionByName, events).persist(StorageLevel.MEMORY_AND_DISK)
         found = look(judged, dataset, users_of_last)
     seen = judged.where(F.size("reasons") == 0).select("item_id").distinct()
     found["items_described"] = check_files(spark, dataset, folder, seen)
     print("\n".join(report(found, dataset)), flush=True)
     for what, cure in errors(found, dataset):
-        raise InputError(what, where=", ".join(sources.paths(dataset.events, folder)), cure=cure)
+        raise InputError(what, where=", ".join(where), cure=cure)
     for line in warnings(found, dataset):
         print(f"  warning: {line}")
     if path is not None:

@@ -13,7 +13,7 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from contracts.dataset import Events, load
+from contracts.dataset import Dataset, load
 from contracts.errors import reported
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS
@@ -26,31 +26,23 @@ def arg_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog="clean", description=__doc__)
 
 
-def judge(bronze: DataFrame, events: Events) -> DataFrame:
+def judge(bronze: DataFrame, dataset: Dataset) -> DataFrame:
     """Every row of bronze as SILVER_EVENTS with its `reasons` (empty for the ones to keep); those set aside as JSON in `row`."""
-    weights = F.create_map(*[F.lit(part) for part in chain(*events.types.items())])
-    lean = [name for name in BRONZE_EVENTS.column_names if name not in ("extra", "problems")]
+    weights = F.create_map(*[F.lit(part) for part in chain(*dataset.types.items())])
     judged = (
         bronze.withColumn("quantity", F.coalesce("quantity", F.lit(1.0)))
         .withColumn("reasons", rules.reasons())
         .withColumn(ROW, F.when(F.size("reasons") > 0, F.to_json(F.struct(*BRONZE_EVENTS.column_names))))
-        .drop("extra", "problems")
-        .repartition("interval")
-        .withColumn("again", rules.is_duplicate())
-        .withColumn(ROW, F.when(F.col("again") & F.col(ROW).isNull(), F.to_json(F.struct(*lean))).otherwise(F.col(ROW)))
-        .withColumn(
-            "reasons",
-            F.when(F.col("again"), F.concat("reasons", F.array(F.lit(rules.DUPLICATE)))).otherwise(F.col("reasons")),
-        )
     )
     return judged.select(
         "event_id",
+        "source",
         "interval",
         "user_id",
         "item_id",
         "event_type",
         F.element_at(weights, F.col("event_type")).alias("weight"),
-        F.col("event_type").isin(*events.target_types).alias("target"),
+        F.col("event_type").isin(*dataset.target_types).alias("target"),
         "occurred_at",
         "at",
         F.coalesce("session_id", F.concat_ws("|", "user_id", F.col("occurred_at").cast("string"))).alias("session_id"),
@@ -70,11 +62,12 @@ def sound(judged: DataFrame) -> DataFrame:
 def set_aside(judged: DataFrame) -> DataFrame:
     """QUARANTINE rows."""
     return judged.where(F.size("reasons") > 0).select(
-        F.lit("clean").alias("stage"), "interval", "event_id", "reasons", ROW
+        F.lit("clean").alias("stage"), "interval", "source", F.lit(0).alias("batch"), "event_id", "reasons", ROW
     )
 
 
-def main(events: Events) -> int:
+@storage.writing()
+def main(dataset: Dataset) -> int:
     """Clean the pending intervals; the exit status is 0, also when there was nothing to do.
 
     Raises:
@@ -83,6 +76,7 @@ def main(events: Events) -> int:
     bronze_state = storage.state(
         BRONZE_EVENTS
     )  # before asking what is pending: what lands from here on is for the next run
+    through = pending.landed_through()
     intervals = pending.clean()
     if not intervals:
         print("nothing to do: silver is made of all that landed")
@@ -90,10 +84,15 @@ def main(events: Events) -> int:
     say(f"clean {len(intervals)} intervals, {intervals[0]} to {intervals[-1]}")
     spark = session("clean")
     these = storage.one_of("interval", intervals)
-    judged = judge(storage.read(spark, BRONZE_EVENTS).where(these), events).persist(StorageLevel.MEMORY_AND_DISK)
+    judged = judge(storage.read(spark, BRONZE_EVENTS).where(these), dataset).persist(StorageLevel.MEMORY_AND_DISK)
     # Silver last: its commit says that the intervals are done, so a run that is killed before it is simply repeated.
     storage.write(set_aside(judged).coalesce(1), QUARANTINE, where=f"stage = 'clean' AND ({these})")
-    storage.write(sound(judged), SILVER_EVENTS, where=these, record={"bronze": bronze_state})
+    storage.write(
+        sound(judged).repartition("interval"),
+        SILVER_EVENTS,
+        where=these,
+        record={"bronze": bronze_state, "through": through},
+    )
 
     num_read, num_kept, num_aside = (
         sum(count for interval, count in counts.items() if interval in set(intervals))
@@ -123,4 +122,4 @@ def main(events: Events) -> int:
 if __name__ == "__main__":
     arg_parser().parse_args()
     with reported(), plain_failures():
-        sys.exit(main(load(settings().dataset_path).events))
+        sys.exit(main(load(settings().dataset_path)))

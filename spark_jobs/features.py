@@ -198,6 +198,7 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int])
     )
 
 
+@storage.writing()
 def main(coming: int | None) -> int:
     """Bring all feature tables up to date; the exit status is 0, also when there was nothing to do.
 

@@ -1,29 +1,37 @@
-"""Land a shop's files: events into `bronze_events`, and what is known of items, users and promotions.
+"""Land what a shop's sources hold: events into `bronze_events`, and what is known of items, users and promotions.
 
-Events are landed interval by interval, each run one atomic commit that replaces its intervals as a whole, so a
-run may be repeated or killed at any instant. Rows whose time cannot be read go to `quarantine`.
+Each batch of a source is one atomic commit of its rows, of the position to read on from, and of the account of every
+record: read = landed + quarantined + duplicates. A run may be repeated or killed at any instant: an event that is there
+already, told by its `event_id`, is not landed again. Rows whose time cannot be read go to `quarantine`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark import StorageLevel
+from pyspark.sql import Column, DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from contracts.dataset import Dataset, Items, Promotions, Users, load
+from contracts.dataset import Dataset, Events, Items, Promotions, Users, load
 from contracts.errors import InputError, reported
+from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, ITEMS, PROMOTIONS, QUARANTINE, USERS, Table
-from spark_jobs import sources, storage
+from spark_jobs import ledger, pending, reading, rules, sources, storage
 from spark_jobs.arguments import add_interval
-from spark_jobs.parsing import ROW, number, parse, wanted_columns
+from spark_jobs.parsing import ROW, number, parse, wanted_columns, without_identities
+from spark_jobs.pseudonyms import without_erased
 from spark_jobs.session import plain_failures, say, session
 
 SEPARATOR = " · "
@@ -37,36 +45,25 @@ def arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_events(spark: SparkSession, dataset: Dataset, folder: Path, ingested_at: datetime) -> DataFrame:
-    """All events of the dataset as BRONZE_EVENTS with `row`; `interval` is null where the time cannot be read.
+def read_events(spark: SparkSession, source: Events, dataset: Dataset, folder: Path, now: datetime) -> DataFrame:
+    """All events of a source of files as BRONZE_EVENTS with `row`; `interval` is null where the time cannot be read.
 
     Raises:
         InputError: a file or a declared column is missing or cannot be read.
     """
-    raw = sources.read(spark, dataset.events, folder)
-    sources.require(raw, wanted_columns(dataset), ", ".join(sources.paths(dataset.events, folder)))
-    return parse(raw, dataset, ingested_at)
-
-
-def without_time(events: DataFrame) -> DataFrame:
-    """QUARANTINE rows of the events whose time cannot be read."""
-    return events.where("interval IS NULL").select(
-        F.lit("land").alias("stage"),
-        F.lit(0).alias("interval"),
-        "event_id",
-        F.col("problems").alias("reasons"),
-        F.col(ROW).alias("row"),
-    )
+    assert source.files is not None
+    raw = reading.read_all(spark, source.files, folder, wanted_columns(source, dataset.items))
+    return parse(raw, source, dataset, now)
 
 
 def items_of_file(raw: DataFrame, items: Items) -> DataFrame:
     """ITEMS rows (without `recommendable`) of the items' own file, one for each id."""
     names_of, columns = items.columns.name, items.columns
     described = raw.select(
-        sources.text(raw, columns.item_id).alias("item_id"),
-        (F.concat_ws(SEPARATOR, *[sources.text(raw, name) for name in names_of])).alias("name"),
-        (sources.text(raw, columns.category) if columns.category else F.lit(None).cast("string")).alias("category"),
-        (sources.text(raw, columns.type) if columns.type else F.lit(None).cast("string")).alias("type"),
+        reading.text(raw, columns.item_id).alias("item_id"),
+        (F.concat_ws(SEPARATOR, *[reading.text(raw, name) for name in names_of])).alias("name"),
+        (reading.text(raw, columns.category) if columns.category else F.lit(None).cast("string")).alias("category"),
+        (reading.text(raw, columns.type) if columns.type else F.lit(None).cast("string")).alias("type"),
     ).where("item_id IS NOT NULL")
     best = F.max(F.struct("name", "category", "type"))
     return described.groupBy("item_id").agg(best.alias("best")).select("item_id", "best.*")
@@ -74,7 +71,12 @@ def items_of_file(raw: DataFrame, items: Items) -> DataFrame:
 
 def items_of_events(bronze: DataFrame, dataset: Dataset) -> DataFrame:
     """ITEMS rows (without `recommendable`) of columns of the events: the latest value of each that is not blank."""
-    fields = {source: own for own, source in dataset.events.columns.model_dump().items() if source is not None}
+    fields = {
+        theirs: own
+        for source in dataset.events
+        for own, theirs in source.columns.model_dump().items()
+        if theirs is not None
+    }
 
     def latest(name: str | None) -> Column:
         if name is None:
@@ -113,10 +115,12 @@ def all_items(described: DataFrame, seen: DataFrame | None, not_recommended: tup
     )
 
 
-def users_of_file(raw: DataFrame, users: Users) -> DataFrame:
-    """USERS rows, one for each id."""
-    description = F.concat_ws(SEPARATOR, *[sources.text(raw, name) for name in users.columns.description])
-    described = raw.select(sources.text(raw, users.columns.user_id).alias("user_id"), description.alias("description"))
+def users_of_file(raw: DataFrame, users: Users, personal: bool) -> DataFrame:
+    """USERS rows, one for each id; `personal`: with pseudonyms for ids."""
+    if personal:
+        raw = without_identities(raw, users.columns.user_id)
+    description = F.concat_ws(SEPARATOR, *[reading.text(raw, name) for name in users.columns.description])
+    described = raw.select(reading.text(raw, users.columns.user_id).alias("user_id"), description.alias("description"))
     return described.where("user_id IS NOT NULL").groupBy("user_id").agg(F.max("description").alias("description"))
 
 
@@ -127,11 +131,11 @@ def promotion_shares(raw: DataFrame, promotions: Promotions) -> DataFrame:
     def key(name: str) -> Column:
         """Whole numbers as they are: millions of rows group faster by them than by text."""
         return (
-            sources.column(name) if isinstance(raw.schema[name].dataType, T.IntegralType) else sources.text(raw, name)
+            reading.column(name) if isinstance(raw.schema[name].dataType, T.IntegralType) else reading.text(raw, name)
         )
 
     def used(name: str) -> Column:
-        value = sources.text(raw, name)
+        value = reading.text(raw, name)
         return F.coalesce(~value.isin(*promotions.not_promoted), F.lit(False)).cast("long")
 
     channels = [used(name) for name in columns.channels]
@@ -191,17 +195,13 @@ def land_items(dataset: Dataset, folder: Path) -> None:
         sound = storage.read(spark, BRONZE_EVENTS).where("item_id IS NOT NULL AND size(problems) = 0")
         if items is None or files is None:
             return all_items(items_of_events(sound, dataset), None, items.not_recommended if items is not None else ())
-        raw = sources.read(spark, files, folder)
         columns = items.columns
-        sources.require(
-            raw,
-            [columns.item_id, *columns.name, columns.category, columns.type],
-            ", ".join(sources.paths(files, folder)),
-        )
+        wanted = [columns.item_id, *columns.name, columns.category, columns.type]
+        raw = reading.read_all(spark, files, folder, wanted)
         return all_items(items_of_file(raw, items), sound, items.not_recommended)
 
     bronze_state = storage.state(BRONZE_EVENTS)
-    told = sources.fingerprint([items, dataset.events.columns, bronze_state], [files], folder)
+    told = reading.fingerprint([items, *(source.columns for source in dataset.events), bronze_state], [files], folder)
     refresh(ITEMS, told, build, bronze=bronze_state)
 
 
@@ -212,13 +212,10 @@ def land_users(dataset: Dataset, folder: Path) -> None:
         spark = session("land")
         if users is None:
             return storage.empty(spark, USERS)
-        raw = sources.read(spark, users, folder)
-        sources.require(
-            raw, [users.columns.user_id, *users.columns.description], ", ".join(sources.paths(users, folder))
-        )
-        return users_of_file(raw, users)
+        raw = reading.read_all(spark, users, folder, [users.columns.user_id, *users.columns.description])
+        return without_erased(users_of_file(raw, users, dataset.personal_user_id))
 
-    refresh(USERS, sources.fingerprint([users], [users], folder), build)
+    refresh(USERS, reading.fingerprint([users], [users], folder), build)
 
 
 def land_promotions(dataset: Dataset, folder: Path) -> None:
@@ -228,16 +225,11 @@ def land_promotions(dataset: Dataset, folder: Path) -> None:
         spark = session("land")
         if promotions is None:
             return storage.empty(spark, PROMOTIONS)
-        raw = sources.read(spark, promotions, folder)
         columns = promotions.columns
-        sources.require(
-            raw,
-            [columns.item_id, columns.interval, *columns.channels, columns.place],
-            ", ".join(sources.paths(promotions, folder)),
-        )
-        return promotion_shares(raw, promotions)
+        wanted = [columns.item_id, columns.interval, *columns.channels, columns.place]
+        return promotion_shares(reading.read_all(spark, promotions, folder, wanted), promotions)
 
-    refresh(PROMOTIONS, sources.fingerprint([promotions], [promotions], folder), build)
+    refresh(PROMOTIONS, reading.fingerprint([promotions], [promotions], folder), build)
 
 
 def land_rest(dataset: Dataset, folder: Path) -> None:
@@ -246,22 +238,204 @@ def land_rest(dataset: Dataset, folder: Path) -> None:
         land(dataset, folder)
 
 
-def land_quarantine(spark: SparkSession, events: DataFrame, afresh: bool) -> None:
-    """Set aside the rows without a time: as a whole from the beginning, else those that are not there yet."""
-    rows = without_time(events)
-    if not afresh:
-        there = storage.read(spark, QUARANTINE).where("stage = 'land' AND interval = 0")
-        rows = there.unionByName(rows.join(there, "event_id", "left_anti"))
-    storage.write(rows.coalesce(1), QUARANTINE, where="stage = 'land' AND interval = 0")
+@dataclass(frozen=True)
+class Span:
+    """What a run may land.
+
+    Attributes:
+        through: last interval to land of a source that holds back the rest.
+        again_from: first interval to land again, replacing what is there; None: only what is new.
+    """
+
+    through: int
+    again_from: int | None = None
+
+
+@dataclass
+class Landing:
+    """Lands the batches of one source. Call it with each in order.
+
+    Attributes:
+        holds_back: as the source's reader says.
+        redriven: the rows come from quarantine, and stay there if their time cannot be read still.
+        seen: intervals of the rows so far, landed or held back.
+    """
+
+    spark: SparkSession
+    dataset: Dataset
+    source: Events
+    span: Span
+    now: datetime
+    holds_back: bool = False
+    redriven: bool = False
+    num_landed: int = 0
+    seen: set[int] = field(default_factory=set)
+    _token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def _name(self) -> str:
+        return self.dataset.source_name(self.source)
+
+    @property
+    def _account(self) -> str:
+        """The source's name in the ledger."""
+        return f"{self._name}:redriven" if self.redriven else self._name
+
+    def __call__(self, batch: sources.Batch) -> None:
+        """Land one batch; see `sources.Land`.
+
+        Raises:
+            InputError: a declared column is missing.
+            RuntimeError: another run has landed a batch meanwhile, or the accounts do not balance.
+        """
+        number = ledger.latest(self._account)[0] + 1
+        judged = self._judged(batch, number).persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            counted = judged.groupBy("part", "interval", "again", "beyond").count().collect()
+            newest: dict[str, int] = {}
+            for row in counted:
+                if row["interval"] is not None:
+                    newest[row["part"]] = max(row["interval"], newest.get(row["part"], row["interval"]))
+            self.seen |= {row["interval"] for row in counted if row["interval"] is not None}
+            accounts = _accounts(counted)
+            self._refuse_unreadable(accounts, batch.where)
+            if not accounts and newest:
+                return  # all of it is held back
+            position = batch.position(newest) if callable(batch.position) else batch.position
+            if self.span.again_from is not None:  # what is landed again was not new: the source is as far as it was
+                _, position = ledger.latest(self._name)
+            entry = ledger.Entry(self._account, number, position, accounts, self._token)
+            self._commit(judged.where("NOT again AND NOT beyond"), entry)
+        finally:
+            judged.unpersist()
+        landed, read = (sum(getattr(account, kind) for account in accounts) for kind in ("landed", "read"))
+        self.num_landed += landed
+        aside, twice = (sum(getattr(account, kind) for account in accounts) for kind in ("quarantined", "duplicates"))
+        say(
+            f"{self._account}, batch {number}: {read:,} read = {landed:,} landed + {aside:,} quarantined + {twice:,} duplicates"
+        )
+
+    def _refuse_unreadable(self, accounts: Sequence[ledger.Account], where: str) -> None:
+        read = sum(account.read for account in accounts)
+        if self.holds_back and not self.seen and read and ledger.latest(self._name)[0] == 0:
+            raise InputError(
+                f"none of {read:,} rows has a time that can be read",
+                where=where or self._name,
+                cure="correct columns.occurred_at or time_format",
+            )
+
+    def _judged(self, batch: sources.Batch, number: int) -> DataFrame:
+        """Rows of the batch with `part`, and whether they are there already (`again`) or not meant yet (`beyond`)."""
+        rows = batch.rows
+        if self.source.kind != "files" and self.dataset.items is not None:  # a batch of JSON has what its records have
+            told = set(wanted_columns(self.source, self.dataset.items)) - set(wanted_columns(self.source))
+            for name in sorted(name for name in told if name is not None and name not in rows.columns):
+                rows = rows.withColumn(name, F.lit(None).cast("string"))
+        reading.require(rows, wanted_columns(self.source, self.dataset.items), batch.where or self._name)
+        part = (batch.part if batch.part is not None else F.lit("")).alias("part")
+        events = without_erased(parse(rows, self.source, self.dataset, self.now, part))
+        events = events.withColumn(ROW, F.when(F.col("interval").isNull(), F.col(ROW)))
+        if batch.after is not None:
+            events = events.where(F.col("interval") > batch.after)
+        if self.span.again_from is not None:
+            events = events.where(F.col("interval") >= self.span.again_from)
+        beyond = F.col("interval") > self.span.through if self.holds_back else F.lit(False)
+        events = events.withColumn("beyond", F.coalesce(beyond, F.lit(False)))
+        # An id made of the row holds its time: equal ids lie in one interval.
+        own_id = self.source.columns.event_id is not None
+        scope = ["event_id"] if own_id else ["interval", "event_id"]
+        events = events.repartition(*scope[:1]).withColumn("again", rules.is_duplicate(*scope))
+        known = self._known(number)
+        if known is None:
+            return events
+        found = events.join(known, "event_id", "left")
+        return found.withColumn("again", F.col("again") | F.coalesce("known", F.lit(False))).drop("known")
+
+    def _known(self, number: int) -> DataFrame | None:
+        """Ids that have landed or are in quarantine, but for those that this very batch replaces."""
+        ids = []
+        if storage.files(BRONZE_EVENTS):
+            bronze = storage.read(self.spark, BRONZE_EVENTS)
+            if self.span.again_from is not None:
+                bronze = bronze.where(f"NOT ({self._replaced()})")
+            ids.append(bronze.select("event_id"))
+        if storage.total_rows(QUARANTINE) and not self.redriven:
+            there = storage.read(self.spark, QUARANTINE).where("stage = 'land'")
+            ids.append(there.where((F.col("source") != self._name) | (F.col("batch") != number)).select("event_id"))
+        if not ids:
+            return None
+        return reduce(DataFrame.unionByName, ids).distinct().withColumn("known", F.lit(True))
+
+    def _replaced(self) -> str:
+        low, high = self.span.again_from, self.span.through
+        return f"source = '{self._name}' AND interval >= {low} AND interval <= {high}"
+
+    def _commit(self, rows: DataFrame, entry: ledger.Entry) -> None:
+        aside = rows.where("interval IS NULL")
+        if not self.redriven and (
+            any(account.quarantined for account in entry.accounts) or not storage.exists(QUARANTINE)
+        ):
+            these = f"stage = 'land' AND source = '{self._name}' AND batch = {entry.batch}"
+            storage.write(_without_time(aside, entry.batch).coalesce(1), QUARANTINE, where=these)
+        sound = rows.where("interval IS NOT NULL").repartition("interval")
+        record = {"dataset": self.dataset.name, **entry.told()}
+        if self.span.again_from is not None:
+            storage.write(sound, BRONZE_EVENTS, where=self._replaced(), record=record)
+        else:
+            storage.append(sound, BRONZE_EVENTS, record=record, application=self._account, number=entry.batch)
+        entries = [each for each in ledger.catch_up() if (each.source, each.batch) == (self._account, entry.batch)]
+        if [each.token for each in entries] != [self._token]:
+            raise RuntimeError(f"another run has landed batch {entry.batch} of {self._name}: run it again")
+
+
+def _accounts(counted: list[Row]) -> tuple[ledger.Account, ...]:
+    """One for each interval, of the counts by interval, `again` and `beyond`."""
+    sums: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for row in counted:
+        if not row["beyond"]:
+            kind = 2 if row["again"] else 1 if row["interval"] is None else 0
+            sums[row["interval"] if row["interval"] is not None else 0][kind] += row["count"]
+    return tuple(
+        ledger.Account(interval, landed + aside + twice, landed, aside, twice)
+        for interval, (landed, aside, twice) in sorted(sums.items())
+    )
+
+
+def _without_time(rows: DataFrame, batch: int) -> DataFrame:
+    """QUARANTINE rows of events whose time cannot be read."""
+    return rows.select(
+        F.lit("land").alias("stage"),
+        F.lit(0).alias("interval"),
+        "source",
+        F.lit(batch).alias("batch"),
+        "event_id",
+        F.col("problems").alias("reasons"),
+        F.col(ROW).alias("row"),
+    )
+
+
+def _refuse_empty_range(dataset: Dataset, landings: Sequence[Landing], after: int | None, through: int) -> None:
+    seen = sorted(set[int]().union(*(landing.seen for landing in landings), storage.files(BRONZE_EVENTS)))
+    if not seen:
+        raise InputError(
+            "the sources hold no events", where=settings().dataset_path.name, cure="name sources with events"
+        )
+    if not any((after is None or after < interval) and interval <= through for interval in seen):
+        raise InputError(
+            f"no events in intervals {seen[0] if after is None else after + 1} to {through}: "
+            f"there are intervals {seen[0]} to {seen[-1]}",
+            where=settings().dataset_path.name,
+            cure="land a range that holds events, or correct interval.first and time_zone",
+        )
 
 
 def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int | None, now: datetime) -> int:
-    """Land intervals `from_interval` to `through` and what has changed of items, users and promotions.
+    """Land what is new in the sources, and what has changed of items, users and promotions.
 
     Args:
         folder: what relative paths in the dataset file start from.
-        from_interval: None means the first one not yet landed.
-        through: None means the last complete interval as of `now`.
+        from_interval: land the files' intervals from this one on again, replacing what is there.
+        through: last interval to land of files; None means the last complete one as of `now`.
         now: a moment in UTC.
 
     Returns:
@@ -270,7 +444,12 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
     Raises:
         InputError: the data cannot be read, or holds nothing in that range.
     """
-    landed = storage.files(BRONZE_EVENTS)
+    with locked(settings().home_dir / "run" / "land.lock"), storage.writing():
+        return _main(dataset, folder, from_interval, through, now)
+
+
+def _main(dataset: Dataset, folder: Path, from_interval: int | None, through: int | None, now: datetime) -> int:
+    ledger.catch_up()
     other = storage.recorded(BRONZE_EVENTS).get("dataset", dataset.name)
     if other != dataset.name:
         raise InputError(
@@ -278,59 +457,38 @@ def main(dataset: Dataset, folder: Path, from_interval: int | None, through: int
             where=str(settings().tables_dir),
             cure="set CARTWHEEL_HOME to a folder for this shop, or delete the old one",
         )
-    start = from_interval if from_interval is not None else (max(landed) + 1 if landed else None)
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
-    if start is not None and start > end:
-        print(f"nothing to do: interval {start} comes after {end}")
+    before = pending.landed_through()
+    span = Span(end if before is None or from_interval is not None else max(end, before), from_interval)
+    readers = [(source, sources.open_source(source, dataset, folder)) for source in dataset.events]
+    waiting = [
+        (source, reader)
+        for source, reader in readers
+        if (from_interval is not None and reader.holds_back)
+        or reader.news(ledger.latest(dataset.source_name(source))[1], span.through)
+    ]
+    if not waiting and before is not None and before >= span.through:
+        print(f"nothing to do: everything through interval {before} has landed")
         land_rest(dataset, folder)
         return 0
 
-    say(f"land {dataset.name} through interval {end}")
+    say(f"land {dataset.name} through interval {span.through}")
     spark = session("land")
-    events = read_events(spark, dataset, folder, now)
-    with sources.readable(dataset.events, folder):
-        counts = {row["interval"]: row["count"] for row in events.groupBy("interval").count().collect()}
-    unreadable = counts.pop(None, 0)
-    where = ", ".join(sources.paths(dataset.events, folder))
-    if not counts:
-        raise InputError(
-            f"none of {unreadable:,} rows has a time that can be read",
-            where=where,
-            cure="correct columns.occurred_at or time_format",
-        )
-    num_rows = sum(counts.values()) + unreadable
-    say(f"read {num_rows:,} rows, intervals {min(counts)} to {max(counts)}, {unreadable:,} without a time")
-
-    low = start if start is not None else min(counts)
-    wanted = {interval: count for interval, count in counts.items() if low <= interval <= end}
-    if not wanted and through is None:
-        print(f"nothing to do: no events in intervals {low} to {end}")
-        land_rest(dataset, folder)
-        return 0
-    if not wanted:
-        raise InputError(
-            f"no events in intervals {low} to {end}: the data has intervals {min(counts)} to {max(counts)}",
-            where=where,
-            cure="land a range that holds events, or correct interval.first and time_zone",
-        )
-
-    afresh = low <= min(counts)
     with ThreadPoolExecutor(2) as beside:
         others = [beside.submit(land, dataset, folder) for land in (land_promotions, land_users)]
-        with sources.readable(dataset.events, folder):
-            if unreadable or not storage.exists(QUARANTINE):
-                land_quarantine(spark, events, afresh)
-            spread = events.where(F.col("interval").between(low, end)).repartition("interval")
-            storage.write(
-                spread,
-                BRONZE_EVENTS,
-                where=f"interval >= {low} AND interval <= {end}",
-                record={"dataset": dataset.name, "from": low, "through": end},
-            )
-        num_landed = sum(wanted.values())
-        say(f"{BRONZE_EVENTS.name}: {num_landed:,} rows in {len(wanted)} intervals, {min(wanted)} to {max(wanted)}")
+        landings = []
+        for source, reader in waiting:
+            landing = Landing(spark, dataset, source, span, now, holds_back=reader.holds_back)
+            position = {} if from_interval is not None else ledger.latest(dataset.source_name(source))[1]
+            reader.run(spark, position, span.through, landing)
+            landings.append(landing)
         for other in others:
             other.result()
+    if through is not None and not sum(landing.num_landed for landing in landings):
+        _refuse_empty_range(dataset, landings, from_interval - 1 if from_interval is not None else before, span.through)
+    if storage.exists(BRONZE_EVENTS) and (before is None or span.through > before):
+        storage.note(BRONZE_EVENTS, {"dataset": dataset.name, "through": span.through})
+    say(f"{BRONZE_EVENTS.name}: {sum(landing.num_landed for landing in landings):,} rows landed")
     land_items(dataset, folder)
     return 0
 

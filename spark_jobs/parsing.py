@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from functools import reduce
 from itertools import chain
@@ -12,9 +13,11 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from contracts.dataset import Dataset, Exclusion
+from contracts.dataset import Dataset, Events, Exclusion, Items
+from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS
-from spark_jobs.sources import CORRUPT, column, text
+from spark_jobs.pseudonyms import pseudonym_of
+from spark_jobs.reading import CORRUPT, column, text
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _ISO_DATE = r"^\d{4}-\d{1,2}-\d{1,2}"
@@ -22,6 +25,10 @@ _ISO_ZONE = r"(?i):\d{2}(\.\d+)? ?(z|utc|gmt|[+-]\d{2}(:?\d{2})?)$"
 _SHOWN = 60
 """Characters of a value that a problem shows."""
 
+KNOWN_ID = "_event_id"
+"""Column of a row that was read before, with the event_id it got then."""
+_EXCLUDED = "_excluded_"
+"""Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
 ROW = "row"
 """Column beside the table's own: the source's row as JSON."""
 
@@ -46,9 +53,8 @@ def _has_zone(pattern: str) -> bool:
     return re.search("[VzOXxZ]", re.sub("'[^']*'", "", pattern)) is not None
 
 
-def moment(frame: DataFrame, dataset: Dataset) -> Column:
+def moment(frame: DataFrame, events: Events, time_zone: str) -> Column:
     """The instant of each row (UTC), else null. A zone written in the value wins over `time_is`."""
-    events = dataset.events
     name, pattern = events.columns.occurred_at, events.time_format
     kind = frame.schema[name].dataType
     if pattern in ("epoch_s", "epoch_ms"):
@@ -67,7 +73,7 @@ def moment(frame: DataFrame, dataset: Dataset) -> Column:
             zoned = F.lit(_has_zone(pattern))
     if events.time_is == "utc":
         return parsed
-    return F.when(zoned, parsed).otherwise(F.to_utc_timestamp(parsed, dataset.time_zone))
+    return F.when(zoned, parsed).otherwise(F.to_utc_timestamp(parsed, time_zone))
 
 
 def interval_time(occurred_at: Column, dataset: Dataset) -> Column:
@@ -90,27 +96,57 @@ def _excluded(frame: DataFrame, exclusion: Exclusion) -> Column:
     return F.when(test, F.lit(f"excluded: {exclusion.reason}"))
 
 
-def wanted_columns(dataset: Dataset) -> list[str | None]:
-    """The columns that the file of events must have."""
-    items = dataset.items
+def wanted_columns(events: Events, items: Items | None = None) -> list[str | None]:
+    """The columns that a source must have; `items`: those told by columns of the events."""
+    told = items is not None and items.path is None
     from_events = (
-        []
-        if items is None or items.path is not None
-        else [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type]
+        [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type] if told else []
     )
     return [
-        *dataset.events.columns.model_dump().values(),
-        *(exclusion.column for exclusion in dataset.events.exclude),
+        *events.columns.model_dump().values(),
+        *(exclusion.column for exclusion in events.exclude),
         *from_events,
     ]
 
 
-def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFrame:
-    """Rows of the source as BRONZE_EVENTS, and the row itself as JSON in `row`.
+def without_identities(frame: DataFrame, user_id: str) -> DataFrame:
+    """The rows with pseudonyms for user ids. The text of rows of no shape is dropped: an id may stand anywhere in it."""
+    told = frame.withColumn(user_id, pseudonym_of(text(frame, user_id), settings().secret("pseudonym_key")))
+    if CORRUPT in frame.columns:
+        length = F.concat(
+            F.length(column(CORRUPT)).cast("string"), F.lit(" characters, not kept: user ids are personal")
+        )
+        told = told.withColumn(CORRUPT, F.when(column(CORRUPT).isNotNull(), length))
+    return told
+
+
+def _types(frame: DataFrame, events: Events) -> tuple[Column, Column]:
+    """The type as told, by its name here, and the type of the event: null where it is not known."""
+    name = events.columns.event_type
+    told = text(frame, name) if name else F.lit(None).cast("string")
+    if events.type_names:
+        renamed = F.create_map(*[F.lit(part) for part in chain(*events.type_names.items())])
+        told = F.coalesce(F.element_at(renamed, told), told)
+    known = F.when(told.isin(*events.types), told)
+    if events.only_type is not None:
+        known = F.when(told.isNull(), F.lit(events.only_type)).otherwise(known)
+    return told, known
+
+
+def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:
+    """The rows with a column for each exclusion, told before user ids are replaced by pseudonyms."""
+    for place, exclusion in enumerate(events.exclude):
+        frame = frame.withColumn(f"{_EXCLUDED}{place}", _excluded(frame, exclusion))
+    return without_identities(frame, events.columns.user_id) if dataset.personal_user_id else frame
+
+
+def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datetime, *beside: Column) -> DataFrame:
+    """Rows of a source as BRONZE_EVENTS, the row itself as JSON in `row`, and the columns `beside`.
 
     `occurred_at`, `at` and `interval` are null where the time cannot be read; such rows cannot be landed.
     """
-    events, names = dataset.events, dataset.events.columns
+    names, theirs = events.columns, [name for name in frame.columns if name != KNOWN_ID]
+    frame = _prepared(frame, events, dataset)
     quantity = number(frame, names.quantity, events.decimal_comma) if names.quantity else F.lit(1.0)
     price = number(frame, names.price, events.decimal_comma) if names.price else F.lit(None).cast("double")
     unit_price = price
@@ -118,15 +154,9 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
         pieces = F.coalesce(quantity, F.lit(1.0))
         unit_price = F.when(pieces != 0, price / pieces)
 
-    told_type = text(frame, names.event_type) if names.event_type else F.lit(None).cast("string")
-    if events.type_names:
-        renamed = F.create_map(*[F.lit(part) for part in chain(*events.type_names.items())])
-        told_type = F.coalesce(F.element_at(renamed, told_type), told_type)
-    event_type = F.when(told_type.isin(*events.types), told_type)
-    if events.only_type is not None:
-        event_type = F.when(told_type.isNull(), F.lit(events.only_type)).otherwise(event_type)
+    told_type, event_type = _types(frame, events)
 
-    occurred_at = moment(frame, dataset)
+    occurred_at = moment(frame, events, dataset.time_zone)
     interval = next(c for c in BRONZE_EVENTS.columns if c.name == "interval")
     assert interval.minimum is not None
     assert interval.maximum is not None
@@ -157,10 +187,10 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
     ]
     if CORRUPT in frame.columns:
         problems.append(F.when(column(CORRUPT).isNotNull(), F.lit("row: not in the shape of the other rows")))
-    problems += [_excluded(frame, exclusion) for exclusion in events.exclude]
+    problems += [column(f"{_EXCLUDED}{place}") for place in range(len(events.exclude))]
 
     mapped = {name for name in names.model_dump().values() if name is not None}
-    others = [name for name in frame.columns if name not in mapped]
+    others = [name for name in theirs if name not in mapped]
     extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast(
         "map<string,string>"
     )
@@ -180,15 +210,19 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
 
     # By name, so that a column that appears later does not change the ids of rows without it.
     whole_row = F.concat_ws(
-        "\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(frame.columns)]
+        "\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(theirs)]
     )
     event_id = F.substring(F.sha2(whole_row, 256), 1, 32)
     if names.event_id:
         event_id = F.coalesce(text(frame, names.event_id), event_id)
+    if events.event_ids_are == "of the source":
+        event_id = F.concat(F.lit(f"{dataset.source_name(events)}:"), event_id)
+    if KNOWN_ID in frame.columns:
+        event_id = column(KNOWN_ID)
 
     return frame.select(
         event_id.alias("event_id"),
-        F.lit(dataset.name).alias("source"),
+        F.lit(dataset.source_name(events)).alias("source"),
         F.when(in_grid, (F.floor(at) + 1).cast("int")).alias("interval"),
         text(frame, names.user_id).alias("user_id"),
         text(frame, names.item_id).alias("item_id"),
@@ -201,7 +235,8 @@ def parse(frame: DataFrame, dataset: Dataset, ingested_at: datetime) -> DataFram
         listed.alias("problems"),
         extra.alias("extra"),
         F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
-        F.to_json(F.struct(*[column(name) for name in frame.columns])).alias(ROW),
+        F.to_json(F.struct(*[column(name) for name in theirs])).alias(ROW),
+        *beside,
     )
 
 
@@ -210,3 +245,45 @@ def _plain(frame: DataFrame, name: str, value: Column) -> Column:
     if isinstance(frame.schema[name].dataType, (T.StructType, T.ArrayType, T.MapType)):
         return F.to_json(value)
     return value.cast("string")
+
+
+def repaired(bronze: DataFrame, events: Events) -> DataFrame:
+    """BRONZE_EVENTS rows with values read again whose text stayed in `extra`; `repaired` tells whether one could be."""
+    names = events.columns
+    texts = bronze.select(
+        *bronze.columns,
+        *[
+            F.element_at("extra", name).alias(f"text.{name}")
+            for name in dict.fromkeys([names.quantity, names.price, names.event_type])
+            if name is not None
+        ],
+    )
+
+    def told(name: str) -> str:
+        return f"text.{name}"
+
+    quantity, price, event_type = F.col("quantity"), F.col("price"), F.col("event_type")
+    if names.quantity:
+        quantity = F.coalesce(quantity, number(texts, told(names.quantity), events.decimal_comma))
+    if names.price:
+        read = number(texts, told(names.price), events.decimal_comma)
+        pieces = F.coalesce(quantity, F.lit(1.0))
+        price = F.coalesce(price, F.when(pieces != 0, read / pieces) if events.price_is == "line" else read)
+    if names.event_type:
+        own = events.model_copy(update={"columns": names.model_copy(update={"event_type": told(names.event_type)})})
+        event_type = F.coalesce(event_type, _types(texts, own)[1])
+    found = {"quantity": quantity, "price": price, "event_type": event_type}
+    solved = {own: value.isNotNull() & F.col(own).isNull() for own, value in found.items()}
+    problems: Column = F.col("problems")
+    for own, is_solved in solved.items():
+        problems = F.when(is_solved, F.filter(problems, _is_not_about(own))).otherwise(problems)
+    return texts.select(
+        *[name for name in bronze.columns if name not in (*found, "problems")],
+        *[value.alias(own) for own, value in found.items()],
+        problems.alias("problems"),
+        reduce(or_, solved.values()).alias("repaired"),
+    )
+
+
+def _is_not_about(own: str) -> Callable[[Column], Column]:
+    return lambda problem: ~problem.startswith(f"{own}:")

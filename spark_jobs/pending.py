@@ -37,39 +37,59 @@ from contracts.tables import (
     TRAINING_LISTS,
     USER_HISTORIES,
 )
-from spark_jobs import storage
+from spark_jobs import ledger, sources, storage
 from spark_jobs.arguments import add_interval
 
 
-def land(dataset: Dataset, from_interval: int | None, through: int | None, now: datetime) -> list[int]:
-    """Intervals to land: up to `through` (None: the last complete one), from `from_interval` (None: the first not landed)."""
-    landed = storage.files(BRONZE_EVENTS)
+def landed_through() -> int | None:
+    """The last interval of which everything there was has landed; None before the first landing."""
+    through = storage.recorded(BRONZE_EVENTS, "through").get("through")
+    return None if through is None else int(through)
+
+
+def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int | None, now: datetime) -> list[int]:
+    """Intervals to land: up to `through` (None: the last complete one), from `from_interval` (None: the first not landed).
+
+    The last one alone stands for news of unknown intervals: late events, or those of the running interval.
+    """
+    before = landed_through()
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
-    if from_interval is None and not landed:
+    if before is None:
         return [end]
-    intervals = list(range(from_interval if from_interval is not None else max(landed) + 1, end + 1))
+    intervals = list(range(from_interval if from_interval is not None else before + 1, end + 1))
+    if intervals:
+        return intervals
+    for source in dataset.events:
+        _, position = ledger.latest(dataset.source_name(source))
+        if sources.open_source(source, dataset, folder).news(position, before):
+            return [before]
     # ITEMS is written last: if it does not know what landed, a landing was killed before it was whole.
-    if not intervals and storage.recorded(ITEMS).get("bronze") != storage.state(BRONZE_EVENTS):
-        return [max(landed)]
-    return intervals
+    return [before] if storage.recorded(ITEMS).get("bronze") != storage.state(BRONZE_EVENTS) else []
 
 
 def build() -> list[int]:
     """Intervals that landed and have no features that passed their gate in this very version."""
     todo = features()
     open_intervals = {*clean(), *todo.item_intervals, *todo.training_lists, *todo.item_features, *todo.outdated}
-    if open_intervals or not storage.files(BRONZE_EVENTS):
+    if open_intervals or not storage.files(SILVER_EVENTS):
         return sorted(open_intervals)
     verdict = settings().reports_dir / "gates" / "features.json"
     passed = json.loads(verdict.read_text()) if verdict.exists() else {}
     current = DeltaTable(str(ITEM_FEATURES.path)).version()
     is_checked = passed.get("passed") is True and passed["table_versions"].get(ITEM_FEATURES.name) == current
-    return [] if is_checked else [max(storage.files(BRONZE_EVENTS))]
+    return [] if is_checked else [max(storage.files(SILVER_EVENTS))]
 
 
 def clean() -> list[int]:
-    """Intervals of bronze that silver was not made of."""
-    return sorted(storage.changed(BRONZE_EVENTS, storage.recorded(SILVER_EVENTS).get("bronze", "")))
+    """Complete intervals of bronze that silver was not made of."""
+    record, through = storage.recorded(SILVER_EVENTS), landed_through()
+    if through is None:
+        return []
+    incomplete_then = {
+        interval for interval in storage.files(BRONZE_EVENTS) if interval > record.get("through", through)
+    }
+    changed = storage.changed(BRONZE_EVENTS, record.get("bronze", "")) | incomplete_then
+    return sorted(interval for interval in changed if interval <= through)
 
 
 class Features(NamedTuple):
@@ -182,7 +202,7 @@ def arg_parser() -> argparse.ArgumentParser:
 def main(step: str, from_interval: int | None, through: int | None) -> int:
     """Print what is pending for `step`; the exit status is 0 or NOTHING_TO_DO."""
     if step == "land":
-        intervals = land(load(settings().dataset_path), from_interval, through, datetime.now(UTC))
+        intervals = land(load(settings().dataset_path), settings().data_path, from_interval, through, datetime.now(UTC))
     elif step == "build":
         intervals = build()
     elif step == "features":

@@ -9,7 +9,6 @@ from contracts.tables import SILVER_EVENTS
 
 MISSING = "missing"
 RETURNED = "returned"
-DUPLICATE = "duplicate"
 
 _REQUIRED = ("user_id", "item_id", "event_type")
 _BOUNDED = [column for column in SILVER_EVENTS.columns if column.name in ("quantity", "price")]
@@ -41,9 +40,9 @@ def reasons() -> Column:
     return F.when(unsound, found).otherwise(F.array().cast("array<string>"))
 
 
-def is_duplicate() -> Column:
-    """Whether another row of the same interval and event_id is kept instead. Needs `reasons`; a sound row is kept first."""
-    window = Window.partitionBy("interval", "event_id").orderBy(
-        F.size("reasons"), "at", "user_id", "item_id", "event_type", "quantity", "price"
+def is_duplicate(*scope: str) -> Column:
+    """Whether another row that is equal in `scope` is kept instead. One that could be read whole is kept first."""
+    window = Window.partitionBy(*scope).orderBy(
+        F.size("problems"), "at", "user_id", "item_id", "event_type", "quantity", "price"
     )
     return F.row_number().over(window) > 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from pyspark.sql import SparkSession
 
 from contracts.errors import InputError
 from contracts.settings import settings
+from spark_jobs.pseudonyms import REDACTION
 
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 _started_s = time.monotonic()
@@ -41,6 +44,8 @@ def session(name: str) -> SparkSession:
         return SparkSession.builder.getOrCreate()
     if settings().java_home:
         os.environ["JAVA_HOME"] = settings().java_home
+    elif "JAVA_HOME" not in os.environ and not shutil.which("java") and settings().jre_dir.is_dir():
+        os.environ["JAVA_HOME"] = str(settings().jre_dir)
     gateway = launch_gateway(_launch_conf())
     try:
         gateway.jvm.Thread.currentThread().getContextClassLoader().loadClass(_EXTENSION)
@@ -60,12 +65,15 @@ def session(name: str) -> SparkSession:
         "spark.databricks.delta.skipRecordingEmptyCommits": "false",
         "spark.sql.legacy.parquet.nanosAsLong": "true",
         "spark.ui.enabled": "false",
+        "spark.sql.redaction.string.regex": REDACTION,
         "spark.ui.showConsoleProgress": "false",
     }.items():
         conf.set(key, value)
     if not conf.contains("spark.master"):
         conf.set("spark.master", settings().spark_master)
-    SparkContext(conf=conf, gateway=gateway)
+    context = SparkContext(conf=conf, gateway=gateway)
+    if context.master.startswith("local"):  # else workers are the first python3 on the PATH, which may be another
+        context.pythonExec = sys.executable
     return SparkSession.builder.getOrCreate()
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import deltalake
 import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from contracts.files import locked
+from contracts.settings import settings
 from contracts.tables import Table
 
 if TYPE_CHECKING:
@@ -25,11 +28,19 @@ _HISTORY = 100
 """How many commits back the newest one of ours is looked for (others may optimise or vacuum)."""
 
 
+@contextmanager
+def writing(*, alone: bool = False) -> Iterator[None]:
+    """Hold the tables while writing them: many may, but for whoever must be `alone`, as erasing a user must."""
+    with locked(settings().home_dir / "run" / "tables.lock", shared=not alone):
+        yield
+
+
 def exists(table: Table) -> bool:
     return (table.path / "_delta_log").is_dir()
 
 
-def _open(table: Table, version: int | None = None) -> deltalake.DeltaTable | None:
+def open_table(table: Table, version: int | None = None) -> deltalake.DeltaTable | None:
+    """The table for reading without Spark; None when it has not been written yet."""
     try:
         return deltalake.DeltaTable(str(table.path), version=version)
     except TableNotFoundError:
@@ -38,19 +49,20 @@ def _open(table: Table, version: int | None = None) -> deltalake.DeltaTable | No
 
 def state(table: Table) -> str:
     """`id@version` of what the table holds now; empty when there is no table."""
-    opened = _open(table)
+    opened = open_table(table)
     return "" if opened is None else f"{opened.metadata().id}@{opened.version()}"
 
 
-def recorded(table: Table) -> dict[str, Any]:
-    """What our newest commit says about itself; empty when there is none."""
-    opened = _open(table)
+def recorded(table: Table, key: str = "") -> dict[str, Any]:
+    """What our newest commit (with `key`: that says something of it) says about itself; empty when there is none."""
+    opened = open_table(table)
     if opened is None:
         return {}
     for commit in opened.history(_HISTORY):
         if commit.get("userMetadata"):
             found: dict[str, Any] = json.loads(commit["userMetadata"])
-            return found
+            if not key or key in found:
+                return found
     return {}
 
 
@@ -64,13 +76,13 @@ def _files(opened: deltalake.DeltaTable, column: str) -> dict[int, frozenset[str
 
 def files(table: Table) -> dict[int, frozenset[str]]:
     """The files of each value of the last partition column (`interval` or `as_of`)."""
-    opened = _open(table)
+    opened = open_table(table)
     return {} if opened is None else _files(opened, table.partition_by[-1])
 
 
 def rows(table: Table, **partition: str) -> dict[int, int]:
     """Number of rows by the last partition column, among the files whose other partition columns fit."""
-    opened = _open(table)
+    opened = open_table(table)
     if opened is None:
         return {}
     actions = pa.table(opened.get_add_actions(flatten=True))
@@ -82,13 +94,13 @@ def rows(table: Table, **partition: str) -> dict[int, int]:
 
 
 def total_rows(table: Table) -> int:
-    opened = _open(table)
+    opened = open_table(table)
     return 0 if opened is None else sum(pa.table(opened.get_add_actions(flatten=True))["num_records"].to_pylist())
 
 
 def changed(table: Table, since: str) -> set[int]:
     """The intervals of `table` that are not what they were at `since` (a `state`), gone ones included."""
-    opened = _open(table)
+    opened = open_table(table)
     if opened is None:
         return set()
     if since == f"{opened.metadata().id}@{opened.version()}":
@@ -99,7 +111,7 @@ def changed(table: Table, since: str) -> set[int]:
     known_id, _, version = since.partition("@")
     if known_id == opened.metadata().id:
         try:
-            before = _open(table, int(version))
+            before = open_table(table, int(version))
             then = {} if before is None else _files(before, column)
         except DeltaError:  # the log does not reach back that far any more: all is new
             then = {}
@@ -136,15 +148,41 @@ def write(frame: DataFrame, table: Table, *, where: str | None = None, record: d
 
     Args:
         frame: has the table's columns; others are left out.
-        where: predicate on partition columns; all rows of `frame` must fit it.
+        where: predicate; all rows of `frame` must fit it.
         record: kept with the commit, for `recorded`.
     """
+    writer = _typed(frame, table).write.format("delta").mode("overwrite")
+    if where is not None:
+        writer = writer.option("replaceWhere", where)
+    if record is not None:
+        writer = writer.option("userMetadata", json.dumps(record))
+    writer.save(str(table.path))
+
+
+def append(frame: DataFrame, table: Table, *, record: dict[str, Any], application: str, number: int) -> None:
+    """Add rows in one atomic commit, unless `application` has committed this `number` or a later one already.
+
+    Source: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
+    """
+    writer = _typed(frame, table).write.format("delta").mode("append").option("userMetadata", json.dumps(record))
+    writer.option("txnAppId", application).option("txnVersion", number).save(str(table.path))
+
+
+def note(table: Table, record: dict[str, Any]) -> None:
+    """Commit `record` alone. No Spark needed."""
+    opened = deltalake.DeltaTable(str(table.path))
+    nothing = pa.Table.from_batches([], pa.schema(opened.schema().to_arrow()))
+    said = deltalake.CommitProperties(custom_metadata={"userMetadata": json.dumps(record)})
+    deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=said)
+
+
+def _typed(frame: DataFrame, table: Table) -> DataFrame:
+    """The table's columns of `frame`, for a table that exists: made by the contract, so that Delta checks what must not be null."""
     from delta.tables import DeltaTable
     from pyspark.sql import functions as F
     from pyspark.sql.types import StructType
 
     if not exists(table):
-        # Created from the contract, so that columns which must not be null are checked on every write.
         (
             DeltaTable.createIfNotExists(frame.sparkSession)
             .location(str(table.path))
@@ -152,10 +190,4 @@ def write(frame: DataFrame, table: Table, *, where: str | None = None, record: d
             .partitionedBy(*table.partition_by)
             .execute()
         )
-    typed = frame.select(*[F.col(column.name).cast(column.type) for column in table.columns])
-    writer = typed.write.format("delta").mode("overwrite")
-    if where is not None:
-        writer = writer.option("replaceWhere", where)
-    if record is not None:
-        writer = writer.option("userMetadata", json.dumps(record))
-    writer.save(str(table.path))
+    return frame.select(*[F.col(column.name).cast(column.type) for column in table.columns])

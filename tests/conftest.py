@@ -1,10 +1,181 @@
-"""What all tests share: an Airflow home that is nobody's, set before anything imports Airflow."""
+"""What all tests share: an Airflow home that is nobody's, and whole installations in temporary folders."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import psutil
+import pytest
+
+# Before anything imports Airflow.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="cartwheel-airflow-")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Where there is no Java, jobs that tests start find the one that `make test` has made.
+if "JAVA_HOME" not in os.environ and not shutil.which("java"):
+    from contracts.settings import settings
+
+    os.environ["JAVA_HOME"] = str(settings().jre_dir)
+    settings.cache_clear()
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PORTS = (
+    "airflow_port",
+    "mlflow_port",
+    "postgres_port",
+    "rest_port",
+    "grpc_port",
+)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One installation, driven as a person does: by command line."""
+
+    home: Path
+    environment: dict[str, str]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `python -m deploy.local ARGUMENTS`, with its output in `output.log`."""
+        return self._start([sys.executable, "-m", "deploy.local", *arguments])
+
+    def make(self, *arguments: str) -> int:
+        """Run the README's command `make ARGUMENTS` to its end; the exit status."""
+        return self._start(["make", *arguments]).wait(timeout=1800)
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+        log = (self.home.parent / "output.log").open("a")
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, *arguments: str) -> int:
+        """Run it to its end; the exit status."""
+        return self.start(*arguments).wait(timeout=1800)
+
+    @property
+    def output(self) -> str:
+        return (self.home.parent / "output.log").read_text()
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.home / "summary.json").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs for this installation."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if (
+                    process.environ().get("CARTWHEEL_HOME") == str(self.home)
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture
+def install() -> Iterator[Callable[..., Installation]]:
+    """Make an installation with the settings given; everything is stopped and deleted at the end.
+
+    Not under pytest's own folder: a second pytest closes that to other users, and PostgreSQL runs as one where we are root.
+    """
+    made: list[Installation] = []
+    parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
+
+    def make(**settings: object) -> Installation:
+        home = parent / f"home_{len(made)}" / "var"
+        home.mkdir(parents=True)
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        chosen = {"home": home, "cache": REPOSITORY / "var" / "cache", **ports, **settings}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("CARTWHEEL_", "AIRFLOW"))
+        }
+        installation = Installation(
+            home, inherited | {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()}
+        )
+        made.append(installation)
+        return installation
+
+    yield make
+    for installation in made:
+        installation.run("down")
+    shutil.rmtree(parent)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A PostgreSQL with a database `shop`."""
+
+    port: int
+    password: str
+
+    @property
+    def url(self) -> str:
+        return f"jdbc:postgresql://127.0.0.1:{self.port}/shop"
+
+    def connect(self) -> Any:
+        import psycopg2
+
+        return psycopg2.connect(
+            host="127.0.0.1", port=self.port, user="postgres", password=self.password, dbname="shop",
+            options="-c timezone=UTC",
+        )  # fmt: skip
+
+    def execute(self, *statements: str) -> None:
+        connection = self.connect()
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Database]:
+    """A PostgreSQL of our own; not under pytest's folder, which is closed to the user it runs as where we are root."""
+    from contracts.settings import Settings
+    from deploy.local import postgres
+    from deploy.local.secrets import Secrets
+
+    parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
+    [port] = free_ports(1)
+    own, secrets = Settings(_env_file=None, home=parent / "home", postgres_port=port), Secrets()
+    own.home_dir.mkdir()
+    postgres.prepare(own, secrets)
+    user = postgres.owner()
+    as_user = {} if user.name is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
+    process = subprocess.Popen(
+        postgres.command(own), cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **as_user
+    )
+    try:
+        postgres.wait_and_create(own, secrets, ["shop"], lambda: None)
+        yield Database(port, secrets.postgres_password)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        shutil.rmtree(parent)

@@ -26,13 +26,16 @@ class Limits:
 
 
 def checked_versions(gates_dir: Path) -> dict[str, int]:
-    """Delta version of each table as the latest data gates passed it; a gate that failed vouches for nothing."""
+    """Delta version of each table as the latest data gates passed it; what a gate refused no other vouches for."""
     versions: dict[str, int] = {}
+    refused: set[str] = set()
     for path in sorted(gates_dir.glob("*.json")):
         verdict = read_json(path)
         if verdict.get("passed") is True:
             versions |= verdict["table_versions"]
-    return versions
+        else:
+            refused |= verdict.get("table_versions", {}).keys()
+    return {name: version for name, version in versions.items() if name not in refused}
 
 
 def judge(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:

@@ -1,7 +1,7 @@
-"""The jars of Delta, Kafka and PostgreSQL for Spark: fetched once by the Ivy in the pyspark wheel, checked always.
+"""Jars from Maven: fetched once by the Ivy in the pyspark wheel, checked always.
 
-What is fetched stands in `spark_jars.ivy.xml`, what must come of it in `spark_jars.sha256`. After changing the
-former, `python -m deploy.local lock-jars` writes the latter.
+What is fetched stands in `NAME_jars.ivy.xml`, what must come of it in `NAME_jars.sha256` (the format of sha256sum):
+`spark` for Delta, Kafka and PostgreSQL in Spark's jobs, `kafka` for a local Kafka broker.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from contracts.settings import Settings
 from deploy.local.environment import pyspark_folder
 from deploy.local.java import Java
 
-IVY_FILE = Path(__file__).with_name("spark_jars.ivy.xml")
-LOCK_FILE = Path(__file__).with_name("spark_jars.sha256")
 
-
-def read_lock(path: Path = LOCK_FILE) -> dict[str, str]:
-    """sha256 in hexadecimal by file name, in the format of sha256sum."""
-    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+def read_lock(name: str = "spark") -> dict[str, str]:
+    """sha256 in hexadecimal by file name, as committed."""
+    text = Path(__file__).with_name(f"{name}_jars.sha256").read_text(encoding="utf-8")
+    lines = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
     return {name: digest for digest, name in lines}
 
 
@@ -55,42 +53,45 @@ def verify(folder: Path, lock: dict[str, str]) -> None:
         )
 
 
-def ensure_jars(settings: Settings, java: Java, advance: Callable[[str], None] = lambda name: None) -> list[Path]:
-    """The verified Spark jars, fetched into `settings.cache_dir / "spark-jars"` if they are not there yet.
+def ensure_jars(
+    settings: Settings, java: Java, advance: Callable[[str], None] = lambda name: None, *, name: str = "spark"
+) -> list[Path]:
+    """The verified jars, fetched into `settings.cache_dir / "NAME-jars"` if they are not there yet.
 
     Args:
         advance: called with the name of each jar that has arrived.
+        name: which list of jars, `spark` or `kafka`.
 
     Raises:
         InputError: a jar does not match the committed list, or they cannot be fetched.
     """
-    folder, lock = settings.cache_dir / "spark-jars", read_lock()
+    folder, lock = settings.cache_dir / f"{name}-jars", read_lock(name)
     if not folder.is_dir():
-        with locked(settings.cache_dir / "spark-jars.lock"):
+        with locked(folder.with_suffix(".lock")):
             if not folder.is_dir():  # another installation may have fetched them while we waited
-                for left_over in settings.cache_dir.glob("spark-jars.staging-*"):
+                for left_over in settings.cache_dir.glob(f"{name}-jars.staging-*"):
                     shutil.rmtree(left_over)
-                staging = Path(tempfile.mkdtemp(prefix="spark-jars.staging-", dir=settings.cache_dir))
+                staging = Path(tempfile.mkdtemp(prefix=f"{name}-jars.staging-", dir=settings.cache_dir))
                 staging.chmod(0o755)
                 try:
-                    fetch(java, staging / "jars", staging / "ivy", advance)
+                    fetch(name, java, staging / "jars", staging / "ivy", advance)
                     verify(staging / "jars", lock)
                     (staging / "jars").rename(folder)
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
     verify(folder, lock)
-    return [folder / name for name in sorted(lock)]
+    return [folder / jar for jar in sorted(lock)]
 
 
-def fetch(java: Java, folder: Path, cache: Path, advance: Callable[[str], None] = lambda name: None) -> None:
-    """Resolve `spark_jars.ivy.xml` into `folder` with the wheel's own Ivy.
+def fetch(name: str, java: Java, folder: Path, cache: Path, advance: Callable[[str], None] = lambda name: None) -> None:
+    """Resolve `NAME_jars.ivy.xml` into `folder` with the wheel's own Ivy.
 
     Raises:
         InputError: a jar cannot be had, most likely for want of a network.
     """
     command = [
         str(java.home / "bin" / "java"), f"-Divy.default.ivy.user.dir={cache}", "-jar", str(_ivy_jar()),
-        "-ivy", str(IVY_FILE), "-cache", str(cache / "cache"), "-types", "jar", "bundle",
+        "-ivy", str(Path(__file__).with_name(f"{name}_jars.ivy.xml")), "-cache", str(cache / "cache"), "-types", "jar", "bundle",
         "-retrieve", f"{folder}/[artifact]-[revision].[ext]",
     ]  # fmt: skip
     log: list[str] = []
@@ -110,9 +111,9 @@ def fetch(java: Java, folder: Path, cache: Path, advance: Callable[[str], None] 
     if ivy.returncode != 0 or not folder.is_dir():
         reason = next((line for line in log if "error" in line.lower() or "not found" in line.lower()), "Ivy failed")
         raise InputError(
-            f"the Spark jars could not be fetched: {reason}",
+            f"the jars of {name.capitalize()} could not be fetched: {reason}",
             where="Maven Central",
-            cure="connect to the internet and run it again, or set CARTWHEEL_CACHE to a folder that has spark-jars",
+            cure=f"connect to the internet and run it again, or set CARTWHEEL_CACHE to a folder that has {name}-jars",
         )
 
 

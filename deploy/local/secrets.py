@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from contracts.errors import InputError
-from contracts.files import locked, write_json
+from contracts.files import locked, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -22,26 +21,27 @@ class Secrets:
         default_factory=lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(), repr=False
     )
     postgres_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    pseudonym_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    """Of `contracts.pseudonyms`: who changes it makes every known user a new one."""
 
 
 def read_or_create(path: Path) -> Secrets:
-    """The secrets in `path` (JSON); made and written with mode 0600 when there are none yet.
+    """The secrets in `path` (JSON, mode 0600); those that are missing are made. Entries of others are left alone.
 
     Raises:
-        InputError: the file is damaged or lacks a secret.
+        InputError: the file is damaged.
     """
     with locked(path.with_name(f".{path.name}.lock")):
-        if not path.exists():
-            made = Secrets()
-            write_json(path, asdict(made), mode=0o600)
-            return made
-        path.chmod(0o600)
         try:
-            found = Secrets(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            known = read_json(path)
+            made = Secrets(**{each.name: known[each.name] for each in fields(Secrets) if each.name in known})
+        except (InputError, TypeError) as error:
             raise InputError(
                 f"the secrets cannot be read: {type(error).__name__}",
                 where=str(path),
                 cure="restore the file, or remove the whole folder it lies in to start afresh",
             ) from None
-        return found
+        if known | asdict(made) != known:
+            write_json(path, known | asdict(made), mode=0o600)
+        path.chmod(0o600)
+        return made

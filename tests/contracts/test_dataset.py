@@ -47,9 +47,9 @@ def test_three_columns_are_enough(tmp_path: Path) -> None:
     shop = loaded(tmp_path, SMALLEST)
     assert shop.interval.length == timedelta(days=7)
     assert shop.time_zone == "UTC"
-    assert shop.events.file_format == "csv"
-    assert shop.events.only_type == "purchase"
-    assert shop.events.target_types == ("purchase",)
+    assert shop.events[0].files.file_format == "csv"
+    assert shop.events[0].only_type == "purchase"
+    assert shop.target_types == ("purchase",)
     assert shop.minimum_item_events == 5
 
 

@@ -14,6 +14,7 @@ from contracts.errors import InputError
 from contracts.settings import REPOSITORY, Settings, settings
 
 MAY_TOUCH_THE_ENVIRONMENT = {
+    "contracts/settings.py": "reads secrets by name, CARTWHEEL_SECRET_NAME",
     "deploy/local/__main__.py": "hands the stack's environment to the processes that the loop starts",
     "deploy/local/java.py": "looks for a Java: JAVA_HOME and the PATH are not ours to name",
     "deploy/local/stack.py": "puts the virtual environment in front of the PATH",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import re
 import tomllib
@@ -14,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from contracts import dataset as datasets
 from contracts.settings import REPOSITORY
+from spark_jobs import sources
 
 GUIDE = (REPOSITORY / "docs" / "bring-your-own-data.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
@@ -52,8 +54,9 @@ def test_the_example_rows_have_the_columns_that_the_example_file_names(tmp_path,
     """Each dataset file that follows some rows of CSV names columns of theirs."""
     shop = loaded(tmp_path, text)
     header = next(csv.reader(io.StringIO(rows)))
-    named = {name for name in shop.events.columns.model_dump().values() if name}
-    named |= {exclusion.column for exclusion in shop.events.exclude}
+    [source] = shop.events
+    named = {name for name in source.columns.model_dump().values() if name}
+    named |= {exclusion.column for exclusion in source.exclude}
     if shop.items:
         columns = shop.items.columns
         named |= {columns.item_id, *columns.name, *filter(None, (columns.category, columns.type))}
@@ -61,9 +64,9 @@ def test_the_example_rows_have_the_columns_that_the_example_file_names(tmp_path,
     assert all(len(row) == len(header) for row in csv.reader(io.StringIO(rows)))
 
 
-def documented(heading: str) -> dict[str, str]:
+def documented(heading: str, text: str = GUIDE.split("## Every key")[1]) -> dict[str, str]:
     """Key and default in the table below a heading of the reference."""
-    chapter = re.split(r"^##+ ", GUIDE.split("## Every key")[1].split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
+    chapter = re.split(r"^##+ ", text.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
     return dict(re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", chapter, re.MULTILINE))
 
 
@@ -103,7 +106,7 @@ def test_the_parts_that_read_files_share_the_keys_of_files() -> None:
     """The chapter on files holds for events, items, users and promotions alike."""
     for model in (datasets.Events, datasets.Items, datasets.Users, datasets.Promotions):
         for name in datasets.Files.model_fields:
-            if (model, name) != (datasets.Items, "path"):
+            if (model, name) not in {(datasets.Items, "path"), (datasets.Events, "path")}:
                 assert as_written(model, name) == as_written(datasets.Files, name)
 
 
@@ -112,14 +115,22 @@ def test_every_model_of_the_dataset_file_has_a_chapter() -> None:
     parts = {
         value for value in vars(datasets).values() if isinstance(value, type) and issubclass(value, datasets._Part)
     }
-    assert parts - {datasets._Part} == set(MODELS.values())
+    assert parts - {datasets._Part, datasets._PerhapsFiles} == set(MODELS.values())
 
 
 def test_the_reasons_of_quarantine_are_those_of_the_code() -> None:
     """Each reason in the guide is written in the rules or the parser of the Spark jobs."""
     code = "".join((REPOSITORY / "spark_jobs" / name).read_text() for name in ("rules.py", "parsing.py"))
     texts = ("occurred_at: not a time", "quantity: not a number", "price: not a number", "event_type: not known")
-    words = ("row: not in the shape of the other rows", "excluded: ", "missing", "returned", "duplicate")
+    words = ("row: not in the shape of the other rows", "excluded: ", "missing", "returned")
     for reason in (*texts, *words):
         assert reason in code, reason
         assert reason in GUIDE, reason
+
+
+@pytest.mark.parametrize("kind", [kind for kind in sources.kinds() if kind != "files"])
+def test_every_option_of_every_source_is_documented(kind: str) -> None:
+    """The chapter of a kind of source has one row for each of its keys, with its default."""
+    model = importlib.import_module(f"spark_jobs.sources.{kind}").Options
+    text = (REPOSITORY / "docs" / "sources.md").read_text(encoding="utf-8")
+    assert documented(f"`[events.{kind}]`", text) == {name: as_written(model, name) for name in model.model_fields}

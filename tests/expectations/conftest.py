@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import CommitProperties, write_deltalake
 
 from contracts.settings import settings
-from contracts.tables import TABLES
+from contracts.tables import BRONZE_EVENTS, TABLES
 
 INTERVALS = range(1, 6)
 BASKETS = {"a": ("1", "2"), "b": ("2", "3"), "c": ("1", "3")}
@@ -23,6 +24,7 @@ Frames = dict[str, pd.DataFrame]
 _ARROW = {
     "string": pa.string(),
     "int": pa.int32(),
+    "long": pa.int64(),
     "double": pa.float64(),
     "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", "UTC"),
@@ -93,6 +95,9 @@ def shop() -> Frames:
             }
             for user, items in BASKETS.items()
         ),
+        "category_shares": pd.DataFrame(
+            {"interval": interval, "category": category, "share": 0.5} for interval in INTERVALS for category in "xy"
+        ),
         "training_lists": pd.DataFrame(
             {"as_of": as_of, "user_id": user, "target_items": list(items)}
             for as_of in INTERVALS
@@ -101,15 +106,26 @@ def shop() -> Frames:
     }
 
 
-def save(frames: Frames) -> None:
-    """Write the tables as the contract types them; columns a frame lacks stay away."""
+def save(frames: Frames, through: int | None = None) -> None:
+    """Write the tables as the contract types them; columns a frame lacks stay away.
+
+    Args:
+        through: the last complete interval, as landing notes it with the commit of bronze.
+    """
     for table in TABLES:
         if table.name in frames:
             frame = frames[table.name]
             columns = [column for column in table.columns if column.name in frame]
             schema = pa.schema([(column.name, _ARROW[column.type]) for column in columns])
             data = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
-            write_deltalake(table.path, data, partition_by=list(table.partition_by) or None, mode="overwrite")
+            told = {"userMetadata": json.dumps({"through": through})} if table is BRONZE_EVENTS and through else None
+            write_deltalake(
+                table.path,
+                data,
+                partition_by=list(table.partition_by) or None,
+                mode="overwrite",
+                commit_properties=CommitProperties(custom_metadata=told),
+            )
 
 
 @pytest.fixture
@@ -128,6 +144,6 @@ def frames() -> Frames:
 
 
 @pytest.fixture
-def saved(home: Path) -> Callable[[Frames], None]:
+def saved(home: Path) -> Callable[..., None]:
     """Saves frames as the tables of an empty installation."""
     return save

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import httpx
 import pytest
 
 from contracts.names import MODEL
+from contracts.pseudonyms import pseudonym
 from serving.client import Client, ServingError
 
 
@@ -36,3 +40,33 @@ def test_deadline_without_server() -> None:
     """Where nobody listens, the call ends at its deadline with a transport error."""
     with Client("http://127.0.0.1:9", deadline_s=0.3) as client, pytest.raises(httpx.ConnectError):
         client.available_versions()
+
+
+def test_pseudonyms_leave_instead_of_ids() -> None:
+    """With a key, the body of the request holds pseudonyms in the order of the users and no id; without, the ids."""
+    bodies: list[bytes] = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            rows = [{"items": [], "scores": []} for _ in json.loads(bodies[-1])["instances"]]
+            answer = json.dumps({"predictions": rows}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    ids = ["ann@example.org", " bob@example.org "]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for key in ("secret", None):
+            with Client(url, pseudonym_key=key) as client:
+                assert len(client.recommend(ids, version=1)) == 2
+        server.shutdown()
+    sent = [[each["user_id"] for each in json.loads(body)["instances"]] for body in bodies]
+    assert sent == [[pseudonym(each, "secret") for each in ids], ids]
+    assert b"example" not in bodies[0]

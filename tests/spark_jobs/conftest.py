@@ -26,6 +26,7 @@ length = "1d"
 first = 2024-01-01T00:00:00
 [events]
 path = "events.csv"
+settle_s = 0
 types = { view = 1.0, purchase = 5.0 }
 targets = ["purchase"]
 exclude = [{ reason = "postage", column = "what", starts_with = "POST" }]
@@ -125,15 +126,19 @@ class Shop:
     def dataset(self) -> datasets.Dataset:
         return datasets.load(self.folder / "shop.toml")
 
+    @property
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
     def land(self, through: int | None = None, from_interval: int | None = None) -> int:
         from spark_jobs import land
 
-        return land.main(self.dataset, self.folder, from_interval, through, datetime.now(UTC))
+        return land.main(self.dataset, self.folder, from_interval, through, self.now)
 
     def clean(self) -> int:
         from spark_jobs import clean
 
-        return clean.main(self.dataset.events)
+        return clean.main(self.dataset)
 
     def features(self, coming: int | None = None) -> int:
         from spark_jobs import features

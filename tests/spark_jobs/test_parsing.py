@@ -10,7 +10,7 @@ import pytest
 from contracts.dataset import Dataset
 from contracts.errors import InputError
 from contracts.tables import BRONZE_EVENTS
-from spark_jobs import sources
+from spark_jobs import reading
 from spark_jobs.parsing import parse
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -30,7 +30,7 @@ def bronze(spark: Any, rows: list[dict[str, Any]], described: Dataset) -> list[d
     frame = spark.createDataFrame(
         [[row.get(name) for name in names] for row in rows], ", ".join(f"`{n}` string" for n in names)
     )
-    return [row.asDict() for row in parse(frame, described, NOW).collect()]
+    return [row.asDict() for row in parse(frame, described.events[0], described, NOW).collect()]
 
 
 def test_three_columns_are_enough(spark: Any) -> None:
@@ -173,7 +173,8 @@ def test_typed_columns(spark: Any) -> None:
     frame = spark.sql(
         "SELECT timestamp'2024-01-02 12:00:00' AS `when`, 17850.0D AS who, 5L AS what, 2.5D AS cost, named_struct('a', 1) AS `a.b`"
     )
-    [row] = parse(frame, dataset({"price": "cost"}), NOW).collect()
+    described = dataset({"price": "cost"})
+    [row] = parse(frame, described.events[0], described, NOW).collect()
     assert (row["user_id"], row["item_id"], row["price"], row["at"]) == ("17850", "5", 2.5, 1.5)
     assert row["extra"] == {"a.b": '{"a":1}'}
 
@@ -181,4 +182,4 @@ def test_typed_columns(spark: Any) -> None:
 def test_missing_column_names_those_there_are(spark: Any) -> None:
     """The error names the column, the file and the columns that exist."""
     with pytest.raises(InputError, match=r"no column 'whom'; there are: who, what \(in shop.csv\)"):
-        sources.require(spark.sql("SELECT 1 AS who, 2 AS what"), ["who", None, "whom"], "shop.csv")
+        reading.require(spark.sql("SELECT 1 AS who, 2 AS what"), ["who", None, "whom"], "shop.csv")

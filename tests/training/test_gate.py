@@ -77,3 +77,14 @@ def test_a_failed_data_gate_vouches_for_nothing(tmp_path: Path) -> None:
     checked = checked_versions(tmp_path)
     assert checked == {"items": 1}
     assert failed(changed(["checked_versions"], checked)) == ["data_was_checked"]
+
+
+def test_each_data_gate_vouches_for_its_own_tables(tmp_path: Path) -> None:
+    """Features and lists pass by gates of their own; an older verdict does not vouch for lists that were refused."""
+    write_json(
+        tmp_path / "features.json", {"passed": True, "table_versions": {"item_features": 5, "training_lists": 3}}
+    )
+    write_json(tmp_path / "lists.json", {"passed": True, "table_versions": {"training_lists": 4}})
+    assert checked_versions(tmp_path) == {"item_features": 5, "training_lists": 4}
+    write_json(tmp_path / "lists.json", {"passed": False, "table_versions": {"training_lists": 4}})
+    assert checked_versions(tmp_path) == {"item_features": 5}

@@ -13,7 +13,7 @@ import pytest
 
 from contracts.dataset import Events
 from contracts.errors import InputError
-from spark_jobs import sources
+from spark_jobs import reading
 
 COLUMNS = {"user_id": "who", "item_id": "what", "occurred_at": "when"}
 CSV = 'when,who,what\n2024-01-01,ann,"apple, ""red"""\n'
@@ -24,9 +24,11 @@ def events(path: Any, **options: Any) -> Events:
 
 
 def read(spark: Any, folder: Path, path: Any, **options: Any) -> list[dict[str, Any]]:
-    declared = events(path, **options)
-    with sources.readable(declared, folder):
-        return [row.asDict() for row in sources.read(spark, declared, folder).collect()]
+    declared = events(path, **options).files
+    assert declared is not None
+    found = reading.paths(declared, folder)
+    with reading.readable(found):
+        return [row.asDict() for row in reading.read(spark, declared, found).collect()]
 
 
 def test_csv_folder_glob_and_compression(spark: Any, tmp_path: Path) -> None:
@@ -52,14 +54,14 @@ def test_encoding_and_separator(spark: Any, tmp_path: Path) -> None:
 def test_rows_of_another_shape_are_told(spark: Any, tmp_path: Path) -> None:
     """A row with a field too few or too many is kept as its text."""
     (tmp_path / "a.csv").write_text("when,who,what\n1,2,3\n1,2\n1,2,3,4\n")
-    assert [row[sources.CORRUPT] for row in read(spark, tmp_path, "a.csv")] == [None, "1,2", "1,2,3,4"]
+    assert [row[reading.CORRUPT] for row in read(spark, tmp_path, "a.csv")] == [None, "1,2", "1,2,3,4"]
 
 
 def test_json_lines(spark: Any, tmp_path: Path) -> None:
     """JSON lines are text; a broken line is told."""
     (tmp_path / "a.jsonl").write_text('{"when": 1, "who": 0.5, "what": "x", "more": {"a": [1]}}\n{"when": \n')
     good, bad = read(spark, tmp_path, "a.jsonl")
-    assert (good["who"], good["what"], bad[sources.CORRUPT]) == ("0.5", "x", '{"when": ')
+    assert (good["who"], good["what"], bad[reading.CORRUPT]) == ("0.5", "x", '{"when": ')
 
 
 def test_parquet_nanoseconds(spark: Any, tmp_path: Path) -> None:
@@ -103,11 +105,11 @@ def test_fingerprint(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text(CSV)
     declared = events("*.csv")
-    before = sources.fingerprint([declared], [declared], tmp_path)
-    assert sources.fingerprint([declared], [declared, None], tmp_path) == before
-    assert sources.fingerprint([events("*.csv", separator=";")], [declared], tmp_path) != before
+    before = reading.fingerprint([declared], [declared], tmp_path)
+    assert reading.fingerprint([declared], [declared, None], tmp_path) == before
+    assert reading.fingerprint([events("*.csv", separator=";")], [declared], tmp_path) != before
     os.utime(file, (1, 1))
-    later = sources.fingerprint([declared], [declared], tmp_path)
+    later = reading.fingerprint([declared], [declared], tmp_path)
     assert later != before
     (tmp_path / "b.csv").write_text(CSV)
-    assert sources.fingerprint([declared], [declared], tmp_path) != later
+    assert reading.fingerprint([declared], [declared], tmp_path) != later

@@ -1,0 +1,230 @@
+"""What the page in Airflow's UI tells, read from tables and reports: no Spark, no TensorFlow, no Great Expectations."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from contracts.dataset import load
+from contracts.files import read_json
+from contracts.settings import settings
+from contracts.tables import LEDGER, QUARANTINE, Table
+
+GATES = ("raw", "clean", "features", "lists")
+SHOWN_INTERVALS = 60
+"""How many of a source's newest intervals get a bar."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of records."""
+
+    read: int = 0
+    landed: int = 0
+    quarantined: int = 0
+    duplicates: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+    @property
+    def balanced(self) -> bool:
+        return self.read == self.landed + self.quarantined + self.duplicates
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One interval of one source; `share` is its records to those of the source's busiest interval shown."""
+
+    label: str
+    counts: Counts
+    share: float
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str
+    num_batches: int
+    counts: Counts
+    balanced: bool
+    """Every batch by itself, not only their sum."""
+    last_landing: datetime
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Quarantined rows of one stage, source and reason. `command` drives them in again."""
+
+    stage: str
+    source: str
+    reason: str
+    num_rows: int
+    first_interval: int
+    last_interval: int
+    command: str
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """The newest verdict of a gate; `passed` is None when there is none yet."""
+
+    name: str
+    passed: bool | None
+    line: str
+    time: datetime | None
+    failures: tuple[str, ...]
+    suites: tuple[str, ...]
+
+
+def sources() -> list[Source]:
+    """The ledger, summed by source."""
+    rows = _ledger(*_state(LEDGER))
+    return [
+        _source(name, [row for row in rows if row["source"] == name]) for name in sorted({r["source"] for r in rows})
+    ]
+
+
+def quarantine() -> list[SetAside]:
+    """The quarantine, counted by stage, source and reason; the most rows first."""
+    return list(_set_aside(*_state(QUARANTINE)))
+
+
+def gates() -> list[GateVerdict]:
+    """The verdict of each gate, in the order in which data passes them."""
+    return [_verdict(name, settings().reports_dir / "gates" / f"{name}.json") for name in GATES]
+
+
+def decision() -> dict[str, Any]:
+    """What monitoring decided last: interval, retrain, reasons; empty when it has not yet."""
+    found = [path for path in (settings().reports_dir / "monitoring").glob("*.json") if path.stem.lstrip("-").isdigit()]
+    if not found:
+        return {}
+    told = read_json(max(found, key=lambda path: int(path.stem)))
+    return {"interval": _label(int(told["interval"])), **told["decision"]}
+
+
+def champion() -> dict[str, Any]:
+    """The last line of the record of deployments; empty when nothing was deployed. A torn line counts as not written."""
+    path = settings().serving_dir / "deployments.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "version" in found:
+            return found
+    return {}
+
+
+def _label(interval: int) -> str:
+    return load(settings().dataset_path).interval.label(interval)
+
+
+def _state(table: Table) -> tuple[str, int]:
+    """Path and version; version -1 when there is no such table."""
+    from deltalake import DeltaTable
+
+    path = str(table.path)
+    return path, DeltaTable(path).version() if DeltaTable.is_deltatable(path) else -1
+
+
+@lru_cache(maxsize=2)
+def _ledger(path: str, version: int) -> list[dict[str, Any]]:
+    from deltalake import DeltaTable
+
+    return DeltaTable(path, version).to_pyarrow_table().to_pylist() if version >= 0 else []
+
+
+def _source(name: str, rows: list[dict[str, Any]]) -> Source:
+    by_interval: dict[int, Counts] = {}
+    for row in rows:
+        by_interval[row["interval"]] = by_interval.get(row["interval"], Counts()) + _counts(row)
+    shown = sorted(by_interval.items())[-SHOWN_INTERVALS:]
+    most = max((counts.read for _, counts in shown), default=0) or 1
+    return Source(
+        name=name,
+        num_batches=len({row["batch"] for row in rows}),
+        counts=sum(by_interval.values(), Counts()),
+        balanced=all(_counts(row).balanced for row in rows),
+        last_landing=max(row["committed_at"] for row in rows),
+        bars=tuple(
+            Bar(_label(interval) if interval else "without a time", counts, counts.read / most)
+            for interval, counts in shown
+        ),
+    )
+
+
+def _counts(row: dict[str, Any]) -> Counts:
+    return Counts(*(int(row[part.name]) for part in fields(Counts)))
+
+
+@lru_cache(maxsize=2)
+def _set_aside(path: str, version: int) -> tuple[SetAside, ...]:
+    from deltalake import DeltaTable
+
+    if version < 0:
+        return ()
+    dataset = DeltaTable(path, version).to_pyarrow_dataset()
+    columns = [name for name in ("stage", "source", "interval", "reasons") if name in dataset.schema.names]
+    num_rows: Counter[tuple[str, str, str]] = Counter()
+    intervals: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for batch in dataset.to_batches(columns=columns):  # the rows themselves may be many and long: never all at once
+        for row in batch.to_pylist():
+            number = row["interval"]
+            for kind in {_kind(reason) for reason in row["reasons"]}:
+                key = row["stage"], row.get("source", ""), kind
+                num_rows[key] += 1
+                low, high = intervals.get(key, (number, number))
+                intervals[key] = min(low, number), max(high, number)
+    return tuple(
+        SetAside(stage, source, reason, count, *intervals[stage, source, reason], _redrive(source, reason))
+        for (stage, source, reason), count in num_rows.most_common()
+    )
+
+
+def _kind(reason: str) -> str:
+    """A reason without the value it names: `quantity: 'many'` is `quantity`."""
+    return reason.split(": '", 1)[0]
+
+
+def _redrive(source: str, reason: str) -> str:
+    command = ["python", "-m", "spark_jobs.quarantine", "redrive", "--reason", reason]
+    return shlex.join([*command, "--source", source] if source else command)
+
+
+def _verdict(name: str, path: Path) -> GateVerdict:
+    found = read_json(path)
+    if not found:
+        return GateVerdict(name, None, "no verdict yet", None, (), ())
+    suites = [suite for table in found.get("table_versions", {}) for suite in (table, f"{table}_facts")]
+    return GateVerdict(
+        name=name,
+        passed=found.get("passed") is True,
+        line=str(found.get("line", "")),
+        time=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+        failures=tuple(_failure(failure) for failure in found.get("failures", [])),
+        suites=tuple(_with_page(suites)),
+    )
+
+
+def _failure(failure: dict[str, Any]) -> str:
+    place = ".".join(str(failure[part]) for part in ("table", "column") if failure.get(part))
+    return f"{place}: {failure.get('observed', '')} ({failure.get('rule', '')})"
+
+
+def _with_page(suites: Iterable[str]) -> Iterable[str]:
+    return (name for name in suites if (docs_folder() / "expectations" / f"{name}.html").exists())
+
+
+def docs_folder() -> Path:
+    """The Data Docs of Great Expectations."""
+    return settings().reports_dir / "data_docs"

@@ -1,0 +1,790 @@
+"""A paged HTTP API that answers in JSON.
+
+Each page is written whole to `spool/NAME` under CARTWHEEL_HOME, with what to ask for after it, before the next one is
+asked for: a read that was killed goes on at the page it had reached. Batches of pages are landed from there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+import httpx
+import stamina
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from contracts.dataset import Events
+from contracts.errors import InputError
+from contracts.files import read_json, sync, write_json
+from contracts.settings import settings
+from spark_jobs.parsing import wanted_columns
+from spark_jobs.reading import CORRUPT
+from spark_jobs.session import say
+from spark_jobs.sources import Batch, Land, Position
+
+Ask = str | int | None
+"""What names a page: a cursor, a number or an address. None: the first page."""
+
+_UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
+_NUMBER = r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
+_AHEAD = timedelta(days=1)
+"""Times further ahead of our clock are no watermark: one wrong date would hide all records to come."""
+_ACCEPTED = "application/json, application/x-ndjson, */*;q=0.1"
+_LINES = r"ndjson|jsonl|json-?lines|json-seq|stream\+json"
+_FORGOTTEN = (400, 404, 410, 422)
+"""Statuses by which an API says that it does not know a cursor any more."""
+_TRANSIENT = (408, 425, 429)
+_LONGEST_WAIT_S = 600.0
+
+
+def _overlap(value: Any) -> timedelta | Decimal:
+    written = re.fullmatch(r"(\d+) ?(s|min|h|d)", value.strip()) if isinstance(value, str) else None
+    if written is not None:
+        return int(written[1]) * _UNITS[written[2]]
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or number < 0:
+        raise ValueError("write a length of time as a number and one of s, min, h, d (10min), or a number")
+    return number
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Auth(_Part):
+    """How requests show who asks. The secret itself is never in a file."""
+
+    kind: Literal["bearer", "basic", "header"]
+    secret: str
+    """Name of the secret (`Settings.secret`): the token, the password or the key."""
+    user: str = ""
+    """User of `basic`."""
+    header: str = "X-API-Key"
+    """Header of `header`."""
+
+
+class Cursor(_Part):
+    """Pages by a cursor that each answer gives for the next one. The last answer gives none, or its own again."""
+
+    path: str = Field(min_length=1)
+    """Where the next cursor is in the answer, with dots: `meta.next_cursor`."""
+    parameter: str = "cursor"
+    """Query parameter that takes it."""
+    more: str = ""
+    """Where the answer says whether there is more (true or false), if it does. Empty: while there is a next cursor."""
+
+
+class Page(_Part):
+    """Pages by number, up to the first empty one."""
+
+    parameter: str = "page"
+    first: int = 1
+
+
+class Link(_Part):
+    """Pages by the address of the next one, which must be on the host of `url`."""
+
+    path: str = ""
+    """Where it is in the answer, with dots. Empty: in the header `Link`, as rel=next."""
+
+
+class Since(_Part):
+    """Asks for new records only."""
+
+    parameter: str
+    """Query parameter that takes the watermark."""
+    field: str
+    """Field of the records, with dots, whose highest value is the watermark: a time in ISO 8601, or a number."""
+    first: str = ""
+    """What the first read asks for. Empty: it asks without the parameter."""
+    overlap: Annotated[timedelta | Decimal, BeforeValidator(_overlap)] = timedelta(minutes=10)
+    """How far behind the watermark to ask again: a length of time for times, a number for numbers."""
+
+
+class Options(_Part):
+    """`[events.http]` of the dataset file."""
+
+    url: str
+    """Address of the first page, without user or password."""
+    records: str = ""
+    """Where the list of records is in the answer, with dots. Empty: the answer is the list, or JSON lines."""
+    parameters: dict[str, str | int] = Field(default_factory=dict)
+    """Query parameters of each request, such as the size of a page. Addresses of `link` are asked as they are."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Headers of each request. Not for secrets."""
+    auth: Auth | None = None
+    cursor: Cursor | None = None
+    page: Page | None = None
+    link: Link | None = None
+    since: Since | None = None
+    oldest_first: bool = False
+    """Whether new records only ever join at the end: the next read goes on at the last page. Else, and without
+    `since`, each read asks for all pages."""
+    pages_a_batch: int = Field(100, ge=1)
+    """Pages landed in one commit."""
+    requests_per_second: float = Field(5.0, gt=0)
+    """At most, retries included."""
+    attempts: int = Field(6, ge=1)
+    """How often to ask for a page while connections break, or the answer is 429, 408, 425 or 5xx."""
+    timeout_s: float = Field(30.0, gt=0)
+    """Longest wait for a connection, and for each piece of the answer."""
+    page_limit_mib: float = Field(64.0, gt=0)
+    """Largest answer taken, unpacked."""
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            url = httpx.URL(value)
+        except httpx.InvalidURL:
+            raise ValueError("is no address") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("must start with http:// or https://")
+        if url.userinfo:
+            raise ValueError("holds a user or password: use auth")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if name.lower() in ("authorization", "proxy-authorization", "cookie", "x-api-key"):
+                raise ValueError(f"{name} is secret: use auth")
+            if not re.fullmatch(r"[!-9;-~]+", name) or not re.fullmatch(r"[ -~]*", text):
+                raise ValueError(f"{name!r} cannot be sent as a header")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if sum(one is not None for one in (self.cursor, self.page, self.link)) > 1:
+            raise ValueError("give one of cursor, page, link")
+        if not self.records and (self.cursor is not None or (self.link is not None and self.link.path)):
+            raise ValueError("an answer that holds the next cursor or link is no bare list: set records")
+        if self.oldest_first and self.since is not None:
+            raise ValueError("since asks for new records already: leave oldest_first out")
+        return self
+
+
+@dataclass(frozen=True)
+class _Read:
+    """How far a source has been read; the position as an object.
+
+    Attributes:
+        ask: the page to ask for next.
+        since: value of `since.parameter` in the read under way.
+        watermark: highest value of `since.field` so far.
+        done: whether the last read came to its end. Then the next one starts.
+        digest: of all records of the read under way, or of the last one.
+    """
+
+    ask: Ask = None
+    since: str | None = None
+    watermark: str | None = None
+    done: bool = True
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class _Spooled:
+    """What is known of a page in the spool beside its records.
+
+    Attributes:
+        base: the position that it is to be landed on.
+        options: digest of the options that it was asked with.
+        reached: the position after it.
+        fields: names of its records' fields, in order.
+        records: how many there are.
+    """
+
+    base: Position
+    options: str
+    reached: Position
+    fields: list[str]
+    records: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """`text` is None where the API says that there is no content."""
+
+    text: str | None
+    headers: httpx.Headers
+    links: dict[str | None, dict[str, str]]
+    url: httpx.URL
+
+
+@dataclass
+class _Told:
+    """The records of one page.
+
+    Attributes:
+        lines: each as one line of JSON, an object of texts: what is no object has its text in CORRUPT.
+        fields: names of fields, in order.
+        values: of `since.field`.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    fields: dict[str, None] = field(default_factory=dict)
+    values: list[Any] = field(default_factory=list)
+
+
+class Reader:
+    """Position: the fields of `_Read`."""
+
+    holds_back = False
+
+    def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
+        self._name, self._source, self._options = name, source, options
+        self._wanted = [column for column in wanted_columns(source) if column is not None]
+        self._dotted = [column for column in dict.fromkeys(self._wanted) if "." in column]
+        self._asked_s = float("-inf")
+
+    def news(self, position: Position, through: int) -> bool:
+        return True
+
+    def run(self, spark: SparkSession, position: Position, through: int, land: Land) -> None:
+        spool = settings().home_dir / "spool" / self._name
+        asked: set[Ask] = set()
+        with self._client() as client:
+            while True:
+                pages = self._gathered(client, spool, position, asked)
+                reached, before = _Read(**pages[-1].reached), self._before(position)
+                if reached.done and before.done and reached.digest in ("", before.digest):
+                    break  # a whole read without records, or with the very records of the last one
+                land(Batch(self._rows(spark, spool, pages), asdict(reached), where=self._where))
+                shutil.rmtree(spool)
+                position = asdict(reached)
+                if reached.done:
+                    break
+        shutil.rmtree(spool, ignore_errors=True)
+
+    def _gathered(self, client: httpx.Client, spool: Path, position: Position, asked: set[Ask]) -> list[_Spooled]:
+        """The pages of the next batch: those that are in the spool already, and those after them, which join them.
+
+        Args:
+            asked: pages asked for in this run, to tell a circle.
+        """
+        options = hashlib.sha256(self._options.model_dump_json().encode()).hexdigest()
+        pages = _spooled(spool, position, options)
+        read = _Read(**pages[-1].reached) if pages else self._start(position)
+        lines: list[str] = []
+        resumed = read.ask is not None and not read.done
+        while not (pages and read.done) and len(pages) < self._options.pages_a_batch:
+            if read.ask in asked:
+                self._refuse_circle(read.ask)
+            asked.add(read.ask)
+            answer = self._ask(client, read, may_be_forgotten=resumed)
+            resumed = False
+            if answer is None:
+                say(f"{self._name}: the page reached before is not known any more, so all are asked for again")
+                asked.clear()
+                read = _Read(None, read.since, read.watermark, done=False, digest=read.digest)
+                continue
+            told = self._records(answer)
+            if lines and told.lines == lines:  # it would end here, or never: it does not know what we ask with
+                self._refuse_circle(read.ask)
+            lines = told.lines
+            self._refuse_strange(told, read, first=not position and not pages)
+            after = self._next(answer, told, read.ask)
+            read = _Read(
+                ask=after if after is not None else self._last(read.ask, told),
+                since=read.since,
+                watermark=self._watermark(read.watermark, told.values),
+                done=after is None,
+                digest=_digest(read.digest, *told.lines),
+            )
+            pages.append(_Spooled(position, options, asdict(read), list(told.fields), len(told.lines)))
+            _spool(spool, len(pages), told.lines, pages[-1])
+        return pages
+
+    def _start(self, position: Position) -> _Read:
+        """What the next batch starts from: a new read, or the one under way."""
+        last = self._before(position)
+        if not last.done:
+            return last
+        since = self._options.since
+        asked: str | None = None
+        if since is not None:
+            asked = _earlier(last.watermark, since.overlap) if last.watermark is not None else since.first or None
+        return _Read(last.ask, asked, last.watermark, done=False, digest=_digest(""))
+
+    def _last(self, ask: Ask, told: _Told) -> Ask:
+        """Where the next read starts, after one that ended with the page `ask`."""
+        options = self._options
+        if not options.oldest_first:
+            return None
+        if options.page is not None and not told.lines and ask is not None:
+            return max(int(ask) - 1, options.page.first)  # more records may join the page before the empty one
+        return ask
+
+    def _before(self, position: Position) -> _Read:
+        """How far the source has been read.
+
+        Raises:
+            InputError: it was a source of another kind.
+        """
+        try:
+            return _Read(**position)
+        except TypeError:
+            raise InputError(
+                f"events {self._name!r} were read from a source of another kind so far",
+                where="the dataset file",
+                cure="give the source another name",
+            ) from None
+
+    def _refuse_circle(self, ask: Ask) -> NoReturn:
+        raise InputError(
+            f"the same page comes again, asked for by {str(ask)[:80]!r}",
+            where=self._where,
+            cure="correct cursor, page or link in the dataset file: the API may call the parameter otherwise",
+        )
+
+    # Asking
+
+    def _client(self) -> httpx.Client:
+        options, headers, basic = self._options, {"Accept": _ACCEPTED} | self._options.headers, None
+        if options.auth is not None:
+            auth = options.auth
+            secret = settings().secret(auth.secret).strip()
+            if auth.kind == "basic":
+                basic = httpx.BasicAuth(auth.user, secret)
+            elif not re.fullmatch(r"[ -~]+", secret):
+                raise InputError(
+                    f"the secret {auth.secret!r} cannot be sent as a header: it holds other than plain characters",
+                    where=self._where,
+                    cure="set that secret anew",
+                )
+            else:
+                headers |= {"Authorization": f"Bearer {secret}"} if auth.kind == "bearer" else {auth.header: secret}
+        return httpx.Client(headers=headers, auth=basic, timeout=options.timeout_s)
+
+    def _url(self, read: _Read) -> httpx.URL:
+        """The address of a page.
+
+        Raises:
+            InputError: it is on another host than `url`, which must not learn our secret.
+        """
+        options, first = self._options, httpx.URL(self._options.url)
+        if options.link is not None and read.ask is not None:
+            url = first.join(str(read.ask))
+            if _origin(url) != _origin(first):
+                raise InputError(
+                    f"the next page is on another host: {_origin(url)}",
+                    where=self._where,
+                    cure=f"only {_origin(first)} is asked, for the sake of secrets: correct url, or the API's own address",
+                )
+            return url
+        asked: dict[str, str | int] = dict(options.parameters)
+        if options.since is not None and read.since is not None:
+            asked[options.since.parameter] = read.since
+        if options.page is not None:
+            asked[options.page.parameter] = options.page.first if read.ask is None else read.ask
+        if options.cursor is not None and read.ask is not None:
+            asked[options.cursor.parameter] = read.ask
+        return first.copy_merge_params(asked)
+
+    def _ask(self, client: httpx.Client, read: _Read, *, may_be_forgotten: bool) -> _Answer | None:
+        """One page, asked for as often as need be. None: the API does not know it any more.
+
+        Raises:
+            InputError: the API refuses, cannot be reached, or its answer is too long.
+        """
+        url = self._url(read)
+        try:
+            for attempt in stamina.retry_context(
+                on=_wait_s, attempts=self._options.attempts, timeout=None, wait_initial=0.5, wait_max=60.0
+            ):
+                with attempt:
+                    return self._fetch(client, url)
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if may_be_forgotten and status in _FORGOTTEN:
+                return None
+            self._refuse(status, error.response)
+        except httpx.HTTPError as error:  # its text may hold what was sent: say only of what kind it is
+            raise InputError(
+                f"the API does not answer ({type(error).__name__})",
+                where=self._where,
+                cure="see that it runs and can be reached, and run this again: it goes on at the same page",
+            ) from None
+        raise AssertionError("unreachable")
+
+    def _fetch(self, client: httpx.Client, url: httpx.URL) -> _Answer:
+        wait_s = self._asked_s + 1 / self._options.requests_per_second - time.monotonic()
+        time.sleep(max(0.0, wait_s))
+        self._asked_s = time.monotonic()
+        limit = self._options.page_limit_mib * 2**20
+        with client.stream("GET", url) as response:
+            if response.status_code == httpx.codes.NO_CONTENT:
+                return _Answer(None, response.headers, response.links, response.url)
+            if response.status_code != httpx.codes.OK:
+                raise httpx.HTTPStatusError("not OK", request=response.request, response=response)
+            body = bytearray()
+            for piece in response.iter_bytes():
+                body += piece
+                if len(body) > limit:
+                    raise InputError(
+                        f"a page is longer than {self._options.page_limit_mib:g} MiB",
+                        where=self._where,
+                        cure="ask for fewer records a page, or raise page_limit_mib",
+                    )
+        # Bytes that are no UTF-8 make their own record unreadable, and not the whole page.
+        text = bytes(body).decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+        return _Answer(text, response.headers, response.links, response.url)
+
+    def _refuse(self, status: int, response: httpx.Response) -> NoReturn:
+        auth = self._options.auth
+        secret = (
+            f"the secret {auth.secret!r} and its rights" if auth is not None else "auth: the API wants to know who asks"
+        )
+        if status in (401, 403):
+            cure = f"check {secret}"
+        elif response.is_redirect:
+            target = response.headers.get("location", "").split("?")[0]
+            cure = f"it has moved to {target!r}: correct url"
+        elif status in _TRANSIENT or status >= 500:
+            wait_s = _retry_after_s(response)
+            cure = f"run this again{f' after {wait_s:.0f} s' if wait_s else ' later'}: it goes on at the same page"
+        else:
+            cure = "correct url, parameters and paging in the dataset file"
+        raise InputError(
+            f"the API answers {status} {httpx.codes.get_reason_phrase(status)}".rstrip(), where=self._where, cure=cure
+        )
+
+    @property
+    def _where(self) -> str:
+        return str(httpx.URL(self._options.url).copy_with(query=None, fragment=None))
+
+    # Understanding answers
+
+    def _records(self, answer: _Answer) -> _Told:
+        """The records of an answer.
+
+        Raises:
+            InputError: the answer is not JSON, or has no list where `records` says.
+        """
+        told, text = _Told(), answer.text
+        if text is None:
+            return told
+        is_lines = re.search(_LINES, answer.headers.get("content-type", "").lower()) is not None
+        if self._options.records or (not is_lines and text.lstrip()[:1] == "["):
+            try:
+                _loads(text)
+                found = _find(text, self._options.records)
+            except (ValueError, RecursionError):
+                self._refuse_answer("is not JSON", text)
+            if found is None:
+                self._refuse_answer(f"has nothing at {self._options.records!r}", text)
+            records, start, _ = found
+            if records is not None and not isinstance(records, list):
+                self._refuse_answer(f"has no list at {self._options.records!r}", text)
+            for value, raw in _elements(text, start) if records else ():
+                self._add(told, value, raw)
+            return told
+        for line in text.split("\n"):
+            if raw := line.strip("\r\t \x1e"):
+                try:
+                    value = _loads(raw)
+                except (ValueError, RecursionError):
+                    value = None
+                self._add(told, value, raw)
+        if told.lines and list(told.fields) == [CORRUPT]:
+            self._refuse_answer("is neither a list nor JSON lines", text)
+        return told
+
+    def _add(self, told: _Told, value: Any, raw: str) -> None:
+        try:
+            raw.encode()
+        except UnicodeEncodeError:
+            value, raw = None, raw.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+        if isinstance(value, dict):
+            fields = _fields(raw, [name for name in self._dotted if name not in value])
+            if self._options.since is not None:
+                told.values.append(_at(value, self._options.since.field))
+        else:
+            fields = {CORRUPT: raw}
+        told.lines.append(json.dumps(fields))
+        told.fields.update(dict.fromkeys(fields))
+
+    def _refuse_answer(self, what: str, text: str) -> NoReturn:
+        raise InputError(
+            f"the answer {what}: it starts with {text[:60].encode('utf-8', 'replace').decode()!r}",
+            where=self._where,
+            cure="correct url and records in the dataset file",
+        )
+
+    def _refuse_strange(self, told: _Told, read: _Read, *, first: bool) -> None:
+        """Say at the first page that the dataset file does not fit the API, rather than read all of it in vain.
+
+        Raises:
+            InputError: no record has any declared column, or a watermark.
+        """
+        if not first or not told.lines:
+            return
+        there = [name for name in told.fields if name != CORRUPT]
+        if there and not {name.lower() for name in self._wanted} & {name.lower() for name in there}:
+            raise InputError(
+                f"no record has one of the declared columns; there are: {', '.join(there)}",
+                where=self._where,
+                cure="correct columns or records in the dataset file",
+            )
+        since = self._options.since
+        if since is not None and told.values and self._watermark(None, told.values) is None:
+            kind = "number" if isinstance(since.overlap, Decimal) else "time in ISO 8601"
+            raise InputError(
+                f"no record has a {kind} at {since.field!r}",
+                where=self._where,
+                cure="correct since.field, and give since.overlap as a number for numbers and as 10min for times",
+            )
+
+    def _watermark(self, before: str | None, values: list[Any]) -> str | None:
+        """The highest of `before` and `values`, as it was written. What is not of the overlap's kind does not count."""
+        since = self._options.since
+        if since is None:
+            return None
+        numbers = isinstance(since.overlap, Decimal)
+        limit = datetime.now(UTC) + _AHEAD
+        best, highest = before, None if before is None else _sortable(before, numbers)
+        for value in values:
+            written = str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+            sortable = _sortable(written, numbers)
+            if sortable is None or (not numbers and sortable > limit):
+                continue
+            if highest is None or sortable > highest:
+                best, highest = written, sortable
+        return best
+
+    def _next(self, answer: _Answer, told: _Told, ask: Ask) -> Ask:
+        """The page after this one; None: there is none."""
+        options = self._options
+        after: Any = None
+        if answer.text is None:
+            return None
+        if options.page is not None:
+            return (options.page.first if ask is None else int(ask)) + 1 if told.lines else None
+        if options.cursor is not None:
+            body = _loads(answer.text)
+            ended = bool(options.cursor.more) and not _at(body, options.cursor.more)
+            after = None if ended else _at(body, options.cursor.path)
+        elif options.link is not None and options.link.path:
+            after = _at(_loads(answer.text), options.link.path)
+        elif options.link is not None:
+            after = answer.links.get("next", {}).get("url")
+        if options.link is not None and after:
+            try:
+                after = str(answer.url.join(str(after)))
+            except httpx.InvalidURL:
+                self._refuse_answer(f"gives no address for the next page ({str(after)[:80]!r})", answer.text)
+        if after is None or after in ("", False) or after == ask:
+            return None
+        if not isinstance(after, (str, int)):
+            self._refuse_answer("names the next page by neither text nor number", answer.text)
+        return after
+
+    # Landing
+
+    def _rows(self, spark: SparkSession, spool: Path, pages: list[_Spooled]) -> DataFrame:
+        """Each record as a row of text: objects and lists in it as JSON."""
+        files = [str(_file(spool, number)) for number in range(1, len(pages) + 1)]
+        lines = spark.read.text(files, lineSep="\n")
+        parsed = lines.select("value", F.from_json("value", "map<string,string>").alias("record"))
+        there = list(dict.fromkeys(name for page in pages for name in page.fields if name != CORRUPT))
+        names: dict[str, str] = {}
+        for name in (*self._wanted, *there):  # Spark does not tell capitals in names apart
+            names.setdefault(name.lower(), name)
+
+        def told(name: str) -> Column:
+            values = [F.col("record").getItem(each) for each in there if each.lower() == name.lower()]
+            return F.coalesce(*values) if values else F.lit(None).cast("string")
+
+        corrupt = F.when(F.col("record").isNull(), F.col("value")).otherwise(F.col("record").getItem(CORRUPT))
+        columns = [told(name).alias(name) for name in names.values()]
+        return parsed.select(*columns, corrupt.alias(CORRUPT))
+
+
+# The spool: page n is `n.jsonl.gz` with its records, then `n.json` (_Spooled), whose presence says that it is whole.
+
+
+def _file(spool: Path, number: int) -> Path:
+    return spool / f"{number:08d}.jsonl.gz"
+
+
+def _spool(spool: Path, number: int, lines: list[str], about: _Spooled) -> None:
+    spool.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # user ids as they came
+    spool.mkdir(exist_ok=True)
+    target = _file(spool, number)
+    beside = target.with_name(f".{target.name}")
+    with beside.open("wb") as file:
+        file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=6))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(target)
+    sync(spool)
+    write_json(spool / f"{number:08d}.json", asdict(about))
+
+
+def _spooled(spool: Path, position: Position, options: str) -> list[_Spooled]:
+    """The whole pages that follow `position` and were asked for with these options; others are removed."""
+    pages: list[_Spooled] = []
+    while about := read_json(spool / f"{len(pages) + 1:08d}.json"):
+        page = _Spooled(**about)
+        if (page.base, page.options) != (position, options):
+            break
+        pages.append(page)
+    if not pages:
+        shutil.rmtree(spool, ignore_errors=True)
+    return pages
+
+
+def _digest(before: str, *lines: str) -> str:
+    if not lines:
+        return before
+    return hashlib.sha256("\n".join([before, *lines]).encode()).hexdigest()
+
+
+# JSON whose records keep the very text they came with: numbers are not rounded and nothing is written anew.
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_constant=_constant)
+_BLANK = re.compile(r"[ \t\n\r]*")
+
+
+def _loads(text: str) -> Any:
+    return _decoder.decode(text)
+
+
+def _skip(text: str, at: int) -> int:
+    match = _BLANK.match(text, at)
+    return match.end() if match is not None else at
+
+
+def _members(text: str, at: int) -> Iterator[tuple[str, Any, int, int]]:
+    """Name, value, start and end of each member of the object at `at`."""
+    at = _skip(text, at + 1)
+    while text[at] != "}":
+        name, at = _decoder.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        value, end = _decoder.raw_decode(text, start)
+        yield name, value, start, end
+        at = _skip(text, end)
+        at = _skip(text, at + 1) if text[at] == "," else at
+
+
+def _elements(text: str, at: int) -> Iterator[tuple[Any, str]]:
+    """Value and text of each element of the list at `at`."""
+    at = _skip(text, at + 1)
+    while text[at] != "]":
+        value, end = _decoder.raw_decode(text, at)
+        yield value, text[at:end]
+        at = _skip(text, end)
+        at = _skip(text, at + 1) if text[at] == "," else at
+
+
+def _find(text: str, path: str) -> tuple[Any, int, int] | None:
+    """Value, start and end of what is at a path with dots; None: nothing."""
+    start = _skip(text, 0)
+    value, end = _decoder.raw_decode(text, start)
+    for key in _keys(path):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        _, value, start, end = next(member for member in _members(text, start) if member[0] == key)
+    return value, start, end
+
+
+def _fields(text: str, paths: list[str]) -> dict[str, str]:
+    """The members of a record as text, and what is at `paths` in it; without nulls."""
+    found = [(name, value, text[start:end]) for name, value, start, end in _members(text, _skip(text, 0))]
+    for path in paths:
+        if (inside := _find(text, path)) is not None:
+            found.append((path, inside[0], text[inside[1] : inside[2]]))
+    return {name: value if isinstance(value, str) else raw for name, value, raw in found if value is not None}
+
+
+def _keys(path: str) -> list[str]:
+    return path.split(".") if path else []
+
+
+def _at(value: Any, path: str) -> Any:
+    """What is at a path with dots; None: nothing."""
+    for key in _keys(path):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+# Watermarks and waits
+
+
+def _sortable(written: str, numbers: bool) -> Any:
+    """A number, or an instant; None: it is none."""
+    if numbers:
+        return Decimal(written) if re.fullmatch(_NUMBER, written) else None
+    if not re.match(r"\d{4}-\d\d-\d\d", written):
+        return None
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(written)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return None
+
+
+def _earlier(written: str, by: timedelta | Decimal) -> str:
+    """A watermark less the overlap, written in the same way."""
+    if isinstance(by, Decimal):
+        return format(Decimal(written) - by, "f")
+    moment = datetime.fromisoformat(written) - by
+    if len(written) == len("2024-01-01"):
+        return str(moment.date())
+    text = moment.isoformat(sep=written[10])
+    return text.replace("+00:00", "Z") if written.endswith("Z") else text
+
+
+def _origin(url: httpx.URL) -> str:
+    """Scheme, host and port."""
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+    return f"{url.scheme}://{url.host}:{port}"
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """What the API asks us to wait; None: it does not say."""
+    written = response.headers.get("retry-after", "")
+    if re.fullmatch(r"\d+(\.\d+)?", written):
+        return float(written)
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(written) - datetime.now(UTC)).total_seconds())
+    return None
+
+
+def _wait_s(error: Exception) -> bool | float:
+    """Whether to ask again after a failure, and in how many seconds if the API says so."""
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        if status not in _TRANSIENT and status < 500:
+            return False
+        asked_s = _retry_after_s(error.response)
+        if asked_s is None:
+            return True
+        return asked_s if asked_s <= _LONGEST_WAIT_S else False
+    return isinstance(error, (httpx.TransportError, httpx.DecodingError))

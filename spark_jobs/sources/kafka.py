@@ -1,0 +1,726 @@
+"""Events from Apache Kafka: each message one row, read once whatever dies in between.
+
+The position that is committed together with the rows is the truth. Spark's checkpoint only says how a batch was cut
+that did not land; where the two disagree, or it is gone, it is made anew from the position.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import fastavro
+import pyarrow as pa
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from py4j.protocol import Py4JError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pyspark.errors import PySparkException, StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from contracts.dataset import Events, Many, resolve
+from contracts.errors import InputError
+from contracts.settings import settings
+from spark_jobs.parsing import wanted_columns
+from spark_jobs.reading import CORRUPT
+from spark_jobs.session import say
+from spark_jobs.sources import Batch, Land, Position
+
+Offsets = dict[str, dict[int, int]]
+"""An offset by topic and partition."""
+Record = dict[str, str | None]
+"""The fields of one message, as text."""
+
+META = {
+    "kafka.topic": "topic",
+    "kafka.partition": "partition",
+    "kafka.offset": "offset",
+    "kafka.timestamp": "timestamp",
+}
+"""What the broker knows of a message, by the column that a dataset file may name."""
+MOST_COLUMNS = 1000
+"""More different keys than this in one batch are data, not names: rows with the rarer ones are set aside."""
+ANSWER_S = 20.0
+"""How long a broker has to answer."""
+
+
+class Options(BaseModel):
+    """`[events.kafka]` of the dataset file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    servers: Many = Field(min_length=1)
+    """Brokers to ask first, each as host:port."""
+    topics: Many = Field(min_length=1)
+    """Topics to read, all of them with messages of one format."""
+    format: Literal["json", "avro"] = "json"
+    """What a message's value is: a JSON object or an Avro record."""
+    avro_schema: str | None = None
+    """File with the Avro schema (.avsc) that the values were written with, without any header."""
+    schema_registry: str | None = None
+    """Address of a Confluent schema registry: the values start with the id of their schema."""
+    starting: Literal["earliest", "latest"] = "earliest"
+    """What the first run starts from: all there is, or only what comes after it."""
+    max_records_a_batch: int = Field(100_000, gt=0)
+    """Messages that are landed in one commit."""
+    on_data_loss: Literal["fail", "continue"] = "fail"
+    """What to do when the broker has deleted messages that were not read yet."""
+    tls: bool = False
+    """Whether the brokers are talked to by TLS."""
+    ca_file: str | None = None
+    """PEM file with the authority that signed the brokers' certificates. None: those that this machine trusts."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """How to log in. None: not at all. PLAIN without `tls` sends the password readable."""
+    username: str | None = None
+    """Name to log in with."""
+    password_secret: str | None = None
+    """Name of the secret that holds the password; never the password itself."""
+
+    @field_validator("servers")
+    @classmethod
+    def _have_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for server in value:
+            if not re.fullmatch(r"[^\s,:/@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", server):
+                raise ValueError("write each as host:port")
+        return value
+
+    @field_validator("topics")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for topic in value:
+            if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", topic):
+                raise ValueError(
+                    f"{topic!r} is no name of a topic: patterns and commas are not understood, give a list"
+                )
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("schema_registry")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", value):
+            raise ValueError("write it as http://host:port or https://host, without a password")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Options:
+        schemas = sum(given is not None for given in (self.avro_schema, self.schema_registry))
+        if self.format == "avro" and schemas != 1:
+            raise ValueError("format avro needs either avro_schema or schema_registry")
+        if self.format == "json" and schemas:
+            raise ValueError("avro_schema and schema_registry are for format avro")
+        if self.ca_file is not None and not self.tls:
+            raise ValueError("ca_file is given: set tls = true")
+        login = [part is not None for part in (self.sasl_mechanism, self.username, self.password_secret)]
+        if any(login) and not all(login):
+            raise ValueError("to log in, give sasl_mechanism, username and password_secret")
+        return self
+
+    @property
+    def _protocol(self) -> str:
+        return ("SASL_" if self.sasl_mechanism else "") + ("SSL" if self.tls else "PLAINTEXT")
+
+    def reading(self, folder: Path) -> dict[str, str]:
+        """Properties of Kafka's Java client, which Spark reads with. They hold the password.
+
+        Raises:
+            InputError: the secret or the file of the authority is missing.
+        """
+        told = {"bootstrap.servers": ",".join(self.servers), "security.protocol": self._protocol}
+        if self.ca_file is not None:
+            told |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": resolve(self.ca_file, folder)}
+        if self.sasl_mechanism is not None and self.username is not None and self.password_secret is not None:
+            module = "plain.PlainLoginModule" if self.sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
+            username, password = (
+                text.replace("\\", "\\\\").replace('"', '\\"')
+                for text in (self.username, settings().secret(self.password_secret))
+            )
+            told |= {
+                "sasl.mechanism": self.sasl_mechanism,
+                "sasl.jaas.config": f"org.apache.kafka.common.security.{module} required "
+                f'username="{username}" password="{password}";',
+            }
+        return told
+
+    def asking(self, folder: Path) -> dict[str, Any]:
+        """The same for librdkafka, which asks for news: it needs no JVM.
+
+        Raises:
+            InputError: the secret or the file of the authority is missing.
+        """
+        told = {"bootstrap.servers": ",".join(self.servers), "security.protocol": self._protocol}
+        if self.ca_file is not None:
+            told |= {"ssl.ca.location": resolve(self.ca_file, folder)}
+        if self.sasl_mechanism is not None and self.username is not None and self.password_secret is not None:
+            password = settings().secret(self.password_secret)
+            told |= {"sasl.mechanism": self.sasl_mechanism, "sasl.username": self.username, "sasl.password": password}
+        return told
+
+
+# --- What the broker has -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The messages that a partition has: from `first` on, before `end`."""
+
+    first: int
+    end: int
+
+
+def kept(options: Options, folder: Path) -> dict[str, dict[int, Kept]]:
+    """What the broker has, by topic and partition. Messages of transactions that are still open are not counted.
+
+    Raises:
+        InputError: the broker does not answer, refuses us, or has no such topic.
+    """
+    told: list[KafkaError] = []
+    asked = ", ".join(options.topics)
+    try:
+        # What goes wrong on a connection is told to `error_cb` only; librdkafka's own log is for its developers.
+        admin = AdminClient(options.asking(folder) | {"error_cb": told.append, "log_level": 0})
+        wanted = {}
+        described = admin.describe_topics(TopicCollection(list(options.topics)), request_timeout=ANSWER_S)
+        for asked in options.topics:
+            wanted[asked] = [
+                TopicPartition(asked, part.id) for part in _answer(admin, described[asked], told).partitions
+            ]
+        asked = ", ".join(options.topics)
+        first, end = (
+            admin.list_offsets(
+                {part: spec for parts in wanted.values() for part in parts},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=ANSWER_S,
+            )
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+        )
+        return {
+            topic: {
+                part.partition: Kept(*(int(_answer(admin, found[part], told).offset) for found in (first, end)))
+                for part in parts
+            }
+            for topic, parts in wanted.items()
+        }
+    except KafkaException as error:
+        raise _refusal(error.args[0], told, options, asked) from None
+
+
+def _answer(admin: AdminClient, future: Future[Any], told: list[KafkaError]) -> Any:
+    """Wait for an answer, but not for one that cannot come: a refused login is not a failure to librdkafka."""
+    while not future.done():
+        admin.poll(0.05)
+        for error in told:
+            if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+                raise KafkaException(error)
+    return future.result()
+
+
+_REFUSALS = {
+    "AUTHENTICATION": ("the broker refuses the login", "correct username and the secret, or sasl_mechanism"),
+    "SSL": (
+        "the broker's certificate is not accepted", "give the right ca_file, and servers by the names in the certificate",
+    ),
+    "AUTHORIZATION": ("this user may not read the topic {topics}", "let it describe and read the topic, or give another user"),
+    "UNKNOWN_TOPIC|INVALID_TOPIC": ("the broker has no topic {topics}", "correct topics, or create it"),
+    "TIMED_OUT|TRANSPORT|RESOLVE|BROKERS_DOWN": (
+        "no answer of the broker{why}", "see that it runs, and that servers, tls and sasl_mechanism are right",
+    ),
+    "INVALID_ARG": ("a connection cannot be set up", "see that ca_file is a PEM file with certificates"),
+}  # fmt: skip
+"""What a failure means, by a pattern of its name; the first that fits counts."""
+
+
+def _refusal(error: KafkaError, told: list[KafkaError], options: Options, topics: str) -> Exception:
+    """A failure of librdkafka in our words: its own might quote the configuration."""
+    reasons = [found[1] for each in told if (found := re.search(r"failed: ([\w ]+\w)|Failed to resolve", each.str()))]
+    why = f" ({reasons[-1] or 'its name is not known'})" if reasons else ""
+    for pattern, (what, cure) in _REFUSALS.items():
+        if re.search(pattern, error.name()):
+            return InputError(
+                what.format(topics=repr(topics), why=why), where=f"Kafka at {', '.join(options.servers)}", cure=cure
+            )
+    return RuntimeError(f"Kafka: {error.name()}")
+
+
+# --- Where to start ------------------------------------------------------------------------------------------------
+
+
+def offsets_of(position: Position) -> Offsets:
+    """The offsets in a position: the next to read."""
+    told = position.get("offsets", {})
+    return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in told.items()}
+
+
+def gaps(next_: Offsets, there: Mapping[str, Mapping[int, Kept]]) -> list[str]:
+    """In words, what was not read and is gone, of the topics that `there` has."""
+    found = []
+    for topic, parts in there.items():
+        for part, offset in next_.get(topic, {}).items():
+            where = f"topic {topic!r}, partition {part}"
+            has = parts.get(part)
+            if has is None:
+                found.append(f"{where}: is gone, read up to offset {offset:,}")
+            elif offset < has.first:
+                found.append(f"{where}: offsets {offset:,} to {has.first - 1:,} were deleted before they were read")
+            elif offset > has.end:
+                found.append(f"{where}: was made anew, it ends at offset {has.end:,} and was read up to {offset:,}")
+    return found
+
+
+def start_of(next_: Offsets, there: Mapping[str, Mapping[int, Kept]], starting: str) -> Offsets:
+    """Where to read on: where we stopped, else the first message there is; `starting` is for topics not read before."""
+
+    def begin(topic: str, part: int, has: Kept) -> int:
+        if topic not in next_ and starting == "latest":
+            return has.end
+        offset = next_.get(topic, {}).get(part, has.first)
+        return offset if has.first <= offset <= has.end else has.first
+
+    return {topic: {part: begin(topic, part, has) for part, has in parts.items()} for topic, parts in there.items()}
+
+
+def planned(checkpoint: Path, batch_id: int) -> Offsets | None:
+    """Where batch `batch_id` ends, as Spark has written down before it reads it; None when it has not."""
+    try:
+        version, _, offsets = (checkpoint / "offsets" / str(batch_id)).read_text(encoding="utf-8").split("\n")
+        return offsets_of({"offsets": json.loads(offsets)}) if version == "v1" else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def fits(checkpoint: Path, position: Position, start: Offsets) -> bool:
+    """Whether the checkpoint goes on from just where we are: at its last batch, or the one before."""
+    batch_id = position.get("batch_id")
+    if not isinstance(batch_id, int) or batch_id < 0 or not (checkpoint / "metadata").is_file():
+        return False
+    numbers = [int(path.name) for path in (checkpoint / "offsets").glob("*") if path.name.isdigit()]
+    ahead = (checkpoint / "commits" / str(batch_id + 1)).exists()  # as when the tables are restored from a copy
+    return not ahead and max(numbers, default=-1) in (batch_id, batch_id + 1) and planned(checkpoint, batch_id) == start
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder so that none or all of it is seen."""
+    gone = folder.with_name(f"{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+# --- One message ---------------------------------------------------------------------------------------------------
+
+
+def printable(value: bytes) -> str:
+    """A value as text that can be shown: what cannot is written as an escape."""
+    text = value.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Number(str):
+    """A number of a JSON text, as it is written there."""
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def json_text(value: Any) -> str:
+    """A part of a message as JSON, its numbers as they were written."""
+    if isinstance(value, _Number):
+        return value
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json_text(str(key))}:{json_text(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(json_text, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'"{value}"'
+    return json.dumps(
+        value if isinstance(value, (str, bool, int, float, type(None))) else field(value), ensure_ascii=False
+    )
+
+
+def field(value: Any) -> str | None:
+    """A field's value as text; whole numbers kept as doubles lose their `.0`."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (dict, list, bool)):
+        return json_text(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return printable(value) if isinstance(value, bytes) else str(value)
+
+
+def record(value: Any) -> Record:
+    """The fields of a message.
+
+    Raises:
+        ValueError: it has none, or some that cannot be columns of a table.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("no record")
+    fields = {name: field(part) for name, part in value.items()}
+    lower = {name.lower() for name in fields}
+    if len(lower) < len(fields) or "" in lower or CORRUPT in lower:
+        raise ValueError("names that differ in case only, are empty or are ours")
+    for text in (*fields, *fields.values()):
+        (text or "").encode()  # half a surrogate pair is no text
+    return fields
+
+
+def parse_json(value: bytes) -> Record:
+    """The fields of a JSON object.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return record(
+        json.loads(
+            value.decode("utf-8"), parse_float=_Number, parse_int=_Number, parse_constant=_no_number
+        )
+    )  # fmt: skip
+
+
+# --- Avro ----------------------------------------------------------------------------------------------------------
+
+
+def avro(schema: Any) -> Callable[[bytes], Record]:
+    """Reads values that were written with an Avro schema (binary encoding, no header).
+
+    Raises:
+        ValueError: the schema is none.
+    """
+    try:
+        parsed = fastavro.parse_schema(schema)
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if _holds_itself(parsed, frozenset()):
+        raise ValueError("a type that holds itself is not supported")
+
+    def parse(value: bytes) -> Record:
+        content = BytesIO(value)
+        told = record(fastavro.schemaless_reader(content, parsed, None))
+        if content.read(1):
+            raise ValueError("longer than its schema says")
+        return told
+
+    return parse
+
+
+def _holds_itself(schema: Any, within: frozenset[str]) -> bool:
+    """Whether a type of a parsed schema is part of itself: a hostile value of such a one overruns fastavro's stack."""
+    if isinstance(schema, str):
+        return schema in within
+    if isinstance(schema, list):
+        return any(_holds_itself(branch, within) for branch in schema)
+    if "fields" in schema:
+        return any(_holds_itself(part["type"], within | {schema["name"]}) for part in schema["fields"])
+    return any(_holds_itself(schema[key], within) for key in ("type", "items", "values") if key in schema)
+
+
+def schema_of_file(path: str) -> str:
+    """The text of a schema's file.
+
+    Raises:
+        InputError: it is no Avro schema.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        avro(json.loads(text))
+    except OSError as error:
+        raise InputError(f"cannot read the Avro schema: {error.strerror}", where=path, cure="name a file") from None
+    except ValueError as error:
+        raise InputError(f"no Avro schema: {error}", where=path, cure="name a schema file (.avsc)") from None
+    return text
+
+
+def fetch_schema(registry: str, schema_id: int) -> str | None:
+    """The text of a schema of a Confluent registry; None when it has no such id.
+
+    Raises:
+        InputError: the registry does not answer, or what it has is not an Avro schema.
+    """
+    import httpx
+    import stamina
+
+    url = f"{registry.rstrip('/')}/schemas/ids/{schema_id}"
+
+    def passing(error: Exception) -> bool:
+        if isinstance(error, httpx.HTTPStatusError):
+            return error.response.status_code >= 500 or error.response.status_code == 429
+        return isinstance(error, httpx.TransportError)
+
+    def unknown(response: httpx.Response) -> bool:
+        with suppress(ValueError, AttributeError):
+            return response.status_code == 404 and response.json().get("error_code") == 40403
+        return False
+
+    cure = "see that schema_registry is right and runs"
+    try:
+        for attempt in stamina.retry_context(on=passing, attempts=4, timeout=20, wait_max=2):
+            with attempt:
+                response = httpx.get(url, timeout=5, headers={"Accept": "application/json"}, follow_redirects=True)
+                if unknown(response):
+                    return None
+                response.raise_for_status()
+        told = response.json()
+        if told.get("schemaType", "AVRO") != "AVRO" or told.get("references"):
+            raise InputError(
+                f"schema {schema_id} is of another kind than Avro, or refers to others", where=url,
+                cure="have it written as one Avro schema, or read the messages as JSON",
+            )  # fmt: skip
+        avro(json.loads(told["schema"]))
+        return str(told["schema"])
+    except httpx.HTTPStatusError as error:
+        raise InputError(f"the schema registry says {error.response.status_code}", where=url, cure=cure) from None
+    except httpx.HTTPError as error:
+        raise InputError(f"no answer of the schema registry ({type(error).__name__})", where=url, cure=cure) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError("the schema registry's answer is no Avro schema", where=url, cure=cure) from None
+
+
+def schema_id_of(value: bytes) -> int | None:
+    """The id that a value of the Confluent wire format starts with."""
+    return int.from_bytes(value[1:5], "big") if len(value) >= 5 and value[0] == 0 else None
+
+
+# --- One batch -----------------------------------------------------------------------------------------------------
+
+Parse = Callable[[bytes], Record]
+
+
+def parser(schema: str | None, schemas: Mapping[int, str] | None) -> Parse:
+    """What reads one value: Avro by one schema or by the id in the value, else JSON."""
+    if schemas is not None:
+        by_id = {number: avro(json.loads(text)) for number, text in schemas.items()}
+
+        def parse_framed(value: bytes) -> Record:
+            known = by_id.get(-1 if (number := schema_id_of(value)) is None else number)
+            if known is None:
+                raise ValueError("no known schema")
+            return known(value[5:])
+
+        return parse_framed
+    return parse_json if schema is None else avro(json.loads(schema))
+
+
+def told(value: bytes | None, parse: Parse) -> tuple[Record | None, str | None]:
+    """The fields of a message, or the text of what is none."""
+    if not value:
+        return None, "null value" if value is None else "empty value"
+    try:
+        return parse(value), None
+    except Exception:  # fastavro raises what it happens to stumble over
+        return None, printable(value)
+
+
+def fields_of(frame: DataFrame, schema: str | None, schemas: Mapping[int, str] | None) -> DataFrame:
+    """Kafka's rows with `fields` (a map of text) or `corrupt` instead of `value`."""
+
+    def convert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        parse = parser(schema, schemas)
+        types = [pa.map_(pa.string(), pa.string()), pa.string()]
+        for batch in batches:
+            rows = [told(value, parse) for value in batch.column("value").to_pylist()]
+            maps = pa.array([None if fields is None else list(fields.items()) for fields, _ in rows], types[0])
+            texts = pa.array([text for _, text in rows], types[1])
+            beside = [name for name in batch.schema.names if name != "value"]
+            yield pa.RecordBatch.from_arrays(
+                [maps, texts, *(batch.column(name) for name in beside)], ["fields", "corrupt", *beside]
+            )
+
+    kinds = [
+        T.StructField("fields", T.MapType(T.StringType(), T.StringType())),
+        T.StructField("corrupt", T.StringType()),
+    ]
+    others = [part for part in frame.schema.fields if part.name != "value"]
+    return frame.mapInArrow(convert, T.StructType([*kinds, *others]))
+
+
+def columns_of(parsed: DataFrame, declared: list[str]) -> DataFrame:
+    """From `fields_of` to a column for each name that a row has or that is declared, and CORRUPT."""
+    counted = parsed.select(F.explode(F.map_keys("fields")).alias("name")).groupBy("name").count()
+    found = [row["name"] for row in counted.orderBy(F.desc("count"), "name").limit(MOST_COLUMNS + 1).collect()]
+    too_many = len(found) > MOST_COLUMNS
+    # Spark tells columns apart by their letters alone, not by their case.
+    spellings: dict[str, list[str]] = {}
+    for name in [*declared, *found[:MOST_COLUMNS]]:
+        same = spellings.setdefault(name.lower(), [])
+        if name not in same:
+            same.append(name)
+    meta = {name: F.col(own) for name, own in META.items() if name in declared}
+    columns = [
+        F.coalesce(*[F.element_at("fields", F.lit(name)) for name in same]).alias(same[0])
+        for same in spellings.values()
+        if same[0] not in meta
+    ]
+    corrupt = F.col("corrupt")
+    if too_many:
+        kept_names = F.array(*[F.lit(name) for same in spellings.values() for name in same])
+        strange = F.size(F.array_except(F.map_keys("fields"), kept_names)) > 0
+        corrupt = F.coalesce(corrupt, F.when(strange, F.to_json("fields")))
+    return parsed.select(*columns, *[value.alias(name) for name, value in meta.items()], corrupt.alias(CORRUPT))
+
+
+class Reader:
+    """Reads topics of Kafka. See `spark_jobs.sources.Reader`."""
+
+    holds_back = False
+
+    def __init__(self, name: str, declared: Events, options: Options, folder: Path) -> None:
+        self.name, self.options, self.folder = name, options, folder
+        self.declared = list(dict.fromkeys(name for name in wanted_columns(declared) if name is not None))
+        self.where = f"Kafka at {', '.join(options.servers)}, {', '.join(options.topics)}"
+
+    @property
+    def checkpoint(self) -> Path:
+        return settings().home_dir / "checkpoints" / self.name
+
+    def news(self, position: Position, through: int) -> bool:
+        there = kept(self.options, self.folder)
+        next_ = offsets_of(position)
+        if self.options.starting == "latest" and there.keys() - next_.keys():
+            return True  # where the first run starts is written down by it
+        return any(
+            next_.get(topic, {}).get(part, has.first) != has.end
+            for topic, parts in there.items()
+            for part, has in parts.items()
+        ) or bool(gaps(next_, there))
+
+    def run(self, spark: SparkSession, position: Position, through: int, land: Land) -> None:
+        next_ = offsets_of(position)
+        there = kept(self.options, self.folder)
+        self._check(next_, there)
+        start = start_of(next_, there, self.options.starting)
+        if self.options.starting == "latest" and start.keys() - next_.keys():
+            # The end of a topic is where we start: unless that is written down, what comes before the next run is lost.
+            position = {"batch_id": -1, "offsets": _merged(next_, start)}
+            land(Batch(self._nothing(spark), position, where=self.where))
+        if not fits(self.checkpoint, position, start):
+            remove(self.checkpoint)
+            position = position | {"batch_id": -1}
+        self._stream(spark, position, start, land)
+
+    def _check(self, next_: Offsets, there: Mapping[str, Mapping[int, Kept]]) -> None:
+        """Messages that are gone stop us, or are told.
+
+        Raises:
+            InputError: some are, and the dataset file does not say to go on.
+        """
+        for gap in gaps(next_, there):
+            if self.options.on_data_loss == "fail":
+                raise InputError(
+                    f"messages are lost: {gap}",
+                    where=self.where,
+                    cure='set on_data_loss = "continue" to go on with the first message there is, '
+                    "and have the topic keep messages for longer",
+                )
+            say(f"{self.name}: messages are lost, going on: {gap}")
+
+    def _nothing(self, spark: SparkSession) -> DataFrame:
+        kinds = {"kafka.partition": T.IntegerType(), "kafka.offset": T.LongType(), "kafka.timestamp": T.TimestampType()}
+        fields = [T.StructField(name, kinds.get(name, T.StringType())) for name in [*self.declared, CORRUPT]]
+        return spark.createDataFrame([], T.StructType(fields))
+
+    def _stream(self, spark: SparkSession, position: Position, start: Offsets, land: Land) -> None:
+        """Read to the end that the topics have now.
+
+        Raises:
+            InputError: see `run`.
+        """
+        options, checkpoint = self.options, self.checkpoint
+        next_, last = _merged(offsets_of(position), start), int(position.get("batch_id", -1))
+        schema = schema_of_file(resolve(options.avro_schema, self.folder)) if options.avro_schema else None
+        known: dict[int, str] = {}
+        failures: list[BaseException] = []
+
+        def batch(frame: DataFrame, batch_id: int) -> None:
+            nonlocal next_
+            if batch_id <= last:
+                return  # it landed, and Spark was killed before it could write that down
+            try:
+                end = planned(checkpoint, batch_id)
+                if end is None:
+                    raise RuntimeError(f"Spark wrote no offsets of batch {batch_id} into {checkpoint}")
+                if options.on_data_loss == "continue":  # Spark goes on without a word
+                    self._check(next_, kept(options, self.folder))
+                raw = frame.select("value", *META.values())
+                if options.schema_registry is not None:
+                    known.update(self._schemas(raw, known))
+                parsed = fields_of(raw, schema, known if options.schema_registry is not None else None).persist()
+                try:
+                    merged = _merged(next_, end)
+                    rows = columns_of(parsed, self.declared)
+                    land(Batch(rows, {"batch_id": batch_id, "offsets": merged}, where=self.where))
+                    next_ = merged
+                finally:
+                    parsed.unpersist()
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+        stream = (
+            spark.readStream.format("kafka")
+            .options(**{f"kafka.{key}": value for key, value in options.reading(self.folder).items()})
+            .option("kafka.isolation.level", "read_committed")
+            .option("subscribe", ",".join(options.topics))
+            .option("startingOffsets", json.dumps(start))
+            .option("failOnDataLoss", str(options.on_data_loss == "fail").lower())
+            .option("maxOffsetsPerTrigger", options.max_records_a_batch)
+            .option("kafkaConsumer.pollTimeoutMs", 60_000)
+            .load()
+        )
+        query = (
+            stream.writeStream.foreachBatch(batch)
+            .option("checkpointLocation", checkpoint.as_uri())
+            .trigger(availableNow=True)
+            .start()
+        )
+        try:
+            query.awaitTermination()
+        except StreamingQueryException as error:
+            failure = failures[0] if failures else error
+            text = str(failure)
+            if isinstance(failure, (Py4JError, PySparkException)) and re.search(
+                "org.apache.kafka|KafkaIllegalState", text
+            ):
+                # A broker that is gone or has deleted messages meanwhile is told in the words for that.
+                self._check(next_, kept(options, self.folder))
+                raise InputError("the broker broke off while we read", where=self.where, cure="run it again") from None
+            raise failure from None
+        finally:
+            query.stop()
+
+    def _schemas(self, raw: DataFrame, known: Mapping[int, str]) -> dict[int, str]:
+        """The schemas of a batch that are not known yet, by id. An id that the registry does not know is left out."""
+        assert self.options.schema_registry is not None
+        heads = raw.select(F.substring("value", 1, 5).alias("head")).distinct().collect()
+        ids = {schema_id_of(bytes(row["head"])) for row in heads if row["head"] is not None} - known.keys() - {None}
+        fetched = {number: fetch_schema(self.options.schema_registry, number) for number in sorted(filter(None, ids))}
+        return {number: text for number, text in fetched.items() if text is not None}
+
+
+def _merged(before: Offsets, after: Offsets) -> Offsets:
+    """All topics that were ever read: one that is named again later goes on where it stopped."""
+    return before | {topic: before.get(topic, {}) | parts for topic, parts in after.items()}

@@ -1,0 +1,198 @@
+"""The page in Airflow's UI: served by the app that Airflow mounts, to those who are logged in and nobody else."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from contracts import tables
+from contracts.settings import settings
+
+MOMENT = datetime(2026, 3, 1, 4, 5, tzinfo=UTC)
+
+
+def ledger_row(source: str, batch: int, interval: int, *counts: int) -> dict[str, Any]:
+    read, landed, quarantined, duplicates = counts
+    return {
+        "source": source, "batch": batch, "interval": interval, "read": read, "landed": landed,
+        "quarantined": quarantined, "duplicates": duplicates, "bronze_version": batch, "committed_at": MOMENT,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty installation."""
+    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
+@pytest.fixture
+def server(home: Path) -> FastAPI:
+    """What the api-server does with the plugin: its app mounted under its prefix, beside an auth manager."""
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.models.revoked_token import RevokedToken
+    from airflow.settings import engine
+
+    RevokedToken.__table__.create(engine, checkfirst=True)  # all of Airflow's schema that a login asks
+    create_auth_manager()
+    (found,) = importlib.import_module("cartwheel_plugin").CartwheelPlugin().fastapi_apps
+    server = FastAPI()
+    server.mount(found["url_prefix"], found["app"])
+    return server
+
+
+@pytest.fixture
+def visitor(server: FastAPI) -> TestClient:
+    """Somebody who is not logged in."""
+    return TestClient(server, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def reader(server: FastAPI) -> TestClient:
+    """Somebody whose browser sends Airflow's cookie, with the least role that may look at things."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="reader", role="viewer"))
+    return TestClient(server, cookies={"_token": token})
+
+
+@pytest.fixture
+def shop(home: Path) -> None:
+    """Two sources, one with a batch that does not balance; three quarantined rows; a failed gate; a decision; a model."""
+    ledger = [
+        ledger_row("<b>web</b>", 1, 7, 10, 6, 3, 1),
+        ledger_row("<b>web</b>", 2, 8, 20, 20, 0, 0),
+        ledger_row("files", 1, 8, 5, 4, 0, 0),
+    ]
+    write_deltalake(tables.LEDGER.path, pa.Table.from_pylist(ledger))
+    rows = [("land", 0, ["occurred_at: 'when?'"]), ("land", 0, ["occurred_at: 'never'"]), ("clean", 8, ["returned"])]
+    quarantine = [
+        {"stage": stage, "interval": interval, "source": "files", "batch": 1, "event_id": str(number), "reasons": reasons, "row": "{}"}
+        for number, (stage, interval, reasons) in enumerate(rows)
+    ]  # fmt: skip
+    write_deltalake(tables.QUARANTINE.path, pa.Table.from_pylist(quarantine), partition_by=["stage", "interval"])
+    reports = home / "reports"
+    for folder in ("gates", "monitoring", "data_docs/expectations"):
+        (reports / folder).mkdir(parents=True)
+    failure = {"table": "items", "column": "name", "observed": "<i>2</i> of 5 rows", "rule": "must not be null"}
+    verdict = {"passed": False, "line": "gate clean FAILED", "table_versions": {"items": 3}, "failures": [failure]}
+    (reports / "gates" / "clean.json").write_text(json.dumps(verdict))
+    (reports / "data_docs" / "index.html").write_text("<p>all answers</p>")
+    (reports / "data_docs" / "expectations" / "items.html").write_text("<p>rules of items</p>")
+    for interval, reason in ((9, "too early"), (10, "drift of 0.3")):
+        told = {"interval": interval, "decision": {"retrain": interval == 10, "reasons": [reason]}}
+        (reports / "monitoring" / f"{interval}.json").write_text(json.dumps(told))
+    (home / "serving").mkdir()
+    (home / "serving" / "deployments.jsonl").write_text('{"version": 4, "previous": 3, "verdict": "promoted"}\n{"vers')
+
+
+@pytest.mark.parametrize("path", ["", "docs/index.html", "docs/expectations/items.html", "docs/../../secrets.json"])
+def test_nobody_reads_without_a_login(shop: None, visitor: TestClient, path: str) -> None:
+    """Without Airflow's token there is no page and no file, and nothing describes the app."""
+    response = visitor.get(f"/cartwheel/{path}")
+    assert response.status_code in (401, 404)
+    assert "answers" not in response.text
+    assert "rules of items" not in response.text
+    if ".." not in path:
+        assert response.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["openapi.json", "redoc"])
+def test_the_app_does_not_describe_itself(visitor: TestClient, path: str) -> None:
+    """The routes that FastAPI adds by itself, which no login guards, are off."""
+    assert visitor.get(f"/cartwheel/{path}").status_code == 404
+
+
+def test_a_user_without_a_role_is_refused(shop: None, server: FastAPI) -> None:
+    """A login alone is not enough: Airflow's own rule for reading its pages holds here too."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="guest", role=None))
+    client = TestClient(server, headers={"Authorization": f"Bearer {token}"})
+    assert client.get("/cartwheel/").status_code == 403
+
+
+def test_the_page_tells_what_the_tables_say(shop: None, reader: TestClient) -> None:
+    """Sums of the ledger, reasons of the quarantine with their command, the verdict, the decision and the champion."""
+    html = " ".join(reader.get("/cartwheel/").text.split())
+    web = '<td class="number">2</td><td class="number">30</td> <td class="number">26</td><td class="number">3</td><td class="number">1</td>'
+    assert f'<td>&lt;b&gt;web&lt;/b&gt;</td>{web} <td><span class="good">✓ yes' in html
+    assert html.count("✗ no<") == 1
+    assert "2026-03-01 04:05 UTC" in html
+    assert "10 read, 6 landed, 3 quarantined, 1 duplicates" in html
+    assert '<td>occurred_at</td><td class="number">2</td> <td>0</td>' in html
+    assert "<code>python -m spark_jobs.quarantine redrive --reason occurred_at --source files</code>" in html
+    assert "items.name: &lt;i&gt;2&lt;/i&gt; of 5 rows (must not be null)" in html
+    assert '<a href="docs/expectations/items.html">items</a>' in html
+    assert "retrain</p> <ul><li>drift of 0.3</li>" in html
+    assert "Version 4, promoted , before it version 3" in html
+    assert "<b>web" not in html
+
+
+def test_an_empty_installation_has_a_page(reader: TestClient) -> None:
+    """Before the first landing there is nothing to tell, and the page says so."""
+    html = reader.get("/cartwheel/").text
+    assert "Nothing has landed with a ledger yet" in html
+    assert "Nothing is set aside" in html
+    assert html.count("none yet") == 4
+
+
+def test_one_broken_file_does_not_hide_the_rest(shop: None, home: Path, reader: TestClient) -> None:
+    """A report that is not JSON is named; the ledger is still there."""
+    (home / "reports" / "gates" / "clean.json").write_text('{"passed": tr')
+    html = reader.get("/cartwheel/").text
+    assert "Cannot be read: InputError: not JSON" in html
+    assert "&lt;b&gt;web" in html
+
+
+def test_the_data_docs_are_served_and_nothing_beside_them(shop: None, home: Path, reader: TestClient) -> None:
+    """Files of their folder, by their place in it; no way out by dots, by an absolute path or by a link."""
+    (home / "secrets.json").write_text("hidden")
+    (home / "reports" / "data_docs" / "link.html").symlink_to(home / "secrets.json")
+    assert reader.get("/cartwheel/docs/expectations/items.html").text == "<p>rules of items</p>"
+    for path in (
+        "..%2f..%2fsecrets.json",
+        "%2e%2e/%2e%2e/secrets.json",
+        f"%2f{home}/secrets.json",
+        "link.html",
+        "%00",
+        "",
+    ):
+        response = reader.get(f"/cartwheel/docs/{path}")
+        assert response.status_code == 404, path
+        assert "hidden" not in response.text
+
+
+def test_airflow_finds_the_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow loads the plugin from the plugins folder, without error, with its place in the navigation."""
+    from airflow import plugins_manager
+
+    monkeypatch.setenv("AIRFLOW__CORE__PLUGINS_FOLDER", str(Path(__file__).resolve().parents[2] / "plugins"))
+    monkeypatch.setattr(
+        plugins_manager.settings, "PLUGINS_FOLDER", str(Path(__file__).resolve().parents[2] / "plugins")
+    )
+    plugins_manager._get_plugins.cache_clear()
+    found, errors = plugins_manager._get_plugins()
+    plugins_manager._get_plugins.cache_clear()
+    assert errors == {}
+    (plugin,) = [plugin for plugin in found if plugin.name == "cartwheel"]
+    (view,) = plugin.external_views
+    assert (view["name"], view["destination"], view["href"]) == (
+        "Cartwheel",
+        "nav",
+        plugin.fastapi_apps[0]["url_prefix"] + "/",
+    )

@@ -1,0 +1,359 @@
+"""Landing: each event once, from several sources, with an account of every record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts import dataset as datasets
+from contracts.errors import InputError
+from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, QUARANTINE, USERS
+from spark_jobs import ledger, pending, storage
+
+FOLDER_TOML = """
+name = "tiny"
+[interval]
+length = "1d"
+first = 2024-01-01T00:00:00
+[events]
+path = "in"
+format = "csv"
+settle_s = 0
+[events.columns]
+occurred_at = "when"
+user_id = "who"
+item_id = "what"
+"""
+HEADER = "when,who,what\n"
+MONDAY, TUESDAY, WEDNESDAY = (f"2024-01-0{day}T12:00:00,{{}},apple\n" for day in (1, 2, 3))
+
+
+@pytest.fixture
+def drop(shop: Any) -> Any:
+    """A shop that drops files into a folder."""
+    shop.write(shop__toml=FOLDER_TOML)
+    (shop.folder / "in").mkdir()
+    return shop
+
+
+def put(shop: Any, name: str, *lines: str) -> Path:
+    path: Path = shop.folder / "in" / name
+    path.write_text(HEADER + "".join(lines))
+    return path
+
+
+def accounts(shop: Any) -> list[tuple[int, int, int, int, int, int]]:
+    """Batch, interval, read, landed, quarantined, duplicates."""
+    return shop.values(LEDGER, "batch", "interval", "read", "landed", "quarantined", "duplicates")
+
+
+def users(shop: Any) -> list[tuple[int, str]]:
+    return shop.values(BRONZE_EVENTS, "interval", "user_id")
+
+
+def test_new_files_land_and_old_ones_are_not_read_again(drop: Any) -> None:
+    """The second run reads the second file alone; the third finds nothing; hidden and unfinished files are left."""
+    put(drop, "a.csv", MONDAY.format("ann"), MONDAY.format("ann"), TUESDAY.format("bob"), "never,eve,apple\n")
+    assert drop.land(through=2) == 0
+    assert accounts(drop) == [(1, 0, 1, 0, 1, 0), (1, 1, 2, 1, 0, 1), (1, 2, 1, 1, 0, 0)]
+    put(drop, "b.csv", WEDNESDAY.format("cem"))
+    put(drop, "_c.csv", WEDNESDAY.format("hidden"))
+    put(drop, "d.csv.part", WEDNESDAY.format("unfinished"))
+    assert drop.land(through=3) == 0
+    assert accounts(drop)[3:] == [(2, 3, 1, 1, 0, 0)]
+    before = storage.state(BRONZE_EVENTS)
+    assert drop.land(through=3) == 0
+    assert storage.state(BRONZE_EVENTS) == before
+    assert users(drop) == [(1, "ann"), (2, "bob"), (3, "cem")]
+    assert len(drop.rows(QUARANTINE)) == 1
+
+
+def test_what_happens_later_is_held_back(drop: Any) -> None:
+    """A file that reaches beyond `through` is read again for the rest, whose rows alone are counted then."""
+    put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"), WEDNESDAY.format("cem"))
+    assert [drop.land(through=day) for day in (1, 2)] == [0, 0]
+    assert users(drop) == [(1, "ann"), (2, "bob")]
+    assert accounts(drop) == [(1, 1, 1, 1, 0, 0), (2, 2, 1, 1, 0, 0)]
+    _, position = ledger.latest("tiny")
+    assert [told["through"] for told in position["files"].values()] == [2]
+    assert drop.land(through=3) == 0
+    assert accounts(drop)[2:] == [(3, 3, 1, 1, 0, 0)]
+    _, position = ledger.latest("tiny")
+    assert [told["through"] for told in position["files"].values()] == [None]
+
+
+def test_a_file_that_has_grown_lands_what_is_new(drop: Any) -> None:
+    """What was there is counted as duplicates; a late event marks its interval, and no other, for cleaning."""
+    put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"))
+    assert (drop.land(through=2), drop.clean(), pending.clean()) == (0, 0, [])
+    put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"), MONDAY.format("late"))
+    assert pending.land(drop.dataset, drop.folder, None, 2, drop.now) == [2]
+    assert drop.land(through=2) == 0
+    assert accounts(drop)[2:] == [(2, 1, 2, 1, 0, 1), (2, 2, 1, 0, 0, 1)]
+    assert users(drop) == [(1, "ann"), (1, "late"), (2, "bob")]
+    assert pending.clean() == [1]
+    assert pending.land(drop.dataset, drop.folder, None, 2, drop.now) == []
+
+
+def test_the_same_event_in_two_files_lands_once(drop: Any) -> None:
+    """Overlapping exports change nothing but the count of duplicates."""
+    put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"))
+    drop.land(through=3)
+    put(drop, "b.csv", TUESDAY.format("bob"), WEDNESDAY.format("cem"))
+    drop.land(through=4)
+    assert users(drop) == [(1, "ann"), (2, "bob"), (3, "cem")]
+    assert accounts(drop)[2:] == [(2, 2, 1, 0, 0, 1), (2, 3, 1, 1, 0, 0)]
+
+
+def test_a_file_replaced_while_it_was_read_is_read_again(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The position holds the file as it was listed, so what was written meanwhile is news."""
+    path = put(drop, "a.csv", MONDAY.format("ann"))
+    real = storage.append
+
+    def meanwhile(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        path.write_text(path.read_text() + MONDAY.format("bob"))
+
+    monkeypatch.setattr(storage, "append", meanwhile)
+    drop.land(through=1)
+    monkeypatch.undo()
+    drop.use()
+    drop.land(through=1)
+    assert users(drop) == [(1, "ann"), (1, "bob")]
+
+
+def test_a_young_file_is_waited_for(drop: Any) -> None:
+    """A file may be written for `settle_s` more: it is read when it is that old."""
+    text = (drop.folder / "shop.toml").read_text()
+    drop.write(shop__toml=text.replace("settle_s = 0", "settle_s = 1.5"))
+    path = put(drop, "a.csv", MONDAY.format("ann"))
+    started = path.stat().st_mtime
+    assert drop.land(through=1) == 0
+    landed = os.stat(storage.open_table(BRONZE_EVENTS).file_uris()[0].removeprefix("file://")).st_mtime
+    assert landed - started >= 1.5
+
+
+TWO_SOURCES = """
+name = "tiny"
+[interval]
+length = "1d"
+first = 2024-01-01T00:00:00
+[[events]]
+name = "shop"
+path = "shop.csv"
+settle_s = 0
+types = { purchase = 5.0 }
+{ids}
+[events.columns]
+event_id = "id"
+occurred_at = "when"
+user_id = "who"
+item_id = "what"
+[[events]]
+name = "site"
+path = "site.jsonl"
+settle_s = 0
+types = { view = 1.0 }
+{ids}
+[events.columns]
+event_id = "no"
+occurred_at = "ts"
+user_id = "user"
+item_id = "article"
+"""
+
+
+@pytest.mark.parametrize(("scope", "landed"), [("of the source", 3), ("of the shop", 2)])
+def test_two_sources_with_the_same_ids(shop: Any, scope: str, landed: int) -> None:
+    """Id 1 of one source is another event than id 1 of the other, unless the ids are of the shop; a repeat never lands."""
+    shop.write(
+        shop__toml=TWO_SOURCES.replace("{ids}", f'event_ids_are = "{scope}"'),
+        shop__csv="id,when,who,what\n1,2024-01-01T10:00:00,ann,apple\n1,2024-01-01T10:00:00,ann,apple\n",
+        site__jsonl='{"no": 1, "ts": "2024-01-01T09:00:00", "user": "ann", "article": "apple"}\n'
+        '{"no": 2, "ts": "2024-01-01T09:00:00", "user": "ann", "article": "apple"}\n',
+    )
+    assert (shop.land(through=1), shop.clean()) == (0, 0)
+    rows = shop.values(BRONZE_EVENTS, "source", "event_type", "event_id")
+    assert len(rows) == landed
+    if scope == "of the source":
+        assert rows == [("shop", "purchase", "shop:1"), ("site", "view", "site:1"), ("site", "view", "site:2")]
+    by_source = {row["source"]: (row["read"], row["landed"], row["duplicates"]) for row in shop.rows(LEDGER)}
+    assert by_source["shop"] == (2, 1, 1)
+    assert by_source["site"][0] == 2
+
+
+@pytest.mark.parametrize("dies_in", ["write", "append", "catch_up"])
+def test_killed_in_the_middle(drop: Any, monkeypatch: pytest.MonkeyPatch, dies_in: str) -> None:
+    """Killed before, or right after, each commit: the next run ends with every event once and balanced accounts."""
+    put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"), "never,eve,apple\n")
+    module, calls = (ledger if dies_in == "catch_up" else storage), 0
+    real = getattr(module, dies_in)
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if dies_in == "append":
+            raise KeyboardInterrupt
+        result = real(*args, **kwargs) if dies_in == "write" or calls == 1 else None
+        if dies_in == "write" or calls == 2:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(module, dies_in, dies)
+    with pytest.raises(KeyboardInterrupt):
+        drop.land(through=2)
+    monkeypatch.setattr(module, dies_in, real)
+    assert drop.land(through=2) == 0
+    assert users(drop) == [(1, "ann"), (2, "bob")]
+    assert len(drop.rows(QUARANTINE)) == 1
+    assert accounts(drop) == [(1, 0, 1, 0, 1, 0), (1, 1, 1, 1, 0, 0), (1, 2, 1, 1, 0, 0)]
+
+
+def test_two_runs_at_once_do_not_land_twice(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that finds its batch landed by another fails and says so; the events are there once."""
+    put(drop, "a.csv", MONDAY.format("ann"))
+    real, nested = storage.append, []
+
+    def meanwhile(frame: Any, table: Any, **kwargs: Any) -> None:
+        if not nested:
+            nested.append(True)
+            other = kwargs | {"record": kwargs["record"] | {"token": "of another run"}}
+            real(frame, table, **other)
+        real(frame, table, **kwargs)
+
+    monkeypatch.setattr(storage, "append", meanwhile)
+    with pytest.raises(RuntimeError, match="another run has landed batch 1 of tiny"):
+        drop.land(through=1)
+    monkeypatch.undo()
+    drop.use()
+    assert users(drop) == [(1, "ann")]
+
+
+def test_a_commit_that_does_not_balance_is_an_error(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delta's own count of rows is held against the accounts."""
+    from spark_jobs import land
+
+    put(drop, "a.csv", MONDAY.format("ann"))
+    monkeypatch.setattr(land, "_accounts", lambda counted: (ledger.Account(1, 2, 2, 0, 0),))
+    with pytest.raises(RuntimeError, match="batch 1 of tiny does not balance: 2 landed, 1 written"):
+        drop.land(through=1)
+
+
+def test_a_wrong_time_format_lands_nothing(drop: Any) -> None:
+    """Where no time at all can be read, nothing is set aside: the declaration is wrong, and may be corrected."""
+    put(drop, "a.csv", "01.02.2024,ann,apple\n")
+    with pytest.raises(InputError, match="none of 1 rows has a time that can be read"):
+        drop.land(through=1)
+    assert not storage.exists(BRONZE_EVENTS)
+    assert not storage.total_rows(QUARANTINE)
+    assert pending.landed_through() is None
+
+
+def test_a_new_column_and_a_missing_one(drop: Any) -> None:
+    """A file with a column more lands with it in `extra`; one that lacks a declared column is refused and named."""
+    put(drop, "a.csv", MONDAY.format("ann"))
+    drop.land(through=1)
+    (drop.folder / "in" / "b.csv").write_text("when,who,what,colour\n2024-01-02T12:00:00,bob,apple,red\n")
+    drop.land(through=2)
+    extra = {row["user_id"]: dict(row["extra"]).get("colour") for row in drop.rows(BRONZE_EVENTS)}
+    assert extra == {"ann": None, "bob": "red"}
+    (drop.folder / "in" / "c.csv").write_text("when,who\n2024-01-03T12:00:00,cem\n")
+    with pytest.raises(InputError, match=r"no column 'what'; there are: when, who \(in .*c\.csv\)"):
+        drop.land(through=3)
+    assert pending.landed_through() == 2
+
+
+def test_personal_ids_never_arrive(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With personal ids only pseudonyms are stored, also of rows set aside and of users; exclusions see the real id."""
+    from contracts.pseudonyms import pseudonym
+
+    key = "4a" * 32
+    monkeypatch.setenv("CARTWHEEL_SECRET_PSEUDONYM_KEY", key)
+    toml = FOLDER_TOML.replace("[interval]", "personal_user_id = true\n[interval]", 1)
+    toml += '[[events.exclude]]\nreason = "staff"\ncolumn = "who"\nmatches = "@shop[.]test$"\n'
+    toml += '[users]\npath = "users.csv"\n[users.columns]\nuser_id = "mail"\ndescription = ["age"]\n'
+    drop.write(shop__toml=toml, users__csv="mail,age\nann@x.test,30\n")
+    put(
+        drop, "a.csv", MONDAY.format("ann@x.test"), MONDAY.format("eve@shop.test"), "never,bob@x.test,apple\n",
+        "2024-01-01,torn@x.test\n",
+    )  # fmt: skip
+    drop.land(through=1)
+    stored = {row["user_id"]: row["problems"] for row in drop.rows(BRONZE_EVENTS)}
+    assert stored[pseudonym("ann@x.test", key)] == []
+    assert stored[pseudonym("eve@shop.test", key)] == ["excluded: staff"]
+    assert drop.values(USERS, "user_id") == [(pseudonym("ann@x.test", key),)]
+    [aside] = drop.rows(QUARANTINE)
+    assert json.loads(aside["row"])["who"] == pseudonym("bob@x.test", key)
+    for table in (BRONZE_EVENTS, QUARANTINE, USERS, LEDGER, POSITIONS):
+        assert ".test" not in str(drop.rows(table)), table.name
+
+
+@pytest.fixture
+def set_aside(drop: Any) -> Any:
+    """A shop whose export changed its way to write times, numbers and types."""
+    drop.write(
+        shop__toml=FOLDER_TOML.replace("[events.columns]", "types = { view = 1.0, purchase = 5.0 }\n[events.columns]")
+        + 'quantity = "pieces"\nprice = "cost"\nevent_type = "kind"\n'
+    )
+    (drop.folder / "in" / "a.csv").write_text(
+        "when,who,what,pieces,cost,kind\n"
+        "2024-01-01T10:00:00,ann,apple,1,2.00,view\n"
+        "01.01.2024 11:00,bob,apple,1,2.00,view\n"
+        '2024-01-01T12:00:00,cem,apple,"1,5","3,50",bought\n'
+        "2024-01-01T13:00:00,dan,apple,-1,2.00,view\n"
+    )
+    assert (drop.land(through=1), drop.clean()) == (0, 0)
+    return drop
+
+
+def test_redriven_rows_land_once(set_aside: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """After the dataset file is corrected, rows land or are repaired, however often they are re-driven."""
+    from spark_jobs import quarantine
+
+    dataset = set_aside.dataset
+    capsys.readouterr()
+    assert quarantine.main(dataset, "list", "", "", set_aside.now) == 0
+    told = capsys.readouterr().out
+    assert "1  tiny             land         occurred_at: not a time" in told
+    assert "1  tiny             clean        returned" in told
+    columns = {"time_format": "dd.MM.yyyy HH:mm", "decimal_comma": True}
+    mended = dataset.events[0].model_copy(update=columns | {"type_names": {"bought": "purchase"}})
+    mended = datasets.Events.model_validate(mended.model_dump())
+    corrected = dataset.model_copy(update={"events": (mended,)})
+    assert quarantine.redrive(corrected, "", "", set_aside.now) == (3, 2)
+    assert quarantine.redrive(corrected, "", "", set_aside.now) == (2, 0)
+    assert pending.clean() == [1]
+    assert set_aside.clean() == 0
+    rows = {row["user_id"]: row for row in set_aside.rows(BRONZE_EVENTS)}
+    assert sorted(rows) == ["ann", "bob", "cem", "dan"]
+    assert (rows["cem"]["quantity"], rows["cem"]["price"], rows["cem"]["event_type"]) == (1.5, 3.5, "purchase")
+    assert rows["cem"]["problems"] == []
+    assert [(row["stage"], row["reasons"]) for row in set_aside.rows(QUARANTINE)] == [("clean", ["returned"])]
+    redriven = [row for row in set_aside.rows(LEDGER) if row["source"] == "tiny:redriven"]
+    assert [(row["read"], row["landed"], row["quarantined"]) for row in redriven] == [(1, 1, 0)]
+    # The file itself is not read again for it, and would not land its rows twice.
+    assert set_aside.land(through=1) == 0
+    assert len(set_aside.rows(BRONZE_EVENTS)) == 4
+
+
+def test_redriving_is_safe_to_kill(set_aside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the row landed and before it left quarantine: the next time it leaves, and lands no second time."""
+    from spark_jobs import quarantine
+
+    mended = set_aside.dataset.events[0].model_copy(update={"time_format": "dd.MM.yyyy HH:mm"})
+    corrected = set_aside.dataset.model_copy(update={"events": (mended,)})
+
+    def killed(spark: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quarantine, "_forget_landed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quarantine.redrive(corrected, "occurred_at", "", set_aside.now)
+    quarantine.redrive(corrected, "occurred_at", "", set_aside.now)
+    assert [row["user_id"] for row in set_aside.rows(BRONZE_EVENTS)].count("bob") == 1
+    assert not [row for row in set_aside.rows(QUARANTINE) if row["stage"] == "land"]
