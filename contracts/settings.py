@@ -138,9 +138,9 @@ class Settings(BaseSettings):
 
     @property
     def spark_driver_java_options(self) -> str:
-        """For the driver's JVM. C1 alone: jobs are short, and a single week costs half the CPU it takes with both."""
+        """For the driver's JVM."""
         logging = (REPOSITORY / "spark_jobs" / "log4j2.properties").as_uri()
-        return f"-XX:TieredStopAtLevel=1 -XX:+UseParallelGC -Dlog4j2.configurationFile={logging}"
+        return f"-XX:+UseParallelGC -Dlog4j2.configurationFile={logging}"
 
     @property
     def jre_dir(self) -> Path:

@@ -35,7 +35,7 @@ def spark_type(delta_type: object) -> str:
     if isinstance(delta_type, StructType):
         return "struct<" + ",".join(f"{f.name}:{spark_type(f.type)}" for f in delta_type.fields) + ">"
     name = str(getattr(delta_type, "type", delta_type))
-    return {"integer": "int", "short": "smallint", "byte": "tinyint"}.get(name, name)
+    return {"integer": "int", "long": "bigint", "short": "smallint", "byte": "tinyint"}.get(name, name)
 
 
 @dataclass(frozen=True)

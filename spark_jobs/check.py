@@ -34,6 +34,8 @@ COMPLETE_SHARE = 0.9
 MUCH = 0.05
 """Share of rows from which on a defect is worth a warning."""
 _BARS = 20
+_TOLD = ("user_id", "item_id", "event_type", "occurred_at", "quantity", "price")
+"""What an example of a row shows that could be read."""
 _BAR_WIDTH = 40
 
 
@@ -61,7 +63,7 @@ def judge(events: DataFrame) -> DataFrame:
         "event_type",
         F.col("price").isNotNull().alias("priced"),
         "reasons",
-        F.when(F.size("reasons") > 0, F.col(ROW)).alias(ROW),
+        F.when(F.size("reasons") > 0, F.coalesce(F.col(ROW), F.to_json(F.struct(*_TOLD)))).alias(ROW),
     )
 
 

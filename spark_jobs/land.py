@@ -334,28 +334,34 @@ class Landing:
         reading.require(rows, wanted_columns(self.source, self.dataset.items), batch.where or self._name)
         part = (batch.part if batch.part is not None else F.lit("")).alias("part")
         events = without_erased(parse(rows, self.source, self.dataset, self.now, part))
-        events = events.withColumn(ROW, F.when(F.col("interval").isNull(), F.col(ROW)))
         if batch.after is not None:
             events = events.where(F.col("interval") > batch.after)
         if self.span.again_from is not None:
             events = events.where(F.col("interval") >= self.span.again_from)
         beyond = F.col("interval") > self.span.through if self.holds_back else F.lit(False)
         events = events.withColumn("beyond", F.coalesce(beyond, F.lit(False)))
-        # An id made of the row holds its time: equal ids lie in one interval.
-        own_id = self.source.columns.event_id is not None
-        scope = ["event_id"] if own_id else ["interval", "event_id"]
-        events = events.repartition(*scope[:1]).withColumn("again", rules.is_duplicate(*scope))
-        known = self._known(number)
+        scope = ["event_id"] if self._has_ids else ["interval", "event_id"]
+        events = events.repartition("interval") if not self._has_ids else events
+        events = events.withColumn("again", rules.is_duplicate(*scope))
+        known = self._known(number, batch.after)
         if known is None:
             return events
         found = events.join(known, "event_id", "left")
         return found.withColumn("again", F.col("again") | F.coalesce("known", F.lit(False))).drop("known")
 
-    def _known(self, number: int) -> DataFrame | None:
+    @property
+    def _has_ids(self) -> bool:
+        """Whether ids are the source's own. One made of the row holds its time, so that equal ones lie in one interval."""
+        return self.source.columns.event_id is not None
+
+    def _known(self, number: int, after: int | None) -> DataFrame | None:
         """Ids that have landed or are in quarantine, but for those that this very batch replaces."""
         ids = []
-        if storage.files(BRONZE_EVENTS):
+        first = after + 1 if after is not None and not self._has_ids else None
+        if any(first is None or interval >= first for interval in storage.files(BRONZE_EVENTS)):
             bronze = storage.read(self.spark, BRONZE_EVENTS)
+            if first is not None:
+                bronze = bronze.where(F.col("interval") >= first)
             if self.span.again_from is not None:
                 bronze = bronze.where(f"NOT ({self._replaced()})")
             ids.append(bronze.select("event_id"))

@@ -30,7 +30,7 @@ KNOWN_ID = "_event_id"
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
 ROW = "row"
-"""Column beside the table's own: the source's row as JSON."""
+"""Column beside the table's own: the source's row as JSON, where it has problems."""
 
 
 def _quoted(value: Column) -> Column:
@@ -141,7 +141,7 @@ def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:
 
 
 def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datetime, *beside: Column) -> DataFrame:
-    """Rows of a source as BRONZE_EVENTS, the row itself as JSON in `row`, and the columns `beside`.
+    """Rows of a source as BRONZE_EVENTS, a row with problems itself as JSON in `row`, and the columns `beside`.
 
     `occurred_at`, `at` and `interval` are null where the time cannot be read; such rows cannot be landed.
     """
@@ -235,7 +235,7 @@ def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datet
         listed.alias("problems"),
         extra.alias("extra"),
         F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
-        F.to_json(F.struct(*[column(name) for name in theirs])).alias(ROW),
+        F.when(any_problem, F.to_json(F.struct(*[column(name) for name in theirs]))).alias(ROW),
         *beside,
     )
 
