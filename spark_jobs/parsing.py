@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from itertools import chain
 from operator import or_
@@ -25,8 +25,13 @@ _ISO_ZONE = r"(?i):\d{2}(\.\d+)? ?(z|utc|gmt|[+-]\d{2}(:?\d{2})?)$"
 _SHOWN = 60
 """Characters of a value that a problem shows."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AHEAD = timedelta(days=1)
+"""How far a clock may be ahead of ours, or a zone be mistaken."""
 KNOWN_ID = "_event_id"
 """Column of a row that was read before, with the event_id it got then."""
+Unread = tuple[str, Column, str | None]
+"""A value that could not be read: column of the source, when that is so, what to say of it (None: nothing)."""
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
 ROW = "row"
@@ -140,6 +145,42 @@ def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:
     return without_identities(frame, events.columns.user_id) if dataset.personal_user_id else frame
 
 
+def _extra(frame: DataFrame, events: Events, theirs: list[str], unread: list[Unread]) -> Column:
+    """The columns of the source that have no place of their own, and the texts of values that could not be read."""
+    mapped = {name for name in events.columns.model_dump().values() if name is not None}
+    others = [name for name in theirs if name not in mapped]
+    extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast(
+        "map<string,string>"
+    )
+    # Higher-order functions are slow: only rows with something unread go through them.
+    any_unread = reduce(or_, [fails for _, fails, _ in unread])
+    by_name: dict[str, Column] = {}
+    for name, fails, _ in unread:
+        by_name[name] = by_name[name] | fails if name in by_name else fails
+    unread_texts = F.create_map(
+        *chain(*((F.lit(name), F.when(fails, _plain(frame, name, column(name)))) for name, fails in by_name.items()))
+    )
+    return F.when(
+        any_unread, F.map_concat(extra, F.map_filter(unread_texts, lambda _, value: value.isNotNull()))
+    ).otherwise(extra)
+
+
+def _event_id(frame: DataFrame, events: Events, source: str, theirs: list[str]) -> Column:
+    """The event's id: known from before, the source's own, or a hash of the row."""
+    if KNOWN_ID in frame.columns:
+        return column(KNOWN_ID)
+    # By name, so that a column that appears later does not change the ids of rows without it.
+    whole_row = F.concat_ws(
+        "\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(theirs)]
+    )
+    event_id = F.substring(F.sha2(whole_row, 256), 1, 32)
+    if events.columns.event_id:
+        event_id = F.coalesce(text(frame, events.columns.event_id), event_id)
+    if events.event_ids_are == "of the source":
+        event_id = F.concat(F.lit(f"{source}:"), event_id)
+    return event_id
+
+
 def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datetime, *beside: Column) -> DataFrame:
     """Rows of a source as BRONZE_EVENTS, a row with problems itself as JSON in `row`, and the columns `beside`.
 
@@ -162,11 +203,15 @@ def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datet
     assert interval.maximum is not None
     at = interval_time(occurred_at, dataset)
     # Years that neither Python nor a person has a date for are typing errors.
-    in_grid = (at >= interval.minimum) & (at < interval.maximum) & F.year(occurred_at).between(2, 9998)
+    is_time = (at >= interval.minimum) & (at < interval.maximum) & F.year(occurred_at).between(2, 9998)
+    ahead = is_time & (occurred_at > F.lit(ingested_at + _AHEAD).cast("timestamp"))
+    unset = is_time & (occurred_at.between(F.lit(_EPOCH).cast("timestamp"), F.lit(_EPOCH + _AHEAD).cast("timestamp")))
+    in_grid = is_time & ~ahead & ~unset
 
-    # Each value that could not be read: (column of the source, when, what to say; None says nothing).
-    unread: list[tuple[str, Column, str | None]] = [
-        (names.occurred_at, ~F.coalesce(in_grid, F.lit(False)), "occurred_at: not a time")
+    unread: list[Unread] = [
+        (names.occurred_at, ~F.coalesce(is_time, F.lit(False)), "occurred_at: not a time"),
+        (names.occurred_at, ahead, "occurred_at: in the future"),
+        (names.occurred_at, unset, "occurred_at: of a clock that was not set"),
     ]
     if names.quantity:
         unread.append(
@@ -189,37 +234,11 @@ def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datet
         problems.append(F.when(column(CORRUPT).isNotNull(), F.lit("row: not in the shape of the other rows")))
     problems += [column(f"{_EXCLUDED}{place}") for place in range(len(events.exclude))]
 
-    mapped = {name for name in names.model_dump().values() if name is not None}
-    others = [name for name in theirs if name not in mapped]
-    extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast(
-        "map<string,string>"
-    )
-    # Higher-order functions are slow: only rows with something unread go through them.
-    any_unread = reduce(or_, [fails for _, fails, _ in unread])
-    by_name: dict[str, Column] = {}
-    for name, fails, _ in unread:
-        by_name[name] = by_name[name] | fails if name in by_name else fails
-    unread_texts = F.create_map(
-        *chain(*((F.lit(name), F.when(fails, _plain(frame, name, column(name)))) for name, fails in by_name.items()))
-    )
-    extra = F.when(
-        any_unread, F.map_concat(extra, F.map_filter(unread_texts, lambda _, value: value.isNotNull()))
-    ).otherwise(extra)
+    extra = _extra(frame, events, theirs, unread)
     any_problem = reduce(or_, [problem.isNotNull() for problem in problems])
     listed = F.when(any_problem, F.array_compact(F.array(*problems))).otherwise(F.array().cast("array<string>"))
 
-    # By name, so that a column that appears later does not change the ids of rows without it.
-    whole_row = F.concat_ws(
-        "\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(theirs)]
-    )
-    event_id = F.substring(F.sha2(whole_row, 256), 1, 32)
-    if names.event_id:
-        event_id = F.coalesce(text(frame, names.event_id), event_id)
-    if events.event_ids_are == "of the source":
-        event_id = F.concat(F.lit(f"{dataset.source_name(events)}:"), event_id)
-    if KNOWN_ID in frame.columns:
-        event_id = column(KNOWN_ID)
-
+    event_id = _event_id(frame, events, dataset.source_name(events), theirs)
     return frame.select(
         event_id.alias("event_id"),
         F.lit(dataset.source_name(events)).alias("source"),

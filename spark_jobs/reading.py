@@ -21,7 +21,7 @@ from py4j.protocol import Py4JError
 from pyarrow import fs
 from pydantic import BaseModel
 from pyspark.errors import AnalysisException, PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -200,9 +200,12 @@ def read(spark: SparkSession, files: Files, found: list[str], base: str | None =
         if files.file_format == "parquet":
             return _with_nanoseconds(reader.parquet(*found), found)
         if files.file_format == "jsonl":
-            options: dict[str, Any] = {"primitivesAsString": True, "columnNameOfCorruptRecord": CORRUPT}
-            return reader.json(found, encoding=files.encoding, lineSep="\n", **options)
-        options = {
+            keys = [name for name in _json_keys(reader, files.encoding, found) if name != CORRUPT]
+            fields = T.StructType([T.StructField(name, T.StringType()) for name in [*keys, CORRUPT]])
+            return reader.json(
+                found, schema=fields, encoding=files.encoding, lineSep="\n", columnNameOfCorruptRecord=CORRUPT
+            )
+        options: dict[str, Any] = {
             "header": True,
             "sep": files.separator,
             "encoding": files.encoding,
@@ -221,6 +224,17 @@ def read(spark: SparkSession, files: Files, found: list[str], base: str | None =
         return (spark.read if base is None else spark.read.option("basePath", base)).csv(
             found, schema=schema, columnNameOfCorruptRecord=CORRUPT, **options
         )
+
+
+def _json_keys(reader: DataFrameReader, encoding: str, found: list[str]) -> list[str]:
+    """The keys of the objects in JSON lines. Spark's own guess at a schema fails where an object has one twice."""
+    if encoding.upper() not in ("UTF-8", "US-ASCII", "ISO-8859-1"):  # a line feed is more than one byte
+        return reader.json(found, encoding=encoding, lineSep="\n", columnNameOfCorruptRecord=CORRUPT).columns
+    line = F.col("value")
+    if encoding.upper() == "ISO-8859-1":
+        line = F.decode(line.cast("binary"), encoding)
+    keys = reader.text(found, lineSep="\n").select(F.explode(F.json_object_keys(line)).alias("key")).distinct()
+    return sorted(row["key"] for row in keys.collect())
 
 
 def _with_nanoseconds(frame: DataFrame, found: list[str]) -> DataFrame:

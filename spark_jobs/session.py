@@ -59,6 +59,8 @@ def session(name: str) -> SparkSession:
         "spark.sql.extensions": _EXTENSION,
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
+        # A shop's columns may differ in case only.
+        "spark.sql.caseSensitive": "true",
         "spark.sql.shuffle.partitions": str(settings().spark_shuffle_partitions),
         "spark.databricks.delta.snapshotPartitions": "2",
         # A commit without files still says what it was made of: an interval of bad rows only is clean.

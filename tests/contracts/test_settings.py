@@ -125,3 +125,19 @@ def test_reading_settings_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_a_secret_is_in_the_environment_or_in_a_private_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The variable wins over the file; a file that others can read is refused, and a missing secret says what to do."""
+    chosen = Settings(home=tmp_path)
+    with pytest.raises(InputError, match=r"no secret 'shop_db' \(in CARTWHEEL_SECRET_SHOP_DB\)"):
+        chosen.secret("shop_db")
+    chosen.secrets_path.write_text('{"shop_db": "from the file"}')
+    chosen.secrets_path.chmod(0o600)
+    assert chosen.secret("shop_db") == "from the file"
+    monkeypatch.setenv("CARTWHEEL_SECRET_SHOP_DB", "from the environment")
+    assert chosen.secret("shop_db") == "from the environment"
+    monkeypatch.delenv("CARTWHEEL_SECRET_SHOP_DB")
+    chosen.secrets_path.chmod(0o644)
+    with pytest.raises(InputError, match="can be read by others"):
+        chosen.secret("shop_db")

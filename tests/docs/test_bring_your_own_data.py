@@ -121,7 +121,14 @@ def test_every_model_of_the_dataset_file_has_a_chapter() -> None:
 def test_the_reasons_of_quarantine_are_those_of_the_code() -> None:
     """Each reason in the guide is written in the rules or the parser of the Spark jobs."""
     code = "".join((REPOSITORY / "spark_jobs" / name).read_text() for name in ("rules.py", "parsing.py"))
-    texts = ("occurred_at: not a time", "quantity: not a number", "price: not a number", "event_type: not known")
+    texts = (
+        "occurred_at: not a time",
+        "occurred_at: in the future",
+        "occurred_at: of a clock that was not set",
+        "quantity: not a number",
+        "price: not a number",
+        "event_type: not known",
+    )
     words = ("row: not in the shape of the other rows", "excluded: ", "missing", "returned")
     for reason in (*texts, *words):
         assert reason in code, reason

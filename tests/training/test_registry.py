@@ -1,0 +1,63 @@
+"""MLflow: one run for each training, one version for each model that passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from contracts import names
+from contracts.settings import settings
+from training import registry
+
+EVALUATION: dict[str, Any] = {
+    "dataset": "tiny",
+    "as_of": 5,
+    "requested_by": "monitoring",
+    "commit": "abc",
+    "parameters": {"epochs": 4, "seed": 1},
+    "table_versions": {"training_lists": 3},
+    "means": {"model": {"ndcg_at_10": 0.3}, "popularity": {"ndcg_at_10": 0.1}},
+    "folds": [{"as_of": 4, "means": {"model": {"ndcg_at_10": 0.25}}}],
+    "export": {"model_mib": 2.5},
+}
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    """A registry of our own in SQLite, artifacts beside it."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("CARTWHEEL_MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    settings.cache_clear()
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model" / "saved_model.pb").write_text("model")
+    (tmp_path / "evaluation.json").write_text("{}")
+    yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    settings.cache_clear()
+
+
+def test_a_training_is_one_run_and_one_version(client: MlflowClient, tmp_path: Path) -> None:
+    """Logged and registered twice, there is one run with what was trained with, and one version, the challenger."""
+    run_ids = {registry.log_run("as_of_5_v3", EVALUATION, tmp_path) for _ in range(2)}
+    [run_id] = run_ids
+    run = client.get_run(run_id)
+    assert run.data.params == {"epochs": "4", "seed": "1"}
+    assert run.data.metrics["model.ndcg_at_10"] == 0.3
+    assert run.data.metrics["by_interval.model.ndcg_at_10"] == 0.25
+    assert (run.data.tags["data.training_lists"], run.data.tags["mlflow.source.git.commit"]) == ("3", "abc")
+    assert {registry.register(run_id, EVALUATION) for _ in range(2)} == {1}
+    assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 1
+    other = registry.log_run("as_of_6_v4", EVALUATION, tmp_path)
+    assert registry.register(other, EVALUATION) == 2
+    assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 2
+
+
+def test_a_run_that_was_killed_while_it_was_logged_does_not_count(client: MlflowClient, tmp_path: Path) -> None:
+    """A run without its end is left as it is, and the training is logged anew."""
+    experiment = client.create_experiment(names.EXPERIMENT)
+    torn = client.create_run(experiment, tags={registry.KEY_TAG: "as_of_5_v3"})
+    assert registry.log_run("as_of_5_v3", EVALUATION, tmp_path) != torn.info.run_id
