@@ -490,7 +490,8 @@ def _main(dataset: Dataset, folder: Path, from_interval: int | None, through: in
             landings.append(landing)
         for other in others:
             other.result()
-    if through is not None and not sum(landing.num_landed for landing in landings):
+    asks_for_more = from_interval is not None or before is None or span.through > before
+    if through is not None and asks_for_more and not sum(landing.num_landed for landing in landings):
         _refuse_empty_range(dataset, landings, from_interval - 1 if from_interval is not None else before, span.through)
     if storage.exists(BRONZE_EVENTS) and (before is None or span.through > before):
         storage.note(BRONZE_EVENTS, {"dataset": dataset.name, "through": span.through})

@@ -151,10 +151,10 @@ def test_killed_again_and_again(source: str, request: pytest.FixtureRequest, tmp
         "NO_PROXY": "127.0.0.1",
     }
     command = [sys.executable, "-m", "spark_jobs.land", "--through", "31"]
-    kills, ended, size = 0, 0, NUM_EVENTS // (2 * NUM_KILLS + 1)
+    kills, ended, size = 0, 0, NUM_EVENTS // (NUM_KILLS + 1) + 1
     number = 0
     with (tmp_path / "land.log").open("w") as log:
-        while kills < NUM_KILLS or number < NUM_EVENTS or ended < 2:
+        while kills < NUM_KILLS or number < NUM_EVENTS or ended < 1:
             if number < NUM_EVENTS:
                 count = min(size, NUM_EVENTS - number)
                 grow(events(number, count))
