@@ -10,6 +10,7 @@ import importlib.util
 import re
 import tomllib
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
@@ -18,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from contracts.errors import InputError
 
+_SHORT_UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _UNITS = {"min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
@@ -28,6 +30,24 @@ def _duration(value: Any) -> Any:
     if match is None or int(match[1]) == 0:
         raise ValueError("write a length as a number and one of min, h, d, w: 7d")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def look_back(value: Any) -> timedelta | Decimal:
+    """How far to look back: a length of time for times, a number for numbers; for pydantic's validators.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    written = re.fullmatch(r"(\d+) ?(s|min|h|d)", value.strip()) if isinstance(value, str) else None
+    if written is not None:
+        return int(written[1]) * _SHORT_UNITS[written[2]]
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or number < 0:
+        raise ValueError("write a length of time as a number and one of s, min, h, d (10min), or a number")
+    return number
 
 
 def _many(value: Any) -> Any:

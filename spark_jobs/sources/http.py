@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -28,7 +28,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from contracts.dataset import Events
+from contracts.dataset import Events, look_back
 from contracts.errors import InputError
 from contracts.files import read_json, sync, write_json
 from contracts.settings import settings
@@ -40,7 +40,6 @@ from spark_jobs.sources import Batch, Land, Position
 Ask = str | int | None
 """What names a page: a cursor, a number or an address. None: the first page."""
 
-_UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _NUMBER = r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
 _AHEAD = timedelta(days=1)
 """Times further ahead of our clock are no watermark: one wrong date would hide all records to come."""
@@ -50,19 +49,6 @@ _FORGOTTEN = (400, 404, 410, 422)
 """Statuses by which an API says that it does not know a cursor any more."""
 _TRANSIENT = (408, 425, 429)
 _LONGEST_WAIT_S = 600.0
-
-
-def _overlap(value: Any) -> timedelta | Decimal:
-    written = re.fullmatch(r"(\d+) ?(s|min|h|d)", value.strip()) if isinstance(value, str) else None
-    if written is not None:
-        return int(written[1]) * _UNITS[written[2]]
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite() or number < 0:
-        raise ValueError("write a length of time as a number and one of s, min, h, d (10min), or a number")
-    return number
 
 
 class _Part(BaseModel):
@@ -115,7 +101,7 @@ class Since(_Part):
     """Field of the records, with dots, whose highest value is the watermark: a time in ISO 8601, or a number."""
     first: str = ""
     """What the first read asks for. Empty: it asks without the parameter."""
-    overlap: Annotated[timedelta | Decimal, BeforeValidator(_overlap)] = timedelta(minutes=10)
+    overlap: Annotated[timedelta | Decimal, BeforeValidator(look_back)] = timedelta(minutes=10)
     """How far behind the watermark to ask again: a length of time for times, a number for numbers."""
 
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,7 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from contracts.dataset import Events
+from contracts.dataset import Events, look_back
 from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs import reading
@@ -35,23 +35,9 @@ from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land, Position
 
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}
-_UNITS = {"s": timedelta(seconds=1), "min": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _OVERLAP, _OVERLAP_NUMBER = timedelta(minutes=10), Decimal(1000)
 _AHEAD = timedelta(days=1)
 """Watermarks further ahead of our clock wait until their time: one wrong date would hide all rows to come."""
-
-
-def _overlap(value: Any) -> timedelta | Decimal:
-    written = re.fullmatch(r"(\d+) ?(s|min|h|d)", value.strip()) if isinstance(value, str) else None
-    if written is not None:
-        return int(written[1]) * _UNITS[written[2]]
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite() or number < 0:
-        raise ValueError("write a length of time as a number and one of s, min, h, d (10min), or a number")
-    return number
 
 
 class Options(BaseModel):
@@ -72,7 +58,7 @@ class Options(BaseModel):
     """A SELECT instead of a table."""
     watermark: str
     """Column that grows as rows are inserted: a timestamp, a date or a number. An index on it is worth having."""
-    overlap: Annotated[timedelta | Decimal | None, BeforeValidator(_overlap)] = None
+    overlap: Annotated[timedelta | Decimal | None, BeforeValidator(look_back)] = None
     """How far behind the last watermark to read again, for rows whose transaction was committed late: a length of time
     for timestamps and dates, a number for numbers. None: 10 min, or 1000."""
     partition_column: str = ""

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import tempfile
 import threading
@@ -178,8 +179,8 @@ def database(folder: Path) -> Iterator[str]:
         f'[events.jdbc]\nurl = "jdbc:postgresql://127.0.0.1:{port}/shop"\nuser = "postgres"\npassword_secret = "bench_db"\n'
         'table = "events"\nwatermark = "n"\npartition_column = "n"\npartitions = 2'
     )
-    server.terminate()
-    server.wait(30)
+    server.send_signal(signal.SIGINT)
+    server.wait(60)
     shutil.rmtree(parent)
 
 
