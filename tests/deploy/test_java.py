@@ -83,3 +83,11 @@ def test_without_any_java_the_wheel_provides_one(make_settings: Callable[..., Se
     assert found.version >= 17
     command = [found.home / "bin" / "java", "--add-modules=jdk.incubator.vector", "-version"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_our_own_shim_is_known_again(make_settings: Callable[..., Settings]) -> None:
+    """With JAVA_HOME at the shim, as tests without a Java have it, the shim is found and not the bare JRE behind it."""
+    settings = make_settings()
+    first = java.find_java(settings, {"PATH": ""})
+    assert first == java.find_java(settings, {"PATH": "", "JAVA_HOME": str(first.home)})
+    assert first.home == settings.jre_dir

@@ -24,7 +24,7 @@ Frames = dict[str, pd.DataFrame]
 _ARROW = {
     "string": pa.string(),
     "int": pa.int32(),
-    "long": pa.int64(),
+    "bigint": pa.int64(),
     "double": pa.float64(),
     "boolean": pa.bool_(),
     "timestamp": pa.timestamp("us", "UTC"),
