@@ -23,7 +23,7 @@ from contracts.settings import REPOSITORY
 
 SEED = int(os.environ.get("CARTWHEEL_TEST_FAULTS_SEED", "20170102"))
 NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "20000")) // 5
-NUM_KILLS = max(2, int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "6")) // 2)
+NUM_KILLS = max(2, int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "4")) // 2)
 PAGE = 100
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
