@@ -245,10 +245,13 @@ class Span:
     Attributes:
         through: last interval to land of a source that holds back the rest.
         again_from: first interval to land again, replacing what is there; None: only what is new.
+        before: last interval that has landed as a whole. Each batch says it again: commits are looked through a while
+            back only, and a stream makes many before an interval is over.
     """
 
     through: int
     again_from: int | None = None
+    before: int | None = None
 
 
 @dataclass
@@ -384,7 +387,8 @@ class Landing:
             these = f"stage = 'land' AND source = '{self._name}' AND batch = {entry.batch}"
             storage.write(_without_time(aside, entry.batch).coalesce(1), QUARANTINE, where=these)
         sound = rows.where("interval IS NOT NULL").repartition("interval")
-        record = {"dataset": self.dataset.name, **entry.told()}
+        landed = {} if self.span.before is None else {"through": self.span.before}
+        record = {"dataset": self.dataset.name, **landed, **entry.told()}
         if self.span.again_from is not None:
             storage.write(sound, BRONZE_EVENTS, where=self._replaced(), record=record)
         else:
@@ -465,7 +469,8 @@ def _main(dataset: Dataset, folder: Path, from_interval: int | None, through: in
         )
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
     before = pending.landed_through()
-    span = Span(end if before is None or from_interval is not None else max(end, before), from_interval)
+    through_now = end if before is None or from_interval is not None else max(end, before)
+    span = Span(through_now, from_interval, before)
     readers = [(source, sources.open_source(source, dataset, folder)) for source in dataset.events]
     waiting = [
         (source, reader)

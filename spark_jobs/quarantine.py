@@ -127,7 +127,9 @@ def _land(untimed: list[Row], source: Events, dataset: Dataset, now: datetime) -
     # What lies in quarantine holds pseudonyms already.
     stored = dataset.model_copy(update={"personal_user_id": False})
     through = pending.landed_through()
-    landing = land.Landing(spark, stored, source, land.Span(0 if through is None else through), now, redriven=True)
+    landing = land.Landing(
+        spark, stored, source, land.Span(0 if through is None else through, before=through), now, redriven=True
+    )
     landing(Batch(raw, {}))
     _forget_landed(spark)
     return landing.num_landed

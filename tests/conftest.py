@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,8 @@ class Database:
         connection.close()
 
 
-@pytest.fixture(scope="module")
-def postgres_server() -> Iterator[Database]:
+@contextmanager
+def running_postgres() -> Iterator[Database]:
     """A PostgreSQL of our own; not under pytest's folder, which is closed to the user it runs as where we are root."""
     from contracts.settings import Settings
     from deploy.local import postgres
@@ -181,3 +182,9 @@ def postgres_server() -> Iterator[Database]:
         process.send_signal(signal.SIGINT)
         process.wait(30)
         shutil.rmtree(parent)
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[Database]:
+    with running_postgres() as server:
+        yield server

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import tempfile
 import threading
@@ -141,47 +140,25 @@ def kafka(folder: Path) -> Iterator[str]:
 @contextmanager
 def database(folder: Path) -> Iterator[str]:
     """An embedded PostgreSQL that holds the events."""
-    import socket
-    import subprocess
+    from tests.conftest import running_postgres
 
-    import psycopg2
-
-    from contracts.settings import Settings
-    from deploy.local import postgres
-    from deploy.local.secrets import Secrets
-
-    parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    own, secrets = Settings(_env_file=None, home=parent / "home", postgres_port=port), Secrets()
-    own.home_dir.mkdir()
-    postgres.prepare(own, secrets)
-    user = postgres.owner()
-    as_user = {} if user.name is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
-    server = subprocess.Popen(
-        postgres.command(own), cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **as_user
-    )
-    postgres.wait_and_create(own, secrets, ["shop"], lambda: None)
-    with (
-        psycopg2.connect(
-            host="127.0.0.1", port=port, user="postgres", password=secrets.postgres_password, dbname="shop"
-        ) as shop,
-        shop.cursor() as cursor,
-    ):
-        columns = "id text, who text, what text, at text, visit text, pieces text, cost text, n bigserial"
-        cursor.execute(f"CREATE TABLE events ({columns})")
-        for path in sorted((folder / "csv").glob("*.csv")):
-            with path.open() as file:
-                cursor.copy_expert("COPY events (id, who, what, at, visit, pieces, cost) FROM STDIN CSV HEADER", file)
-        cursor.execute("CREATE INDEX ON events (n)")
-    os.environ["CARTWHEEL_SECRET_BENCH_DB"] = secrets.postgres_password
-    yield (
-        f'[events.jdbc]\nurl = "jdbc:postgresql://127.0.0.1:{port}/shop"\nuser = "postgres"\npassword_secret = "bench_db"\n'
-        'table = "events"\nwatermark = "n"\npartition_column = "n"\npartitions = 2'
-    )
-    server.send_signal(signal.SIGINT)
-    server.wait(60)
-    shutil.rmtree(parent)
+    with running_postgres() as server:
+        server.execute(
+            "CREATE TABLE events"
+            " (id text, who text, what text, at text, visit text, pieces text, cost text, n bigserial primary key)"
+        )
+        with server.connect() as shop, shop.cursor() as cursor:
+            for path in sorted((folder / "csv").glob("*.csv")):
+                with path.open() as file:
+                    cursor.copy_expert(
+                        "COPY events (id, who, what, at, visit, pieces, cost) FROM STDIN CSV HEADER", file
+                    )
+        shop.close()
+        os.environ["CARTWHEEL_SECRET_BENCH_DB"] = server.password
+        yield (
+            f'[events.jdbc]\nurl = "{server.url}"\nuser = "postgres"\npassword_secret = "bench_db"\n'
+            'table = "events"\nwatermark = "n"\npartition_column = "n"\npartitions = 2'
+        )
 
 
 @contextmanager

@@ -357,3 +357,13 @@ def test_redriving_is_safe_to_kill(set_aside: Any, monkeypatch: pytest.MonkeyPat
     quarantine.redrive(corrected, "occurred_at", "", set_aside.now)
     assert [row["user_id"] for row in set_aside.rows(BRONZE_EVENTS)].count("bob") == 1
     assert not [row for row in set_aside.rows(QUARANTINE) if row["stage"] == "land"]
+
+
+def test_how_far_all_has_landed_is_known_after_many_batches(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch says it again, so that it need not be looked for through all commits of a stream."""
+    put(drop, "a.csv", MONDAY.format("ann"))
+    drop.land(through=1)
+    monkeypatch.setattr(storage, "_HISTORY", 1)
+    put(drop, "b.csv", MONDAY.format("bob"))
+    drop.land(through=1)
+    assert pending.landed_through() == 1
