@@ -398,7 +398,8 @@ def resolve(path: str, folder: Path) -> str:
     elif "://" in path:
         return path
     else:
-        found = folder / path
+        # Spark takes `..` out of a path as text, and tells its files so: what is left must be the real place.
+        found = (folder / path).parent.resolve() / Path(path).name
     if not (any(found.parent.glob(found.name)) if re.search(r"[*?\[]", found.name) else found.exists()):
         raise InputError("no such file", where=str(found), cure="correct `path` in the dataset file")
     return str(found)

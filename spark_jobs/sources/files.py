@@ -56,7 +56,10 @@ class Reader:
                 rows = reading.read(spark, self._files, sorted(group), self._base())
 
                 def landed(newest: dict[str, int], group: dict[str, str] = group) -> Position:
-                    beyond = {_local(part) for part, interval in newest.items() if interval > through}
+                    parts = {_local(part): interval for part, interval in newest.items()}
+                    if strange := parts.keys() - group.keys():
+                        raise RuntimeError(f"rows of files that were not asked for: {', '.join(sorted(strange)[:3])}")
+                    beyond = {part for part, interval in parts.items() if interval > through}
                     for copy, path in group.items():
                         known[path] = {"stamp": to_read[path][0], "through": through if copy in beyond else None}
                     return {"files": dict(known)}

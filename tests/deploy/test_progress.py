@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from deltalake import write_deltalake
+from deltalake import CommitProperties, write_deltalake
 
 SCRIPT = "import json; from deploy.local import progress; print(json.dumps(progress.{call}))"
 
@@ -35,10 +35,13 @@ def test_an_empty_home_has_come_nowhere(ask) -> None:
     assert ask("deployed_version()") is None
 
 
-def test_landed_up_to_the_newest_partition(ask, tmp_path: Path) -> None:
-    """Intervals 1 and 2 are there, 3 is not."""
-    frame = pd.DataFrame({"interval": [1, 2], "event_id": ["a", "b"]})
-    write_deltalake(tmp_path / "tables" / "bronze_events", frame, partition_by=["interval"])
+def test_landed_as_far_as_the_newest_commit_says(ask, tmp_path: Path) -> None:
+    """Intervals 1 and 2 are there as a whole; events of 3 have come, and nothing says that these are all."""
+    frame = pd.DataFrame({"interval": [1, 2, 3], "event_id": ["a", "b", "c"]})
+    told = CommitProperties(custom_metadata={"userMetadata": json.dumps({"through": 2})})
+    table = tmp_path / "tables" / "bronze_events"
+    write_deltalake(table, frame, partition_by=["interval"], commit_properties=told)
+    write_deltalake(table, frame, partition_by=["interval"], mode="append")
     assert [ask(f"landed({interval})") for interval in (1, 2, 3)] == [True, True, False]
 
 

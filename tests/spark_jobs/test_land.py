@@ -12,7 +12,7 @@ import pytest
 from contracts import dataset as datasets
 from contracts.errors import InputError
 from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, QUARANTINE, USERS
-from spark_jobs import ledger, pending, storage
+from spark_jobs import land, ledger, pending, storage
 
 FOLDER_TOML = """
 name = "tiny"
@@ -84,6 +84,21 @@ def test_what_happens_later_is_held_back(drop: Any) -> None:
     assert accounts(drop)[2:] == [(3, 3, 1, 1, 0, 0)]
     _, position = ledger.latest("tiny")
     assert [told["through"] for told in position["files"].values()] == [None]
+
+
+@pytest.mark.parametrize("way", ["{there}/../{name}", "{there}/link/../{name}"])
+def test_a_folder_named_by_a_detour_is_held_back_all_the_same(drop: Any, way: str, tmp_path_factory: Any) -> None:
+    """`..` in the path, behind a link too, is taken out as the file system does."""
+    put(drop, "odd %20#name ü.csv", MONDAY.format("ann"), TUESDAY.format("bob"))
+    elsewhere = drop.folder / "deep" / "er"
+    elsewhere.mkdir(parents=True)
+    there = tmp_path_factory.mktemp("detour") if "link" in way else elsewhere.parent
+    (there / "link").symlink_to(elsewhere.parent)
+    detour = Path(way.format(there=there, name="."))
+    assert detour.resolve() == drop.folder
+    for day in (1, 2):
+        assert land.main(drop.dataset, detour, None, day, drop.now) == 0
+    assert users(drop) == [(1, "ann"), (2, "bob")]
 
 
 def test_a_file_that_has_grown_lands_what_is_new(drop: Any) -> None:
@@ -235,7 +250,6 @@ def test_two_runs_at_once_do_not_land_twice(drop: Any, monkeypatch: pytest.Monke
 
 def test_a_commit_that_does_not_balance_is_an_error(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Delta's own count of rows is held against the accounts."""
-    from spark_jobs import land
 
     put(drop, "a.csv", MONDAY.format("ann"))
     monkeypatch.setattr(land, "_accounts", lambda counted: (ledger.Account(1, 2, 2, 0, 0),))
