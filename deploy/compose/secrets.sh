@@ -23,4 +23,5 @@ add POSTGRES_PASSWORD 24
 add AIRFLOW_ADMIN_PASSWORD 15
 add AIRFLOW_JWT_SECRET 48
 add AIRFLOW_FERNET_KEY 32
+add PSEUDONYM_KEY 48
 echo "  The secrets are in $file. Airflow's user is admin, its password is AIRFLOW_ADMIN_PASSWORD."

@@ -44,7 +44,7 @@ def airflow_environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         "core": {
             "dags_folder": REPOSITORY / "dags",
             "plugins_folder": REPOSITORY / "plugins",
-            "executor": "LocalExecutor",
+            "executor": "cartwheel_airflow.executor.LocalExecutor",
             "parallelism": settings.airflow_parallelism,
             "load_examples": False,
             "dags_are_paused_at_creation": False,

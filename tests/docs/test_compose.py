@@ -97,7 +97,13 @@ def test_each_service_waits_for_something_that_can_happen() -> None:
 def test_no_secret_is_written_down_and_none_has_a_default() -> None:
     """Whatever is called a password, secret or key is required from outside, with a hint where to get it."""
     required = set(re.findall(r"\$\{(\w+):\?[^}]+\}", TEXT))
-    assert required == {"POSTGRES_PASSWORD", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_JWT_SECRET", "AIRFLOW_FERNET_KEY"}
+    assert required == {
+        "POSTGRES_PASSWORD",
+        "AIRFLOW_ADMIN_PASSWORD",
+        "AIRFLOW_JWT_SECRET",
+        "AIRFLOW_FERNET_KEY",
+        "PSEUDONYM_KEY",
+    }
     for name in required:
         assert f"add {name} " in (SCRIPTS / "secrets.sh").read_text()
         assert not re.search(rf"\$\{{{name}(:?-[^}}]*)?\}}", TEXT)
@@ -111,7 +117,7 @@ def test_no_secret_is_written_down_and_none_has_a_default() -> None:
 @each_service
 def test_every_setting_exists(service: dict[str, Any]) -> None:
     """A misspelt CARTWHEEL_ variable would be ignored in silence."""
-    known = {f"CARTWHEEL_{name.upper()}" for name in Settings.model_fields}
+    known = {f"CARTWHEEL_{name.upper()}" for name in Settings.model_fields} | {"CARTWHEEL_SECRET_PSEUDONYM_KEY"}
     assert {name for name in service.get("environment", {}) if name.startswith("CARTWHEEL_")} <= known
 
 
@@ -193,7 +199,7 @@ def test_scripts_are_valid_shell() -> None:
 
 
 def test_secrets_are_made_once_private_and_usable(tmp_path: Path) -> None:
-    """Four secrets that fit into an address, a key that Fernet takes; what is there stays."""
+    """Five secrets that fit into an address, a key that Fernet takes; what is there stays."""
     file = tmp_path / "env"
     file.write_text("CARTWHEEL_TOP_K=5\nPOSTGRES_PASSWORD=mine")  # no end of line
     for _ in range(2):
@@ -205,6 +211,7 @@ def test_secrets_are_made_once_private_and_usable(tmp_path: Path) -> None:
         "AIRFLOW_ADMIN_PASSWORD",
         "AIRFLOW_JWT_SECRET",
         "AIRFLOW_FERNET_KEY",
+        "PSEUDONYM_KEY",
     ]
     assert found["POSTGRES_PASSWORD"] == "mine"
     assert re.fullmatch(r"[\w-]{20}", found["AIRFLOW_ADMIN_PASSWORD"])
