@@ -28,12 +28,16 @@ _SHOWN = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AHEAD = timedelta(days=1)
 """How far a clock may be ahead of ours, or a zone be mistaken."""
+_YEARS = (datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+"""Years that neither Python nor a person has a date for are typing errors."""
 KNOWN_ID = "_event_id"
 """Column of a row that was read before, with the event_id it got then."""
 Unread = tuple[str, Column, str | None]
 """A value that could not be read: column of the source, when that is so, what to say of it (None: nothing)."""
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
+_READ = "_read_"
+"""Prefix of columns with values read from texts: they stand in many expressions, and are computed once so."""
 ROW = "row"
 """Column beside the table's own: the source's row as JSON, where it has problems."""
 
@@ -86,7 +90,8 @@ def interval_time(occurred_at: Column, dataset: Dataset) -> Column:
     grid = dataset.interval
     first_us = (grid.first - datetime(1970, 1, 1)) // (datetime.resolution)
     length_us = grid.length // datetime.resolution
-    wall_clock_us = F.unix_micros(F.from_utc_timestamp(occurred_at, dataset.time_zone))
+    is_utc = dataset.time_zone == "UTC"
+    wall_clock_us = F.unix_micros(occurred_at if is_utc else F.from_utc_timestamp(occurred_at, dataset.time_zone))
     return (wall_clock_us - F.lit(first_us)) / F.lit(float(length_us))
 
 
@@ -188,8 +193,15 @@ def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datet
     """
     names, theirs = events.columns, [name for name in frame.columns if name != KNOWN_ID]
     frame = _prepared(frame, events, dataset)
-    quantity = number(frame, names.quantity, events.decimal_comma) if names.quantity else F.lit(1.0)
-    price = number(frame, names.price, events.decimal_comma) if names.price else F.lit(None).cast("double")
+    read = {
+        "quantity": number(frame, names.quantity, events.decimal_comma) if names.quantity else F.lit(1.0),
+        "price": number(frame, names.price, events.decimal_comma) if names.price else F.lit(None).cast("double"),
+        "occurred_at": moment(frame, events, dataset.time_zone),
+    }
+    frame = frame.withColumns({f"{_READ}{name}": value for name, value in read.items()})
+    quantity, price, occurred_at = (column(f"{_READ}{name}") for name in read)
+    frame = frame.withColumn(f"{_READ}at", interval_time(occurred_at, dataset))
+    at = column(f"{_READ}at")
     unit_price = price
     if events.price_is == "line" and names.price:
         pieces = F.coalesce(quantity, F.lit(1.0))
@@ -197,13 +209,11 @@ def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datet
 
     told_type, event_type = _types(frame, events)
 
-    occurred_at = moment(frame, events, dataset.time_zone)
     interval = next(c for c in BRONZE_EVENTS.columns if c.name == "interval")
     assert interval.minimum is not None
     assert interval.maximum is not None
-    at = interval_time(occurred_at, dataset)
-    # Years that neither Python nor a person has a date for are typing errors.
-    is_time = (at >= interval.minimum) & (at < interval.maximum) & F.year(occurred_at).between(2, 9998)
+    oldest, newest = (F.lit(year).cast("timestamp") for year in _YEARS)
+    is_time = (at >= interval.minimum) & (at < interval.maximum) & (occurred_at >= oldest) & (occurred_at < newest)
     ahead = is_time & (occurred_at > F.lit(ingested_at + _AHEAD).cast("timestamp"))
     unset = is_time & (occurred_at.between(F.lit(_EPOCH).cast("timestamp"), F.lit(_EPOCH + _AHEAD).cast("timestamp")))
     in_grid = is_time & ~ahead & ~unset
