@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup run up down status check kafka test test-fast test-faults bench-ingest lint lock clean
+.PHONY: help setup run up down status check kafka test test-fast test-faults bench-ingest bench-model lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -57,6 +57,10 @@ test-faults: setup ## Kill everything while events land (SEED=..., EVENTS=..., K
 bench-ingest: setup ## Measure landing from each source beside a plain copy by Spark (ROWS=...)
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.ingest --rows $(ROWS)
+
+bench-model: setup ## Measure the model beside every baseline, on the tables that `make run` has filled
+	@$(python) -m deploy.local prepare
+	@$(python) -m tests.benchmarks.model
 
 lint: setup ## Check style, types and the law of imports
 	@$(python) -m ruff check .
