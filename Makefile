@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup run up down status check kafka test test-fast test-faults bench-ingest bench-model lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-faults bench-ingest bench-model lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -11,6 +11,8 @@ EVENTS ?= 100000
 KILLS ?= 12
 ROWS ?= 1000000
 python := .venv/bin/python
+compile := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --override overrides.txt
 
 # DATASET=path/to/shop.toml chooses the shop for this command; relative to the folder of this file.
 ifdef DATASET
@@ -22,6 +24,9 @@ help: ## Show this list
 
 setup: ## Install everything into .venv (PYTHON=... to choose an interpreter)
 	@PYTHON='$(PYTHON)' sh deploy/local/setup.sh
+
+setup-test: ## Install what tests need, too
+	@PYTHON='$(PYTHON)' sh deploy/local/setup.sh test
 
 run: setup ## Start everything, run the whole loop, stay up until Ctrl-C (ARGS=--once, DATASET=...)
 	@$(python) -m deploy.local run $(ARGS)
@@ -41,35 +46,35 @@ check: setup ## Check a shop's data before running on it (DATASET=...)
 kafka: setup ## Run a real Apache Kafka on this machine until Ctrl-C, to try it as a source (ARGS=--port=...)
 	@$(python) -m deploy.local.kafka $(ARGS)
 
-test: setup ## Set up and run all tests (ARGS=... for pytest)
+test: setup-test ## Set up and run all tests (ARGS=... for pytest)
 	@$(python) -m deploy.local prepare
 	@$(python) -m pytest tests $(ARGS)
 
-test-fast: setup ## Run the tests that take seconds only
+test-fast: setup-test ## Run the tests that take seconds only
 	@$(python) -m deploy.local prepare
 	@$(python) -m pytest tests -m "not slow" $(ARGS)
 
-test-faults: setup ## Kill everything while events land (SEED=..., EVENTS=..., KILLS=...)
+test-faults: setup-test ## Kill everything while events land (SEED=..., EVENTS=..., KILLS=...)
 	@$(python) -m deploy.local prepare
 	@CARTWHEEL_TEST_FAULTS_SEED=$(SEED) CARTWHEEL_TEST_FAULTS_EVENTS=$(EVENTS) CARTWHEEL_TEST_FAULTS_KILLS=$(KILLS) \
 		$(python) -m pytest tests/faults -s $(ARGS)
 
-bench-ingest: setup ## Measure landing from each source beside a plain copy by Spark (ROWS=...)
+bench-ingest: setup-test ## Measure landing from each source beside a plain copy by Spark (ROWS=...)
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.ingest --rows $(ROWS)
 
-bench-model: setup ## Measure the model beside every baseline, on the tables that `make run` has filled
+bench-model: setup-test ## Measure the model beside every baseline, on the tables that `make run` has filled
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.model
 
-lint: setup ## Check style, types and the law of imports
+lint: setup-test ## Check style, types and the law of imports
 	@$(python) -m ruff check .
 	@$(python) -m mypy
 	@.venv/bin/lint-imports
 
-lock: ## Resolve pyproject.toml into requirements.lock again (needs uv)
-	@UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-		--generate-hashes --override overrides.txt -o requirements.lock
+lock: ## Resolve pyproject.toml into both lock files again (needs uv)
+	@$(compile) pyproject.toml -o requirements.lock
+	@$(compile) --group test --constraint requirements.lock -o requirements-test.lock
 
 clean: ## Stop everything and delete .venv, caches and all state in var/
 	@if [ -x $(python) ]; then $(python) -m deploy.local down; fi

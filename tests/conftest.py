@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from tests.ports import free_ports
 
 # Before anything imports Airflow.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="cartwheel-airflow-")
@@ -41,16 +42,6 @@ PORTS = (
     "rest_port",
     "grpc_port",
 )
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @dataclass(frozen=True)
@@ -188,3 +179,44 @@ def running_postgres() -> Iterator[Database]:
 def postgres_server() -> Iterator[Database]:
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SQLite file of an empty MLflow. Copy it: making its tables takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    assert not mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models()
+    return path
+
+
+FOR_FEW_ROWS = {
+    # Plans are interpreted: compiling each takes longer than running it on a few rows. Jobs that tests start as
+    # processes compile as ever.
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.adaptive.enabled": "false",
+}
+QUICK_JVM = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK"
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    """The session of the jobs, small."""
+    from contracts.settings import settings
+    from spark_jobs.session import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CARTWHEEL_SPARK_MASTER", "local[2]")
+        patch.setenv("CARTWHEEL_SPARK_DRIVER_MEMORY", "1g")
+        patch.setenv("CARTWHEEL_SPARK_SHUFFLE_PARTITIONS", "1")
+        patch.setenv("JDK_JAVA_OPTIONS", QUICK_JVM)
+        settings.cache_clear()
+        started = session("tests")
+    for name, value in FOR_FEW_ROWS.items():
+        started.conf.set(name, value)
+    settings.cache_clear()
+    yield started
+    started.stop()

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes .venv from requirements.lock with nothing but a Python 3.11-3.13. Quick when nothing has changed.
+# `setup.sh test` adds what only tests need.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -8,10 +9,12 @@ fail() {
     exit 2
 }
 
+locks="requirements.lock"
+[ "${1:-run}" = run ] || locks="$locks requirements-test.lock"
 stamp=.venv/.cartwheel-setup
-wanted=$(cat requirements.lock pyproject.toml deploy/local/setup.sh | cksum)
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted $PWD" ]; then
-    exit 0
+wanted="$(cat requirements*.lock pyproject.toml deploy/local/setup.sh | cksum) $PWD: $locks"
+if [ -x .venv/bin/python ]; then
+    case "$(cat "$stamp" 2>/dev/null)" in "$wanted"*) exit 0 ;; esac # what tests need includes the rest
 fi
 
 usable() {
@@ -60,9 +63,10 @@ if ! usable .venv/bin/python; then
 fi
 export VIRTUAL_ENV="$PWD/.venv"
 echo "  Installing the locked packages (a few minutes and 3 GB the first time)"
-"$uv" pip sync --require-hashes requirements.lock ||
+# shellcheck disable=SC2086 # a list of files
+"$uv" pip sync --require-hashes $locks ||
     fail "the locked packages could not be installed" "read uv's message above; most likely there is no network or no space"
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable . ||
     fail "Cartwheel itself could not be installed" "read uv's message above"
-echo "$wanted $PWD" >"$stamp"
+echo "$wanted" >"$stamp"
 echo "  Ready: .venv"

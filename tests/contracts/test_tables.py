@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -61,34 +60,3 @@ def test_tables_lie_in_the_home_folder(tmp_path) -> None:
         [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(tmp_path / "tables" / "items")
-
-
-SPARK = """
-import json
-from pyspark.sql import SparkSession
-from pyspark.sql.types import StructType
-from contracts.tables import TABLES
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-print(json.dumps({table.name: StructType.fromDDL(table.ddl).jsonValue()["fields"] for table in TABLES}))
-spark.stop()
-"""
-
-
-@pytest.mark.slow
-def test_spark_reads_every_schema_as_it_is_meant(tmp_path) -> None:
-    """Spark's own parser finds the columns of the contract, in order, with the same types and nulls."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", SPARK], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    spark_names = {"int": "integer", "bigint": "long"}
-    for table in TABLES:
-        fields = found[table.name]
-        assert [field["name"] for field in fields] == table.column_names
-        for field, column in zip(fields, table.columns, strict=True):
-            assert field["nullable"] is column.nullable, f"{table.name}.{column.name}"
-            if isinstance(field["type"], str):
-                assert field["type"] == spark_names.get(column.type, column.type), f"{table.name}.{column.name}"
-            else:
-                assert column.type.startswith(field["type"]["type"]), f"{table.name}.{column.name}"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +14,9 @@ from deltalake import write_deltalake
 
 from contracts import tables
 from contracts.errors import InputError
-from contracts.settings import REPOSITORY, settings
+from contracts.settings import settings
 from expectations import data_docs, facts, gate, suites
+from tests.verbs import Ended, run_verb
 
 Frames = dict[str, pd.DataFrame]
 Save = Callable[..., None]
@@ -465,11 +463,8 @@ def test_a_missing_table_is_bad_input(home: Path) -> None:
 def test_exit_status_and_lines_of_the_command(frames: Frames, saved: Save, home: Path) -> None:
     """The command exits 0 on a pass, 1 with a line for each failing rule, and 2 on bad input."""
 
-    def run(name: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "expectations", "gate", name]
-        return subprocess.run(
-            command, cwd=REPOSITORY, env=os.environ | {"CARTWHEEL_HOME": str(home)}, capture_output=True, text=True
-        )
+    def run(name: str) -> Ended:
+        return run_verb("expectations", "gate", name, environment={"CARTWHEEL_HOME": str(home)})
 
     _set("silver_events", "quantity", -1.0)(frames)
     saved(frames)

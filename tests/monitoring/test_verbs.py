@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -17,33 +14,31 @@ from deltalake import write_deltalake
 
 from contracts.metrics import NDCG
 from contracts.names import MODEL
-from contracts.settings import REPOSITORY
+from tests.verbs import run_verb
 
 
-class Installation:
-    """A home with tables and a registry, and the verbs run in it as processes of their own."""
+class Home:
+    """Tables and a registry, and the verbs run on them."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.registry = f"sqlite:///{home / 'mlflow.db'}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.registry = f"sqlite:///{folder / 'mlflow.db'}"
 
     def run(self, *words: str, expect: int = 0) -> list[str]:
-        env = os.environ | {"CARTWHEEL_HOME": str(self.home), "CARTWHEEL_MLFLOW_TRACKING_URI": self.registry}
-        done = subprocess.run(
-            [sys.executable, "-m", "monitoring", *words], cwd=REPOSITORY, env=env, capture_output=True, text=True
-        )
+        environment = {"CARTWHEEL_HOME": str(self.folder), "CARTWHEEL_MLFLOW_TRACKING_URI": self.registry}
+        done = run_verb("monitoring", *words, environment=environment)
         assert done.returncode == expect, done.stdout + done.stderr
         return (done.stdout if expect != 2 else done.stderr).splitlines()
 
     def record(self, interval: int) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.home / "reports" / "monitoring" / f"{interval}.json").read_text())
+        found: dict[str, object] = json.loads((self.folder / "reports" / "monitoring" / f"{interval}.json").read_text())
         return found
 
     def write(self, table: str, rows: list[dict[str, object]], partition: str) -> None:
         data = pa.Table.from_pylist(rows)
         place = data.schema.get_field_index(partition)
         data = data.set_column(place, partition, data[partition].cast(pa.int32()))
-        write_deltalake(self.home / "tables" / table, data, partition_by=[partition], mode="append")
+        write_deltalake(self.folder / "tables" / table, data, partition_by=[partition], mode="append")
 
     def lists(self, as_of: int) -> None:
         self.write("training_lists", [{"as_of": as_of, "user_id": "a", "target_items": ["x"]}], "as_of")
@@ -73,11 +68,11 @@ class Installation:
         client = mlflow.MlflowClient(tracking_uri=self.registry, registry_uri=self.registry)
         client.create_registered_model(MODEL)
         tags = {"as_of": str(as_of), "evaluation": json.dumps({"model": {NDCG: 0.9}}), "gate": "passed"}
-        version = client.create_model_version(MODEL, source=str(self.home / "model"), tags=tags)
+        version = client.create_model_version(MODEL, source=str(self.folder / "model"), tags=tags)
         client.set_registered_model_alias(MODEL, "champion", version.version)
 
     def finish(self, key: str, as_of: int, version: int, status: str) -> None:
-        folder = self.home / "training" / key
+        folder = self.folder / "training" / key
         folder.mkdir(parents=True)
         result = {
             "as_of": as_of,
@@ -88,113 +83,104 @@ class Installation:
         (folder / "result.json").write_text(json.dumps(result))
 
     def verdict(self, passed: bool) -> None:
-        (self.home / "reports" / "gates").mkdir(parents=True, exist_ok=True)
+        (self.folder / "reports" / "gates").mkdir(parents=True, exist_ok=True)
         failures = [] if passed else [{"table": "items", "column": "name", "rule": "r", "observed": "1 of 2 rows"}]
-        (self.home / "reports" / "gates" / "clean.json").write_text(
+        (self.folder / "reports" / "gates" / "clean.json").write_text(
             json.dumps({"passed": passed, "failures": failures})
         )
 
 
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a registry without models; making its tables takes seconds, copying it nothing."""
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    uri = f"sqlite:///{path}"
-    assert not mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models()
-    return path
-
-
 @pytest.fixture
-def installation(tmp_path: Path, empty_registry: Path) -> Installation:
+def home(tmp_path: Path, mlflow_store: Path) -> Home:
     """An installation without any data."""
-    shutil.copy(empty_registry, tmp_path / "mlflow.db")
-    return Installation(tmp_path)
+    shutil.copy(mlflow_store, tmp_path / "mlflow.db")
+    return Home(tmp_path)
 
 
-def test_without_data_there_is_nothing_to_do(installation: Installation) -> None:
+def test_without_data_there_is_nothing_to_do(home: Home) -> None:
     """No training lists: nothing is pending, nothing is due, and asking for it anyway is bad input."""
-    assert installation.run("pending", expect=99) == ["nothing to decide"]
-    assert installation.run("should-train", expect=99) == ["no training is due"]
-    (line,) = installation.run("should-train", "--force", expect=2)
+    assert home.run("pending", expect=99) == ["nothing to decide"]
+    assert home.run("should-train", expect=99) == ["no training is due"]
+    (line,) = home.run("should-train", "--force", expect=2)
     assert line.startswith("cartwheel: error: there is no training data yet")
-    assert len(installation.run("decide", expect=2)) == 1
+    assert len(home.run("decide", expect=2)) == 1
 
 
-def test_the_first_model(installation: Installation) -> None:
+def test_the_first_model(home: Home) -> None:
     """With no model a training is asked for once, stays due until it finishes, and is not asked for again after."""
-    installation.lists(51)
-    installation.lists(52)
-    assert installation.run("pending") == ["nothing is decided yet for interval 53"]
-    assert installation.run("should-train", expect=99) == ["no training is due"]
-    assert installation.run("decide") == ["interval 53: retrain: no model is deployed", "retrain"]
-    before = (installation.home / "reports" / "monitoring" / "53.json").read_text()
-    assert installation.run("decide")[-1] == "retrain"
-    assert (installation.home / "reports" / "monitoring" / "53.json").read_text() == before
-    assert installation.run("pending", expect=99) == ["nothing to decide"]
-    assert installation.run("should-train") == ["no model is deployed", "as_of_53_v1"]
+    home.lists(51)
+    home.lists(52)
+    assert home.run("pending") == ["nothing is decided yet for interval 53"]
+    assert home.run("should-train", expect=99) == ["no training is due"]
+    assert home.run("decide") == ["interval 53: retrain: no model is deployed", "retrain"]
+    before = (home.folder / "reports" / "monitoring" / "53.json").read_text()
+    assert home.run("decide")[-1] == "retrain"
+    assert (home.folder / "reports" / "monitoring" / "53.json").read_text() == before
+    assert home.run("pending", expect=99) == ["nothing to decide"]
+    assert home.run("should-train") == ["no model is deployed", "as_of_53_v1"]
 
-    installation.traffic(52, "x")  # something else is new: decided again, but not asked for again
-    assert installation.run("pending") == ["since the decision for interval 53 these have changed: table_versions"]
-    lines = installation.run("decide")
+    home.traffic(52, "x")  # something else is new: decided again, but not asked for again
+    assert home.run("pending") == ["since the decision for interval 53 these have changed: table_versions"]
+    lines = home.run("decide")
     assert "training as_of_53_v1 is already asked for and has not finished" in lines[0]
     assert lines[-1] == "keep"
-    assert installation.run("should-train")[-1] == "as_of_53_v1"
+    assert home.run("should-train")[-1] == "as_of_53_v1"
 
-    installation.finish("as_of_53_v1", 53, 1, "blocked")
-    assert installation.run("should-train", expect=99) == ["no training is due"]
-    lines = installation.run("decide")
+    home.finish("as_of_53_v1", 53, 1, "blocked")
+    assert home.run("should-train", expect=99) == ["no training is due"]
+    lines = home.run("decide")
     assert "a training on this data has finished (blocked)" in lines[0]
     assert lines[-1] == "keep"
-    assert installation.run("should-train", expect=99) == ["no training is due"]
-    assert installation.run("should-train", "--force")[-1] == "as_of_53_v1"
+    assert home.run("should-train", expect=99) == ["no training is due"]
+    assert home.run("should-train", "--force")[-1] == "as_of_53_v1"
 
 
-def test_a_registry_that_does_not_answer_is_said_in_one_line(installation: Installation) -> None:
+def test_a_registry_that_does_not_answer_is_said_in_one_line(home: Home) -> None:
     """Without MLflow nobody knows which model is deployed: no decision, one line, exit 2, and no file."""
     with socket.socket() as taken:  # bound but not listening: every connection is refused
         taken.bind(("127.0.0.1", 0))
-        installation.registry = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        installation.lists(52)
-        lines = installation.run("decide", expect=2)
+        home.registry = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        home.lists(52)
+        lines = home.run("decide", expect=2)
     assert lines[-1].startswith("cartwheel: error: the model registry does not answer")
-    assert not (installation.home / "reports" / "monitoring" / "53.json").exists()
+    assert not (home.folder / "reports" / "monitoring" / "53.json").exists()
 
 
-def test_a_model_that_fares_well_is_kept(installation: Installation) -> None:
+def test_a_model_that_fares_well_is_kept(home: Home) -> None:
     """Fresh model, good traffic, the same categories: keep, with what was observed on file."""
-    installation.lists(52)
-    installation.champion(as_of=52)
-    installation.traffic(52, "x")
-    installation.shares(i50="dairy", i51="dairy", i52="dairy")
-    lines = installation.run("decide")
+    home.lists(52)
+    home.champion(as_of=52)
+    home.traffic(52, "x")
+    home.shares(i50="dairy", i51="dairy", i52="dairy")
+    lines = home.run("decide")
     assert lines[0].startswith("interval 53: keep: nothing asks for retraining: model 1 is 1 of 4 intervals old")
     assert lines[-1] == "keep"
-    observation = installation.record(53)["observation"]
+    observation = home.record(53)["observation"]
     assert isinstance(observation, dict)
     assert observation["champion"]["as_of"] == 52
     assert observation["live"]["means"]["model"][NDCG] == 1.0
     assert observation["live_by_version"]["1"]["latency_p50_ms"] == 2.0
     assert observation["drift"] == 0.0
-    found = json.loads("\n".join(installation.run("observe", "--interval", "52")))
+    found = json.loads("\n".join(home.run("observe", "--interval", "52")))
     assert found["1"]["num_users"] == 20
 
 
-def test_every_rule_at_once_and_bad_data(installation: Installation) -> None:
+def test_every_rule_at_once_and_bad_data(home: Home) -> None:
     """An old, poor model in a changed world: four reasons; a failed gate forbids training until it passes again."""
-    installation.lists(52)
-    installation.champion(as_of=49)
-    installation.traffic(52, "y")
-    installation.shares(i47="dairy", i48="dairy", i52="wine")
-    installation.verdict(passed=False)
-    lines = installation.run("decide")
+    home.lists(52)
+    home.champion(as_of=49)
+    home.traffic(52, "y")
+    home.shares(i47="dairy", i48="dairy", i52="wine")
+    home.verdict(passed=False)
+    lines = home.run("decide")
     assert lines[0].startswith(
         "interval 53: keep: no training on data that failed a check: gate clean: items.name: 1 of 2"
     )
     assert lines[-1] == "keep"
-    assert installation.run("should-train", expect=99) == ["no training is due"]
-    installation.verdict(passed=True)
-    assert installation.run("pending") == ["since the decision for interval 53 these have changed: failed_gates"]
-    lines = installation.run("decide")
+    assert home.run("should-train", expect=99) == ["no training is due"]
+    home.verdict(passed=True)
+    assert home.run("pending") == ["since the decision for interval 53 these have changed: failed_gates"]
+    lines = home.run("decide")
     for words in (
         "4 intervals old",
         "100% below",
@@ -204,4 +190,4 @@ def test_every_rule_at_once_and_bad_data(installation: Installation) -> None:
     ):
         assert words in lines[0]
     assert lines[-1] == "retrain"
-    assert installation.run("should-train")[-1] == "as_of_53_v0"
+    assert home.run("should-train")[-1] == "as_of_53_v0"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,21 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.ports import free_ports
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_SERVER = shutil.which("tensorflow_model_server")
 DEADLINE_S = 90
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that the system says are free, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def wait_until(reached: Callable[[], Any], what: str) -> Any:
@@ -200,9 +188,4 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
     """The functions of this file: under importlib mode tests cannot import it."""
-    return SimpleNamespace(Server=Server, environment=environment, model_text=model_text, wait_until=wait_until)
-
-
-def environment(**values: str) -> dict[str, str]:
-    """The environment of a child process, with our settings replaced."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")} | values
+    return SimpleNamespace(Server=Server, model_text=model_text, wait_until=wait_until)

@@ -1,12 +1,10 @@
-"""From the registry into service and back: a real MLflow store, the local server, every verb a process of its own."""
+"""From the registry into service and back: a real MLflow store, the local server."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from contracts.names import CHALLENGER, CHAMPION, MODEL, NOTHING_TO_DO
+from tests.verbs import Ended, run_killed_verb, run_verb
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +28,12 @@ class Shop:
         self.folder, self.exported = folder, exported
         self.server = tools.Server("local", folder, start=False)
         store = f"sqlite:///{folder}/mlflow.db"
-        self.env = tools.environment(
-            CARTWHEEL_HOME=str(folder),
-            CARTWHEEL_MLFLOW_TRACKING_URI=store,
-            CARTWHEEL_GRPC_PORT=str(self.server.grpc_port),
-            CARTWHEEL_REST_PORT=str(self.server.rest_port),
-        )
+        self.settings = {
+            "CARTWHEEL_HOME": str(folder),
+            "CARTWHEEL_MLFLOW_TRACKING_URI": store,
+            "CARTWHEEL_GRPC_PORT": str(self.server.grpc_port),
+            "CARTWHEEL_REST_PORT": str(self.server.rest_port),
+        }
         self.mlflow = mlflow.MlflowClient(tracking_uri=store)
         self.experiment = self.mlflow.create_experiment("cartwheel", artifact_location=f"file://{folder}/artifacts")
         self.mlflow.create_registered_model(MODEL)
@@ -59,25 +58,15 @@ class Shop:
         self.mlflow.set_registered_model_alias(MODEL, CHALLENGER, version)
         return int(version)
 
-    def verb(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def verb(self, *words: str, code: int = 0) -> Ended:
         """Run `python -m serving ...` and require its exit status."""
-        return self.python("-m", "serving", *words, code=code)
-
-    def python(self, *words: str, code: int) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, *words]
-        done = subprocess.run(argv, cwd=REPOSITORY, env=self.env, capture_output=True, text=True, timeout=300)
+        done = run_verb("serving", *words, environment=self.settings)
         assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 
     def killed_at(self, step: str, *words: str) -> None:
         """Run a verb that is killed with -9 when it reaches a step, `module.function` of the package."""
-        module, function = step.split(".")
-        program = (
-            f"import os, sys; from serving import {module}, __main__ as entry\n"
-            f"{module}.{function} = lambda *a, **k: os.kill(os.getpid(), 9)\n"
-            f"sys.argv = ['serving', *{list(words)}]; entry.main()"
-        )
-        self.python("-c", program, code=-9)
+        assert run_killed_verb("serving", *words, at=step, environment=self.settings) == -9
 
     def deploy(self, version: int) -> None:
         for verb in ("publish", "verify", "promote"):
@@ -108,8 +97,12 @@ def write_manifest(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[int], Path], tools: Any) -> Iterator[Shop]:
-    shop = Shop(tmp_path_factory.mktemp("shop"), exported, tools)
+def pristine(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path, exported: Callable[[int], Path], tools: Any
+) -> Iterator[Shop]:
+    folder = tmp_path_factory.mktemp("shop")
+    shutil.copy(mlflow_store, folder / "mlflow.db")
+    shop = Shop(folder, exported, tools)
     shop.verb("initialise")
     shop.server.argv = shop.verb("command").stdout.split()
     shop.server.start()

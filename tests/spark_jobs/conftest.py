@@ -85,22 +85,6 @@ USERS = "id,age,town\nann,30,Ulm\nbob,,Bonn\n"
 PLAN = "id,day,store,shelf,leaflet\napple,4,1,1,0\napple,4,1,1,0\napple,4,2,0,A\nbread,4,3,0,0\nbread,2,1,1,0\n"
 
 
-@pytest.fixture(scope="session")
-def spark() -> Iterator[Any]:
-    """The session of the jobs, small."""
-    from spark_jobs.session import session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CARTWHEEL_SPARK_MASTER", "local[2]")
-        patch.setenv("CARTWHEEL_SPARK_DRIVER_MEMORY", "1g")
-        patch.setenv("CARTWHEEL_SPARK_SHUFFLE_PARTITIONS", "1")
-        settings.cache_clear()
-        started = session("tests")
-    settings.cache_clear()
-    yield started
-    started.stop()
-
-
 @dataclass
 class Shop:
     """A shop's folder and its home; the jobs run on it as their command lines would."""

@@ -128,6 +128,22 @@ def test_histories_lists_and_shares(built_shop: Any) -> None:
     ]
 
 
+def test_spark_reads_every_schema_as_it_is_meant(spark: Any) -> None:
+    """Spark's own parser finds the columns of the contract, in order, with the same types and nulls."""
+    from pyspark.sql.types import StructType
+
+    spark_names = {"int": "integer", "bigint": "long"}
+    for table in TABLES:
+        fields = StructType.fromDDL(table.ddl).jsonValue()["fields"]
+        assert [field["name"] for field in fields] == table.column_names
+        for field, column in zip(fields, table.columns, strict=True):
+            assert field["nullable"] is column.nullable, f"{table.name}.{column.name}"
+            if isinstance(field["type"], str):
+                assert field["type"] == spark_names.get(column.type, column.type), f"{table.name}.{column.name}"
+            else:
+                assert column.type.startswith(field["type"]["type"]), f"{table.name}.{column.name}"
+
+
 def test_schemas_are_those_of_the_contract(built_shop: Any, spark: Any) -> None:
     """Columns, types and what may be null are as declared."""
     from pyspark.sql.types import StructType

@@ -1,0 +1,155 @@
+"""Shops of other kinds, through every stage by its command line to an endpoint that recommends. Without Airflow."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from contracts.names import MODEL
+from contracts.settings import REPOSITORY
+from serving.client import Client
+from tests.ports import free_ports
+from tests.verbs import run_verb
+
+pytestmark = pytest.mark.slow
+
+PLAIN = """
+name = "plain"
+[interval]
+length = "7d"
+first = 2024-01-01T00:00:00
+[events]
+path = "events.csv.gz"
+[events.columns]
+user_id = "who"
+item_id = "what"
+occurred_at = "when"
+"""
+
+CLICKS = """
+name = "clicks"
+[interval]
+length = "5min"
+first = 2024-01-01T00:00:00
+[events]
+path = "events.csv.gz"
+types = { view = 1.0, cart = 3.0, purchase = 5.0 }
+targets = ["cart", "purchase"]
+[events.columns]
+user_id = "who"
+item_id = "what"
+occurred_at = "when"
+event_type = "kind"
+session_id = "visit"
+price = "price"
+[items.columns]
+item_id = "what"
+name = ["brand"]
+category = "shelf"
+"""
+
+
+def visits(num_steps: int, visits_each: int, step: pd.Timedelta) -> list[tuple[str, str, pd.Timestamp]]:
+    """Eighty users, each at some of the steps of time, who come for the same again, else for one of six favourites."""
+    generator = np.random.default_rng(7)
+    rows = []
+    for user in range(80):
+        favourites, item = generator.choice(40, 6, replace=False), None
+        for place in sorted(generator.choice(num_steps, visits_each, replace=False)):
+            drawn = generator.random()
+            if drawn < 0.5 or item is None:
+                item = favourites[generator.integers(6)] if drawn < 0.4 else generator.integers(40)
+            when = pd.Timestamp("2024-01-01") + step * int(place) + step / 100 * user
+            rows.append((f"user{user}", f"item{item}", when))
+    return rows
+
+
+def plain() -> pd.DataFrame:
+    """Ten weeks of user, item and time."""
+    return pd.DataFrame(visits(70, 30, pd.Timedelta(days=1)), columns=["who", "what", "when"])
+
+
+def clicks() -> pd.DataFrame:
+    """An hour of views, most of which go on to a cart and some to a purchase."""
+    rows = []
+    for visit, (user, item, when) in enumerate(visits(60, 30, pd.Timedelta(minutes=1))):
+        kinds = ["view", "cart", "purchase"][: 1 + (visit % 4 > 0) + (visit % 3 == 0)]
+        for second, kind in enumerate(kinds):
+            shelf = f"shelf{int(item[4:]) % 5}"
+            rows.append(
+                (user, item, when + pd.Timedelta(milliseconds=second), kind, visit, 9.5, f"brand of {item}", shelf)
+            )
+    return pd.DataFrame(rows, columns=["who", "what", "when", "kind", "visit", "price", "brand", "shelf"])
+
+
+@pytest.mark.parametrize(
+    ("declared", "events", "last"), [(PLAIN, plain, 10), (CLICKS, clicks, 12)], ids=["plain", "clicks"]
+)
+def test_a_shop_goes_through_every_stage(
+    spark: Any, mlflow_store: Path, tmp_path: Path, declared: str, events: Callable[[], pd.DataFrame], last: int
+) -> None:
+    """Three columns are enough, and so is a click stream with its items in it: landed, gated, learned, served."""
+    (tmp_path / "shop.toml").write_text(declared)
+    events().to_csv(tmp_path / "events.csv.gz", index=False)
+    (tmp_path / "mlflow.db").write_bytes(mlflow_store.read_bytes())
+    rest_port, grpc_port = free_ports(2)
+    environment = {
+        "CARTWHEEL_HOME": str(tmp_path / "home"),
+        "CARTWHEEL_DATASET": str(tmp_path / "shop.toml"),
+        "CARTWHEEL_MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "CARTWHEEL_REST_PORT": str(rest_port),
+        "CARTWHEEL_GRPC_PORT": str(grpc_port),
+        "CARTWHEEL_FOLD_OFFSETS": "1,2",
+        "CARTWHEEL_TRAINING_INTERVALS": "5",
+        "CARTWHEEL_GATE_CONFIDENCE": "0.5",
+    }
+
+    def verb(*command: str) -> str:
+        done = run_verb(*command, environment=environment)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    verb("spark_jobs.land", "--through", str(last))
+    verb("expectations", "gate", "raw")
+    verb("spark_jobs.clean")
+    verb("expectations", "gate", "clean")
+    verb("spark_jobs.features")
+    verb("expectations", "gate", "lists")
+    verb("expectations", "gate", "features")
+    assert verb("monitoring", "decide").splitlines()[-1] == "retrain"
+    key = verb("monitoring", "should-train").splitlines()[-1]
+    for step in ("train", "gate", "register"):
+        verb("training", step, "--key", key)
+    verb("serving", "initialise")
+    command = shlex.split(verb("serving", "command"))
+    log = (tmp_path / "server.log").open("w")
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT) as server:
+        try:
+            url = f"http://127.0.0.1:{rest_port}"
+            while True:
+                assert server.poll() is None, (tmp_path / "server.log").read_text()
+                try:
+                    httpx.get(f"{url}/v1/models/{MODEL}", trust_env=False)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            for step in ("publish", "verify", "promote"):
+                verb("serving", step, "--version", "1")
+            with Client(url) as client:
+                answers = client.recommend(["user3", "somebody-new"])
+        finally:
+            server.terminate()
+    for answer in answers:
+        assert answer.model_version == 1
+        assert len(set(answer.items)) == 10
+    taken = events().query("who == 'user3'").what.value_counts()
+    assert answers[0].items[0] in set(taken.index[:3])

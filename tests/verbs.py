@@ -1,0 +1,79 @@
+"""A stage's command line, run in this process: a new Python would first import for seconds what is here already."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+import pytest
+
+from contracts.settings import settings
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a command, as `subprocess.CompletedProcess` names it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_verb(module: str, *words: str, environment: dict[str, str]) -> Ended:
+    """What `python -m MODULE WORDS` does, with these CARTWHEEL_ variables and no others."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+        warnings.catch_warnings(),
+    ):
+        for name in [name for name in os.environ if name.startswith("CARTWHEEL_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", [module, *words])
+        settings.cache_clear()
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it was imported before, too
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception:
+            traceback.print_exc()  # as Python itself does
+            code = 1
+    settings.cache_clear()
+    return Ended(code, stdout.getvalue(), stderr.getvalue())
+
+
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["serving.__main__", "mlflow"])
+
+
+def run_killed_verb(module: str, *words: str, at: str, environment: dict[str, str]) -> int:
+    """Start `python -m MODULE WORDS` and let it die by -9 where it would call `at`, a function `module.name` of the stage.
+
+    Returns:
+        The exit status; -9 if it got there.
+    """
+    child = _WARM.Process(target=_run_until, args=(module, words, at, environment))
+    child.start()
+    child.join(300)
+    return child.exitcode if child.exitcode is not None else 0
+
+
+def _run_until(module: str, words: tuple[str, ...], at: str, environment: dict[str, str]) -> None:
+    name, function = at.rsplit(".", 1)
+    setattr(
+        importlib.import_module(f"{module}.{name}"), function, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    sys.exit(run_verb(module, *words, environment=environment).returncode)
