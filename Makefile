@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup setup-test run up down status check kafka test test-fast test-faults bench-ingest bench-model lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults bench-ingest bench-model lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -11,6 +11,8 @@ EVENTS ?= 100000
 KILLS ?= 12
 ROWS ?= 1000000
 python := .venv/bin/python
+# Two workers; a folder's tests stay in one of them, with its servers (tests/conftest.py).
+pytest := $(python) -m pytest tests --numprocesses 2 --dist loadgroup
 compile := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --override overrides.txt
 
@@ -20,7 +22,7 @@ export CARTWHEEL_DATASET := $(if $(filter /%,$(firstword $(DATASET))),$(DATASET)
 endif
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install everything into .venv (PYTHON=... to choose an interpreter)
 	@PYTHON='$(PYTHON)' sh deploy/local/setup.sh
@@ -46,15 +48,21 @@ check: setup ## Check a shop's data before running on it (DATASET=...)
 kafka: setup ## Run a real Apache Kafka on this machine until Ctrl-C, to try it as a source (ARGS=--port=...)
 	@$(python) -m deploy.local.kafka $(ARGS)
 
-test: setup-test ## Set up and run all tests (ARGS=... for pytest)
+test: setup-test ## Set up and run the tests (ARGS=... for pytest)
 	@$(python) -m deploy.local prepare
-	@$(python) -m pytest tests $(ARGS)
+	@$(pytest) -m "not long" $(ARGS)
 
-test-fast: setup-test ## Run the tests that take seconds only
+test-fast: setup-test ## Run the tests that need a few seconds each
 	@$(python) -m deploy.local prepare
-	@$(python) -m pytest tests -m "not slow" $(ARGS)
+	@$(pytest) -m "not slow and not long" $(ARGS)
 
-test-faults: setup-test ## Kill everything while events land (SEED=..., EVENTS=..., KILLS=...)
+test-long: setup-test ## Run what needs an hour: full data, many kills, much fuzzing (SEED=..., EVENTS=..., KILLS=...)
+	@$(python) -m deploy.local prepare
+	@$(python) -m pytest tests -m long $(ARGS)
+	@CARTWHEEL_TEST_FUZZ_EXAMPLES=200 $(python) -m pytest tests/spark_jobs/test_fuzz.py $(ARGS)
+	@$(MAKE) test-faults
+
+test-faults: setup-test ## Kill everything while many events land (SEED=..., EVENTS=..., KILLS=...)
 	@$(python) -m deploy.local prepare
 	@CARTWHEEL_TEST_FAULTS_SEED=$(SEED) CARTWHEEL_TEST_FAULTS_EVENTS=$(EVENTS) CARTWHEEL_TEST_FAULTS_KILLS=$(KILLS) \
 		$(python) -m pytest tests/faults -s $(ARGS)

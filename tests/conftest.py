@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import xdist.remote
 
 from tests.ports import free_ports
 
@@ -26,6 +27,10 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="cartwheel-airflow-")
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# PySpark ends a process whose main module has no file, as a worker of xdist, with status 0: it takes it for doctests.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    sys.modules["__main__"].__file__ = xdist.remote.__file__
 
 # Where there is no Java, jobs that tests start find the one that `make test` has made.
 if "JAVA_HOME" not in os.environ and not shutil.which("java"):
@@ -44,6 +49,22 @@ PORTS = (
 )
 
 
+LONGEST_FIRST = ("spark_jobs", "end_to_end", "faults", "deploy", "spark_jobs/sources", "serving", "expectations")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a folder share its servers, so they stay in one worker (`--dist loadgroup`); long folders begin."""
+
+    def group(item: pytest.Item) -> str:
+        return str(item.path.parent.relative_to(REPOSITORY / "tests"))
+
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(group(item), len(order)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @dataclass(frozen=True)
 class Installation:
     """One installation, driven as a person does: by command line."""
@@ -54,6 +75,12 @@ class Installation:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `python -m deploy.local ARGUMENTS`, with its output in `output.log`."""
         return self._start([sys.executable, "-m", "deploy.local", *arguments])
+
+    def kill(self) -> None:
+        """Kill everything that runs for this installation by -9."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def make(self, *arguments: str) -> int:
         """Run the README's command `make ARGUMENTS` to its end; the exit status."""
@@ -92,9 +119,9 @@ class Installation:
         return found
 
 
-@pytest.fixture
-def install() -> Iterator[Callable[..., Installation]]:
-    """Make an installation with the settings given; everything is stopped and deleted at the end.
+@pytest.fixture(scope="module")
+def installations() -> Iterator[Callable[..., Installation]]:
+    """Make an installation with the settings given; everything is stopped and deleted at the end of the module.
 
     Not under pytest's own folder: a second pytest closes that to other users, and PostgreSQL runs as one where we are root.
     """
@@ -119,6 +146,12 @@ def install() -> Iterator[Callable[..., Installation]]:
     for installation in made:
         installation.run("down")
     shutil.rmtree(parent)
+
+
+@pytest.fixture
+def install(installations: Callable[..., Installation]) -> Callable[..., Installation]:
+    """`installations`, for one test."""
+    return installations
 
 
 @dataclass(frozen=True)
@@ -199,7 +232,8 @@ FOR_FEW_ROWS = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
 }
-QUICK_JVM = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK"
+JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK -Dderby.stream.error.file=/dev/null"
+"""It is not worth compiling well what runs for minutes, and Hadoop starts a process for each file it writes."""
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +246,7 @@ def spark() -> Iterator[Any]:
         patch.setenv("CARTWHEEL_SPARK_MASTER", "local[2]")
         patch.setenv("CARTWHEEL_SPARK_DRIVER_MEMORY", "1g")
         patch.setenv("CARTWHEEL_SPARK_SHUFFLE_PARTITIONS", "1")
-        patch.setenv("JDK_JAVA_OPTIONS", QUICK_JVM)
+        patch.setenv("JDK_JAVA_OPTIONS", JVM_OPTIONS)
         settings.cache_clear()
         started = session("tests")
     for name, value in FOR_FEW_ROWS.items():

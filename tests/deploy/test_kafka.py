@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from contracts.errors import InputError
 from contracts.settings import REPOSITORY, settings
@@ -64,7 +66,7 @@ def test_a_broker_that_cannot_start_says_why(java: Java, home: Path) -> None:
 
 @pytest.mark.slow
 def test_the_launcher_runs_one_broker_and_cleans_up(java: Java, tmp_path: Path, home: Path) -> None:
-    """One broker at a time; that of a killed launcher is stopped by the next one, and Ctrl-C stops it too."""
+    """One at a time; what a killed launcher left is stopped by the next one, which has its messages on another port."""
     kafka.jars(settings(), java)
     environment = {
         "CARTWHEEL_HOME": str(tmp_path),
@@ -78,21 +80,31 @@ def test_the_launcher_runs_one_broker_and_cleans_up(java: Java, tmp_path: Path, 
             command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def broker_pid(launcher: subprocess.Popen[str]) -> int:
+    def listening(launcher: subprocess.Popen[str]) -> tuple[int, str]:
         assert launcher.stdout is not None
-        assert "Kafka listens on 127.0.0.1:" in launcher.stdout.readline()
-        return int((home / "pid").read_text())
+        said = re.match(r"Kafka listens on (127\.0\.0\.1:\d+);", launcher.stdout.readline())
+        assert said
+        return int((home / "pid").read_text()), said[1]
 
     with launch() as first:
-        left_over = broker_pid(first)
+        left_over, address = listening(first)
+        producer = Producer({"bootstrap.servers": address})
+        producer.produce("kept", b"ann")
+        assert producer.flush(30) == 0
         with launch() as second:
             assert "this Kafka runs already" in second.communicate(timeout=60)[1]
             assert second.returncode == 2
         first.kill()
     assert psutil.pid_exists(left_over)
     with launch() as third:
-        running = broker_pid(third)
+        running, address = listening(third)
         assert not psutil.pid_exists(left_over)
+        consumer = Consumer({"bootstrap.servers": address, "group.id": "test", "auto.offset.reset": "earliest"})
+        consumer.assign([TopicPartition("kept", 0, 0)])
+        message = consumer.poll(30)
+        assert message is not None
+        assert message.value() == b"ann"
+        consumer.close()
         third.terminate()
     assert third.returncode == 0
     assert not psutil.pid_exists(running)

@@ -59,10 +59,17 @@ def test_make_targets_exist(path: Path) -> None:
     assert named <= targets
 
 
+def test_contributing_names_every_target_of_tests() -> None:
+    """Whoever changes a line finds each way to test it, and no other, in the order of the Makefile."""
+    makefile, text = ((REPOSITORY / name).read_text() for name in ("Makefile", "CONTRIBUTING.md"))
+    targets = re.findall(r"^((?:setup|test|lint)[a-z-]*):.*## ", makefile, re.MULTILINE)
+    assert re.findall(r"^\| `make ([a-z-]+)` \|", text, re.MULTILINE) == targets
+
+
 def test_the_two_commands_stand_in_the_readme() -> None:
-    """Running it, and running it once, are what a reader sees first."""
+    """Running it and testing it are what a reader sees first."""
     commands = (REPOSITORY / "README.md").read_text().split("```sh")[1].split("```")[0]
-    assert re.findall(r"^make .*?(?=  |$)", commands, re.MULTILINE) == ["make run", "make run ARGS=--once"]
+    assert re.findall(r"^make .*?(?=  |$)", commands, re.MULTILINE) == ["make run", "make test"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
@@ -79,6 +86,7 @@ def test_settings_named_in_documents_exist(path: Path) -> None:
     known = {generator.variable(name) for name in Settings.model_fields} | {
         "CARTWHEEL_SECRET_NAME",
         "CARTWHEEL_SECRET_SHOP_DB",
+        "CARTWHEEL_TEST_REES46_DIR",
     }
     assert set(re.findall(r"CARTWHEEL_[A-Z_]+[A-Z]", path.read_text(encoding="utf-8"))) <= known
 

@@ -1,4 +1,4 @@
-"""Everything between Kafka and the tables is killed at random instants, and no event is lost or doubled."""
+"""One stack and one broker: everything between Kafka and the tables is killed at random instants, then the stack itself."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ import pytest
 from confluent_kafka import Producer
 from deltalake import DeltaTable
 
+from contracts.errors import InputError
 from contracts.names import INGEST_EVENTS
 from contracts.settings import Settings
 from contracts.settings import settings as installed
 from deploy.local import airflow_api, kafka
 from deploy.local.java import find_java
 from deploy.local.secrets import read_or_create
+from deploy.local.supervision import connect
 
 SEED = int(os.environ.get("CARTWHEEL_TEST_FAULTS_SEED", "20170102"))
-NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "20000"))
+NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "5000"))
 NUM_KILLS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "4"))
 TOPICS = ("web", "app")
 KINDS = ("driver", "worker", "scheduler", "broker")
@@ -104,11 +106,34 @@ class Broker:
         kafka.stop(self._running)
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    started = Broker(tmp_path / "kafka")
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    started = Broker(tmp_path_factory.mktemp("broker") / "kafka")
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="module")
+def stack(installations: Callable[..., Any], broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An installation that is up, of a shop whose events come from the broker."""
+    shop = tmp_path_factory.mktemp("shop") / "shop.toml"
+    shop.write_text(SHOP.format(servers=broker.address, batch=max(1000, NUM_EVENTS // 12)))
+    installation = installations(dataset=shop)
+    # A lost task is noticed within seconds, not within five minutes.
+    installation.environment.update(
+        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="20",
+        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL="5",
+        AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="20",
+    )
+    assert installation.run("up") == 0, installation.output
+    return installation
+
+
+def connected(stack: Any, password: str = "") -> Any:
+    """Airflow's API of the stack, as admin."""
+    url = f"http://127.0.0.1:{stack.environment['CARTWHEEL_AIRFLOW_PORT']}"
+    password = password or read_or_create(stack.home / "secrets.json").airflow_admin_password
+    return airflow_api.connect(url, "admin", password, timeout_s=60)
 
 
 def produce(stream: Stream, address: str, until: threading.Event, seconds: float) -> None:
@@ -161,30 +186,17 @@ def accounted(home: Path) -> int:
     return 0
 
 
-def test_kafka_to_delta_under_fire(install: Callable[..., Any], broker: Broker, tmp_path: Path) -> None:
+def test_kafka_to_delta_under_fire(stack: Any, broker: Broker) -> None:
     """Driver, Airflow's worker and scheduler, and the broker die by -9; the tables end equal to what was sent."""
-    chance = random.Random(SEED)
-    shop = tmp_path / "shop.toml"
-    shop.write_text(SHOP.format(servers=broker.address, batch=max(1000, NUM_EVENTS // 12)))
-    installation = install(dataset=shop)
-    # A lost task is noticed within seconds, not within five minutes.
-    installation.environment.update(
-        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="20",
-        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL="5",
-        AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="20",
-    )
-    assert installation.run("up") == 0, installation.output
-    home = installation.home
-    url = f"http://127.0.0.1:{installation.environment['CARTWHEEL_AIRFLOW_PORT']}"
-    password = read_or_create(home / "secrets.json").airflow_admin_password
+    chance, home = random.Random(SEED), stack.home
     stream, done = Stream(SEED, NUM_EVENTS), threading.Event()
-    sender = threading.Thread(target=produce, args=(stream, broker.address, done, 20.0 * NUM_KILLS))
+    sender = threading.Thread(target=produce, args=(stream, broker.address, done, 10.0 * NUM_KILLS))
     sender.start()
     kills: Counter[str] = Counter()
     try:
-        with airflow_api.connect(url, "admin", password, timeout_s=60) as airflow:
+        with connected(stack) as airflow:
             airflow_api.wait_for_dag(airflow, INGEST_EVENTS)
-            next_kill, deadline, run_number = time.monotonic() + 15, time.monotonic() + 1500, 0
+            next_kill, deadline, run_number = time.monotonic() + 8, time.monotonic() + 3000, 0
             while True:
                 assert time.monotonic() < deadline, (kills, accounted(home), stream.sent)
                 with suppress(httpx.HTTPError):
@@ -196,14 +208,14 @@ def test_kafka_to_delta_under_fire(install: Callable[..., Any], broker: Broker, 
                         airflow_api.trigger(airflow, INGEST_EVENTS, f"fire_{run_number}", {"through": "31"})
                 if sum(kills.values()) < NUM_KILLS and time.monotonic() > next_kill:
                     kind = KINDS[sum(kills.values()) % len(KINDS)]
-                    hit = targets(kind, installation.processes()) if kind != "broker" else []
+                    hit = targets(kind, stack.processes()) if kind != "broker" else []
                     if kind == "broker":
                         broker.kill()
                     elif hit:
                         chance.choice(hit).send_signal(signal.SIGKILL)
                     if hit or kind == "broker":
                         kills[kind] += 1
-                        next_kill = time.monotonic() + chance.uniform(5, 30)
+                        next_kill = time.monotonic() + chance.uniform(3, 15)
                 time.sleep(0.5)
     finally:
         done.set()
@@ -227,3 +239,34 @@ def test_kafka_to_delta_under_fire(install: Callable[..., Any], broker: Broker, 
         "duplicates": stream.sent["again"],
     }
     assert set(kills) == set(KINDS[:NUM_KILLS])
+
+
+def test_a_stack_whose_supervisor_was_killed_starts_again(stack: Any) -> None:
+    """What it left behind is stopped, and Airflow's runs are known still; up again is nothing to do; down leaves nothing."""
+    supervisor = connect(stack.home)
+    assert supervisor is not None
+    with connected(stack) as airflow:
+        known = [(run.run_id, run.conf) for run in airflow_api.list_runs(airflow, INGEST_EVENTS)]
+        again = airflow_api.trigger(airflow, INGEST_EVENTS, known[0][0])  # the same run, not another
+        assert again.run_id == known[0][0]
+    os.kill(supervisor.pid, signal.SIGKILL)
+    psutil.Process(supervisor.pid).wait(10)
+    assert len(stack.processes()) > 5
+    assert stack.run("up") == 0, stack.output
+    assert "processes that an earlier run left behind" in stack.output
+    with connected(stack) as airflow:
+        assert [(run.run_id, run.conf) for run in airflow_api.list_runs(airflow, INGEST_EVENTS)] == known
+    with connected(stack, "wrong") as airflow, pytest.raises(InputError):
+        airflow_api.list_runs(airflow, INGEST_EVENTS)
+
+    def pids() -> dict[str, int]:
+        return {name: info["pid"] for name, info in connect(stack.home).states().items()}
+
+    before = pids()
+    assert stack.run("up") == 0, stack.output
+    assert pids() == before
+    assert stack.run("down") == 0, stack.output
+    assert stack.processes() == []
+    assert connect(stack.home) is None
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{stack.environment['CARTWHEEL_AIRFLOW_PORT']}", trust_env=False)

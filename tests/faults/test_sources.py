@@ -1,4 +1,4 @@
-"""Landing from files, a database and an API is killed by -9 again and again while the source grows."""
+"""Files, a database and an API feed one shop that grows, and landing is killed by -9 again and again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,41 +23,53 @@ from deltalake import DeltaTable
 from contracts.settings import REPOSITORY
 
 SEED = int(os.environ.get("CARTWHEEL_TEST_FAULTS_SEED", "20170102"))
-NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "20000")) // 5
-NUM_KILLS = max(2, int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "4")) // 2)
+NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "5000")) // 5
+"""Of each source."""
+NUM_KILLS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "3"))
+SOURCES = ("files", "database", "api")
 PAGE = 100
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SHOP = """
 name = "shop"
 [interval]
 length = "1d"
 first = 2024-01-01T00:00:00
-[events]
-{source}
-[events.columns]
-event_id = "id"
-user_id = "who"
-item_id = "what"
-occurred_at = "at"
-"""
-FILES = 'path = "in"\nformat = "csv"\nsettle_s = 0.2'
-JDBC = """[events.jdbc]
-url = "{url}"
+
+[[events]]
+name = "files"
+path = "in"
+format = "csv"
+settle_s = 0.2
+columns = {columns}
+
+[[events]]
+name = "database"
+columns = {columns}
+[events.jdbc]
+url = "{database}"
 user = "postgres"
 password_secret = "shop_db"
 table = "orders"
 watermark = "id"
-overlap = 50"""
-HTTP = """[events.http]
-url = "{url}"
+overlap = 50
+
+[[events]]
+name = "api"
+columns = {columns}
+[events.http]
+url = "{api}"
 records = "orders"
-pages_a_batch = 8
+pages_a_batch = 4
 requests_per_second = 200
-cursor = {{ path = "next" }}"""
+cursor = {{ path = "next" }}
+"""
+COLUMNS = '{ event_id = "id", user_id = "who", item_id = "what", occurred_at = "at" }'
 
 Event = dict[str, Any]
+Grow = Callable[[list[Event]], None]
+"""Adds events to a source."""
 
 
 def events(first: int, count: int) -> list[Event]:
@@ -72,12 +85,8 @@ def events(first: int, count: int) -> list[Event]:
     ]
 
 
-Grow = Callable[[list[Event]], None]
-"""Adds events to a source."""
-
-
 @pytest.fixture
-def files(tmp_path: Path) -> tuple[str, Grow]:
+def files(tmp_path: Path) -> Grow:
     """A folder into which files of events are dropped; every other file repeats half of the one before."""
     folder = tmp_path / "in"
     folder.mkdir()
@@ -90,33 +99,30 @@ def files(tmp_path: Path) -> tuple[str, Grow]:
         path.rename(path.with_suffix(""))
         before[:] = new
 
-    return FILES, grow
+    return grow
 
 
 @pytest.fixture
-def database(postgres_server: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Grow]:
+def database(postgres_server: Any) -> tuple[str, Grow]:
     """A table that is inserted into."""
-    postgres_server.execute(
-        "DROP TABLE IF EXISTS orders", "CREATE TABLE orders (id bigint, who text, what text, at text)"
-    )
-    monkeypatch.setenv("CARTWHEEL_SECRET_SHOP_DB", postgres_server.password)
+    postgres_server.execute("CREATE TABLE orders (id bigint, who text, what text, at text)")
 
     def grow(new: list[Event]) -> None:
         rows = ", ".join(f"({row['id']}, '{row['who']}', '{row['what']}', '{row['at']}')" for row in new)
         postgres_server.execute(f"INSERT INTO orders VALUES {rows}")
 
-    return JDBC.format(url=postgres_server.url), grow
+    return postgres_server.url, grow
 
 
 @pytest.fixture
 def api() -> Iterator[tuple[str, Grow]]:
     """An API that hands out events in pages by a cursor."""
-    there: list[Event] = []
+    stock: list[Event] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
-            page = there[start : start + PAGE]
+            page = stock[start : start + PAGE]
             following = start + len(page) if len(page) == PAGE else None
             body = json.dumps({"orders": page, "next": following}).encode()
             with suppress(OSError):  # whoever asked was killed
@@ -131,55 +137,75 @@ def api() -> Iterator[tuple[str, Grow]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield HTTP.format(url=f"http://127.0.0.1:{server.server_port}/orders"), there.extend
+    yield f"http://127.0.0.1:{server.server_port}/orders", stock.extend
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.mark.parametrize("source", ["files", "database", "api"])
-def test_killed_again_and_again(source: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """However often landing dies, each event is there once in the end, and every record is accounted for."""
-    declared, grow = request.getfixturevalue(source)
-    (tmp_path / "shop.toml").write_text(SHOP.format(source=declared))
-    home, chance = tmp_path / "home", random.Random(f"{SEED} {source}")
+def test_killed_again_and_again(
+    files: Grow, database: tuple[str, Grow], api: tuple[str, Grow], postgres_server: Any, tmp_path: Path
+) -> None:
+    """However often landing dies, each event of each source is there once in the end, and every record accounted for."""
+    sources = (files, database[1], api[1])
+    (tmp_path / "shop.toml").write_text(SHOP.format(columns=COLUMNS, database=database[0], api=api[0]))
+    home, chance = tmp_path / "home", random.Random(SEED)
+    tables, spool = home / "tables", home / "spool"
     environment = os.environ | {
         "CARTWHEEL_HOME": str(home),
         "CARTWHEEL_DATASET": str(tmp_path / "shop.toml"),
         "CARTWHEEL_DATA_DIR": str(tmp_path),
         "CARTWHEEL_SPARK_DRIVER_MEMORY": "1g",
+        "CARTWHEEL_SECRET_SHOP_DB": postgres_server.password,
         "NO_PROXY": "127.0.0.1",
     }
     command = [sys.executable, "-m", "spark_jobs.land", "--through", "31"]
-    kills, ended, size = 0, 0, NUM_EVENTS // (NUM_KILLS + 1) + 1
-    number = 0
+
+    def progress() -> int:
+        """Grows with every file that landing writes: commits of tables, pages and parts it keeps."""
+        return sum(1 for folder in (tables, spool) for path in folder.rglob("*") if path.is_file())
+
+    number, size = 0, NUM_EVENTS // (NUM_KILLS + 1) + 1
     with (tmp_path / "land.log").open("w") as log:
-        while kills < NUM_KILLS or number < NUM_EVENTS or ended < 1:
-            if number < NUM_EVENTS:
-                count = min(size, NUM_EVENTS - number)
-                grow(events(number, count))
-                number += count
+        for kill in range(NUM_KILLS + 1):
+            for grow in sources:
+                grow(events(number, min(size, NUM_EVENTS - number)))
+            number += min(size, NUM_EVENTS - number)
             landing = subprocess.Popen(
                 command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
-                landing.wait(chance.uniform(6, 25) if kills < NUM_KILLS else 600)
-                assert landing.returncode == 0, (tmp_path / "land.log").read_text()[-3000:]
-                ended += number >= NUM_EVENTS
-            except subprocess.TimeoutExpired:
-                os.killpg(landing.pid, signal.SIGKILL)
+                if kill < NUM_KILLS:
+                    start = progress()
+                    while landing.poll() is None and progress() == start:
+                        time.sleep(0.02)
+                    with suppress(subprocess.TimeoutExpired):
+                        landing.wait(chance.uniform(0, 10))
+                    if landing.poll() is None:
+                        os.killpg(landing.pid, signal.SIGKILL)
+                else:
+                    landing.wait(900)
+            finally:
+                if landing.poll() is None:
+                    os.killpg(landing.pid, signal.SIGKILL)
                 landing.wait()
-                kills, ended = kills + 1, 0
+            assert landing.returncode in ((0, -9) if kill < NUM_KILLS else (0,)), (tmp_path / "land.log").read_text()[
+                -3000:
+            ]
 
     def rows(table: str) -> Any:
-        return DeltaTable(str(home / "tables" / table)).to_pandas()
+        return DeltaTable(str(tables / table)).to_pandas()
 
     bronze, quarantine, ledger = rows("bronze_events"), rows("quarantine"), rows("ledger")
-    untimed = {f"shop:{event['id']}" for event in events(0, NUM_EVENTS) if event["at"] == "soon"}
+    untimed = {
+        f"{source}:{event['id']}" for source in SOURCES for event in events(0, NUM_EVENTS) if event["at"] == "soon"
+    }
     assert bronze.event_id.is_unique
     assert quarantine.event_id.is_unique
     assert set(quarantine.event_id) == untimed
-    assert set(bronze.event_id) == {f"shop:{number}" for number in range(NUM_EVENTS)} - untimed
+    assert (
+        set(bronze.event_id) == {f"{source}:{number}" for source in SOURCES for number in range(NUM_EVENTS)} - untimed
+    )
     assert (ledger.read == ledger.landed + ledger.quarantined + ledger.duplicates).all()
     assert (ledger.landed.sum(), ledger.quarantined.sum()) == (len(bronze), len(quarantine))
-    assert not (home / "spool" / "shop").exists() or not list((home / "spool" / "shop").iterdir())
+    assert [path for path in spool.rglob("*") if path.is_file()] == []

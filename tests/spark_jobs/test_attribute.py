@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS
 from spark_jobs import pending, storage
 
 
+@pytest.mark.slow
 def test_attributions(copied_shop: Any) -> None:
     """Requests count once, a torn line is left out, both baselines know earlier days only, a new user took nothing."""
     ann = {"request_id": "r1", "interval": 3, "user_id": "ann", "items": ["bread", "apple"]}

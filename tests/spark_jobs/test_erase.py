@@ -151,6 +151,7 @@ def rows_of_others(shop: Any) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@pytest.mark.slow
 def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """All of ann goes, as counted by hand, from tables, their logs and former versions; nobody else's row changes."""
     home, others = settings().home_dir, rows_of_others(ann)
@@ -183,6 +184,7 @@ def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[st
     assert {table.name: storage.state(table) for table in TABLES} == versions, "a second run has nothing to do"
 
 
+@pytest.mark.slow
 def test_features_after_an_erasure_do_not_count_the_user(ann: Any) -> None:
     """The intervals in which ann took part are computed again, as if she had never been there, and then nothing is left."""
     assert erase.main(WHO, None) == 0
@@ -196,6 +198,7 @@ def test_features_after_an_erasure_do_not_count_the_user(ann: Any) -> None:
     assert traces(settings().home_dir) == set()
 
 
+@pytest.mark.slow
 def test_rows_of_an_erased_user_are_left_out(spark: Any, ann: Any) -> None:
     """`without_erased` is what keeps the user from coming back: her rows go, rows of others and of nobody stay."""
     from spark_jobs.pseudonyms import without_erased
@@ -206,6 +209,7 @@ def test_rows_of_an_erased_user_are_left_out(spark: Any, ann: Any) -> None:
     assert [row["user_id"] for row in without_erased(frame).collect()] == ["bob", None, WHO + "x"]
 
 
+@pytest.mark.slow
 def test_an_erased_user_does_not_come_back(ann: Any) -> None:
     """Landing everything again, from files that still hold ann, brings back everybody else and not her."""
     assert erase.main(WHO, None) == 0
@@ -219,6 +223,7 @@ def test_an_erased_user_does_not_come_back(ann: Any) -> None:
     assert traces(settings().home_dir) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", ["delete_quarantined", "drop_former_versions", "_redact_commit", "erase_lines", "erase_reports"]
 )

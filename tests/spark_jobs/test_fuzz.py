@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts.tables import BRONZE_EVENTS, LEDGER, QUARANTINE
@@ -26,6 +28,8 @@ user_id = "who"
 item_id = "what"
 quantity = "pieces"
 """
+EXAMPLES = int(os.environ.get("CARTWHEEL_TEST_FUZZ_EXAMPLES", "4"))
+"""Landings, each of up to 150 lines; `make test-long` tries many more."""
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | WORDS
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3))
@@ -62,9 +66,7 @@ ODD = st.one_of(
 """Records that lie in an interval, however odd."""
 
 
-@settings(
-    max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(GOOD.map(dumped), min_size=1, max_size=30), st.lists(MALFORMED, max_size=60), st.lists(ODD, max_size=60)
 )
@@ -95,6 +97,7 @@ def lands_all(shop: Any, good: list[bytes], malformed: list[bytes], odd: list[by
     assert all(row["interval"] == 0 and row["reasons"] for row in aside)
 
 
+@pytest.mark.slow
 def test_nothing_stops_landing_and_nothing_is_lost(shop: Any) -> None:
     """Truncated and foreign lines, other encodings, huge fields, clocks of 1970 and 2100, keys given twice."""
     shop.write(shop__toml=TOML)
@@ -114,13 +117,7 @@ def test_an_id_is_of_what_the_row_says(spark: Any, tmp_path: Path) -> None:
         }
     )
 
-    @settings(
-        max_examples=3,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=2 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         st.lists(st.tuples(*[st.none() | st.sampled_from(["", "a", "b=", "\x1f", "ab"])] * 4), min_size=2, max_size=60)
     )

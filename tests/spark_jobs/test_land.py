@@ -86,6 +86,7 @@ def test_what_happens_later_is_held_back(drop: Any) -> None:
     assert [told["through"] for told in position["files"].values()] == [None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["{there}/../{name}", "{there}/link/../{name}"])
 def test_a_folder_named_by_a_detour_is_held_back_all_the_same(drop: Any, way: str, tmp_path_factory: Any) -> None:
     """`..` in the path, behind a link too, is taken out as the file system does."""
@@ -114,6 +115,7 @@ def test_a_file_that_has_grown_lands_what_is_new(drop: Any) -> None:
     assert pending.land(drop.dataset, drop.folder, None, 2, drop.now) == []
 
 
+@pytest.mark.slow
 def test_the_same_event_in_two_files_lands_once(drop: Any) -> None:
     """Overlapping exports change nothing but the count of duplicates."""
     put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"))
@@ -124,6 +126,7 @@ def test_the_same_event_in_two_files_lands_once(drop: Any) -> None:
     assert accounts(drop)[2:] == [(2, 2, 1, 0, 0, 1), (2, 3, 1, 1, 0, 0)]
 
 
+@pytest.mark.slow
 def test_a_file_replaced_while_it_was_read_is_read_again(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The position holds the file as it was listed, so what was written meanwhile is news."""
     path = put(drop, "a.csv", MONDAY.format("ann"))
@@ -201,6 +204,7 @@ def test_two_sources_with_the_same_ids(shop: Any, scope: str, landed: int) -> No
     assert by_source["site"][0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_in", ["write", "append", "catch_up"])
 def test_killed_in_the_middle(drop: Any, monkeypatch: pytest.MonkeyPatch, dies_in: str) -> None:
     """Killed before, or right after, each commit: the next run ends with every event once and balanced accounts."""
@@ -267,6 +271,7 @@ def test_a_wrong_time_format_lands_nothing(drop: Any) -> None:
     assert pending.landed_through() is None
 
 
+@pytest.mark.slow
 def test_a_new_column_and_a_missing_one(drop: Any) -> None:
     """A file with a column more lands with it in `extra`; one that lacks a declared column is refused and named."""
     put(drop, "a.csv", MONDAY.format("ann"))
@@ -324,6 +329,7 @@ def set_aside(drop: Any) -> Any:
     return drop
 
 
+@pytest.mark.slow
 def test_redriven_rows_land_once(set_aside: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """After the dataset file is corrected, rows land or are repaired, however often they are re-driven."""
     from spark_jobs import quarantine
@@ -354,6 +360,7 @@ def test_redriven_rows_land_once(set_aside: Any, capsys: pytest.CaptureFixture[s
     assert len(set_aside.rows(BRONZE_EVENTS)) == 4
 
 
+@pytest.mark.slow
 def test_redriving_is_safe_to_kill(set_aside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the row landed and before it left quarantine: the next time it leaves, and lands no second time."""
     from spark_jobs import quarantine

@@ -64,6 +64,7 @@ type = "category_id"
 """
 
 
+@pytest.mark.slow
 def test_user_item_and_time_only(shop: Any) -> None:
     """Three columns are enough for every table; items are named by their id."""
     start = 1704067200
@@ -108,6 +109,7 @@ def test_browsing_shop_with_items_in_its_events(shop: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_any_garbage_is_accounted_for(shop: Any) -> None:
     """Whatever stands in the cells, every row is in silver or in quarantine, and silver keeps the contract's bounds."""
     chance = random.Random(7)
@@ -140,22 +142,11 @@ def test_any_garbage_is_accounted_for(shop: Any) -> None:
 
 
 @pytest.mark.slow
-def test_command_lines(shop: Any) -> None:
-    """Each job runs as a command, and a mistake of a person is one line and exit status 2."""
-    from contracts.settings import settings
-
-    def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", f"spark_jobs.{name}", *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-    assert settings().home_dir.is_relative_to(shop.folder)
-    assert job("land", "--through", "3").returncode == 0
-    assert job("pending", "clean").stdout.splitlines()[-1] == "1,2,3"
-    assert job("clean").returncode == 0
-    assert job("pending", "clean").returncode == 99
-    assert job("features", "--coming", "").returncode == 0
+def test_a_mistake_is_one_line(shop: Any) -> None:
+    """A mistake of a person, found by a job as a process, is one line and exit status 2, without a page of Java."""
     shop.write(shop__toml=(shop.folder / "shop.toml").read_text().replace('"pieces"', '"amount"'))
-    failed = job("check")
+    command = [sys.executable, "-m", "spark_jobs.check"]
+    failed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     errors = [line for line in failed.stderr.splitlines() if line.startswith("cartwheel: error")]
     assert len(errors) == 1

@@ -233,6 +233,7 @@ def test_another_watermark_column_is_told(spark: Any, database: Database) -> Non
         run(spark, reader(database), {"files": {}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,4 +1,4 @@
-"""Kafka as a source, against a real Apache Kafka. Run as a script, this file is the driver that a test kills."""
+"""Kafka as a source, against a real Apache Kafka."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import deltalake
-import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -785,75 +783,3 @@ print(source.news({{}}, 1), source.news({{"offsets": {{"news": {{"0": 1}}}}}}, 1
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True", "False", "0"], done.stderr
-
-
-@pytest.mark.slow
-def test_a_killed_broker_keeps_its_messages(spark: Any, tmp_path: Path, table: Table) -> None:
-    """A broker that is killed and started again on another port goes on with its topics."""
-    from deploy.local import kafka as local
-    from deploy.local.java import find_java
-
-    java = find_java(settings())
-    jars = local.jars(settings(), java)
-    for who in ("ann", "bob"):
-        running = local.start(java, jars, tmp_path / "state")
-        try:
-            broker = Kafka(spark, running.address, "", "", tmp_path)
-            if who == "ann":
-                broker.create("kept")
-            broker.produce("kept", click(who))
-            run(broker, table, "kept")
-            running.process.kill()
-        finally:
-            local.stop(running)
-    assert table.told() == ["ann", "bob"]
-
-
-NUM_MESSAGES = 20_000
-
-
-@pytest.mark.slow
-def test_a_killed_driver_loses_and_repeats_nothing(broker: Kafka, tmp_path: Path) -> None:
-    """Killed twice amid 20,000 messages and run again, each message is in the table exactly once."""
-    broker.create("many", 2)
-    broker.spark.range(NUM_MESSAGES).selectExpr(
-        "'many' AS topic", "CAST(id % 2 AS INT) AS partition", "CAST(to_json(struct(id AS who)) AS BINARY) AS value"
-    ).write.format("kafka").option("kafka.bootstrap.servers", broker.address).save()
-    table = Table(tmp_path / "table")
-    log = (tmp_path / "log").open("wb")
-    for commits in (2, 6, None):
-        driver = subprocess.Popen([sys.executable, __file__, str(tmp_path), broker.address], stdout=log, stderr=log)
-        try:
-            while commits and driver.poll() is None and len(list(table.path.glob("_delta_log/*.json"))) < commits:
-                time.sleep(0.02)
-            if commits:
-                assert driver.poll() is None, (tmp_path / "log").read_text()
-                for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
-                    with suppress(psutil.NoSuchProcess):  # the JVM ends with its driver
-                        process.kill()
-            status = driver.wait(300)
-        finally:
-            driver.kill()
-            driver.wait()
-        assert status == (-9 if commits else 0), (tmp_path / "log").read_text()
-    log.close()
-    assert Counter(int(row["who"]) for row in table.rows) == Counter(range(NUM_MESSAGES))
-    assert len(table.entries) == NUM_MESSAGES // 2000
-
-
-def drive(folder: Path, address: str) -> None:
-    """Read the topic `many` into `folder/table`, with the home beside it."""
-    from spark_jobs.session import session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CARTWHEEL_HOME", str(folder / "home"))
-        patch.setenv("CARTWHEEL_SPARK_DRIVER_MEMORY", "1g")
-        patch.setenv("CARTWHEEL_SPARK_SHUFFLE_PARTITIONS", "1")
-        settings.cache_clear()
-        table = Table(folder / "table")
-        source = reader(address, "many", max_records_a_batch=2000)
-        source.run(session("driver"), table.position, 1, table.land)
-
-
-if __name__ == "__main__":
-    drive(Path(sys.argv[1]), sys.argv[2])
