@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import xdist.remote
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.ports import free_ports
 
@@ -52,17 +53,26 @@ PORTS = (
 LONGEST_FIRST = ("spark_jobs", "end_to_end", "faults", "deploy", "spark_jobs/sources", "serving", "expectations")
 
 
-@pytest.hookimpl(tryfirst=True)
+def folder(nodeid: str) -> str:
+    """Of a test, below `tests`."""
+    return str(Path(nodeid.split("::")[0]).parent.relative_to("tests"))
+
+
+class FolderScheduling(LoadScopeScheduling):
+    """The tests of a folder share its servers, so they run in one worker, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return folder(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling:
+    return FolderScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a folder share its servers, so they stay in one worker (`--dist loadgroup`); long folders begin."""
-
-    def group(item: pytest.Item) -> str:
-        return str(item.path.parent.relative_to(REPOSITORY / "tests"))
-
+    """The folder that takes longest begins, so that none is left for one worker at the end."""
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(group(item), len(order)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: order.get(folder(item.nodeid), len(order)))
 
 
 @dataclass(frozen=True)

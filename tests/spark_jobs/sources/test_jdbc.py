@@ -233,7 +233,6 @@ def test_another_watermark_column_is_told(spark: Any, database: Database) -> Non
         run(spark, reader(database), {"files": {}})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -347,6 +346,7 @@ Reader("orders", Events.model_validate({"columns": columns, "jdbc": {}}), option
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(spark: Any, database: Database, tmp_path: Path) -> None:
     """After a kill -9 while landing the next run gives all rows, those added meanwhile included, each once."""
     database.execute(
