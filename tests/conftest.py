@@ -130,7 +130,7 @@ class Installation:
 
 
 @pytest.fixture(scope="module")
-def installations() -> Iterator[Callable[..., Installation]]:
+def install() -> Iterator[Callable[..., Installation]]:
     """Make an installation with the settings given; everything is stopped and deleted at the end of the module.
 
     Not under pytest's own folder: a second pytest closes that to other users, and PostgreSQL runs as one where we are root.
@@ -156,12 +156,6 @@ def installations() -> Iterator[Callable[..., Installation]]:
     for installation in made:
         installation.run("down")
     shutil.rmtree(parent)
-
-
-@pytest.fixture
-def install(installations: Callable[..., Installation]) -> Callable[..., Installation]:
-    """`installations`, for one test."""
-    return installations
 
 
 @dataclass(frozen=True)

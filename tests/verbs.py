@@ -68,7 +68,9 @@ def run_killed_verb(module: str, *words: str, at: str, environment: dict[str, st
     child = _WARM.Process(target=_run_until, args=(module, words, at, environment))
     child.start()
     child.join(300)
-    return child.exitcode if child.exitcode is not None else 0
+    child.kill()  # one that hangs is not left behind
+    child.join()
+    return child.exitcode
 
 
 def _run_until(module: str, words: tuple[str, ...], at: str, environment: dict[str, str]) -> None:

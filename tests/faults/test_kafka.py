@@ -114,11 +114,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="module")
-def stack(installations: Callable[..., Any], broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def stack(install: Callable[..., Any], broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An installation that is up, of a shop whose events come from the broker."""
     shop = tmp_path_factory.mktemp("shop") / "shop.toml"
     shop.write_text(SHOP.format(servers=broker.address, batch=max(1000, NUM_EVENTS // 12)))
-    installation = installations(dataset=shop)
+    installation = install(dataset=shop)
     # A lost task is noticed within seconds, not within five minutes.
     installation.environment.update(
         AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="20",
