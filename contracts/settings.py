@@ -83,7 +83,9 @@ class Settings(BaseSettings):
     replay_intervals: int = Field(
         1, ge=0, description="How many intervals `make run` holds back and replays as live traffic."
     )
-    top_k: int = Field(10, ge=1, le=100, description="Length of a list of recommendations.")
+    top_k: int = Field(
+        10, ge=10, le=100, description="Length of a list of recommendations; metrics look at the first 10 places."
+    )
 
     # Training
     seed: int = Field(20170102, description="Seed of everything random.")

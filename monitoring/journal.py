@@ -16,6 +16,7 @@ from contracts.errors import InputError
 from contracts.files import read_json, write_json
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
+from contracts.trainings import REQUEST, TrainingData, training_data, training_key
 from monitoring import drift, quality, sources
 from monitoring.policy import Champion, Observation, State, Thresholds, decide
 
@@ -32,35 +33,35 @@ def newest() -> Record | None:
     return read_json(files[max(files)]) if files else None
 
 
-def finished(coming: int, lists_version: int, exactly: bool = False) -> str | None:
-    """Status of a finished training on this data or, unless `exactly`, on newer data; None when there is none."""
+def training_result(coming: int, lists_version: int, *, exactly: bool = False) -> Mapping[str, Any]:
+    """How a training on this data or, unless `exactly`, on newer data ended; empty while none has finished."""
     for result in sources.training_results():
         data = (int(result.get("as_of", 0)), int(result.get("table_versions", {}).get(TRAINING_LISTS.name, -1)))
         if data == (coming, lists_version) or (not exactly and data[0] >= coming and data[1] >= lists_version):
-            return str(result.get("status", "finished"))
-    return None
+            return result
+    return {}
 
 
 def open_request(record: Record | None) -> Mapping[str, Any] | None:
     """The training that a record asks for, unless it has finished."""
     request = (record or {}).get("request")
-    if not request or finished(request["as_of"], request["training_lists_version"]) is not None:
+    if not request or training_result(request["as_of"], request["training_lists_version"]):
         return None
     return dict(request)
 
 
-def current_inputs(coming: int, lists_version: int, champion: Champion | None) -> Record:
+def current_inputs(data: TrainingData, champion: Champion | None) -> Record:
     """Everything a decision depends on, as JSON: when it is the same, so is the decision."""
     return {
-        "interval": coming,
+        "interval": data.as_of,
         "champion_version": champion.version if champion else None,
         "table_versions": {
-            TRAINING_LISTS.name: lists_version,
+            TRAINING_LISTS.name: data.versions[TRAINING_LISTS.name],
             ATTRIBUTIONS.name: sources.version(ATTRIBUTIONS),
             CATEGORY_SHARES.name: sources.version(CATEGORY_SHARES),
         },
         "failed_gates": sources.failed_gates(),
-        "finished": finished(coming, lists_version, exactly=True),
+        "finished": _finished(data),
         "thresholds": asdict(Thresholds.of(settings())),
     }
 
@@ -78,15 +79,15 @@ def observe(coming: int, champion: Champion | None) -> tuple[Observation, dict[i
 
 def is_pending() -> str | None:
     """Why a decision is due, in words; None when the one on file still stands."""
-    data = sources.training_data()
+    data = training_data()
     if data is None:
         return None
-    on_file = read_json(folder() / f"{data[0]}.json") or None
+    on_file = read_json(folder() / f"{data.as_of}.json") or None
     if on_file is None:
-        return f"nothing is decided yet for interval {data[0]}"
-    inputs = current_inputs(*data, sources.champion())
+        return f"nothing is decided yet for interval {data.as_of}"
+    inputs = current_inputs(data, sources.champion())
     changed = [name for name in inputs if inputs[name] != on_file.get("inputs", {}).get(name)]
-    return f"since the decision for interval {data[0]} these have changed: {', '.join(changed)}" if changed else None
+    return f"since the decision for interval {data.as_of} these have changed: {', '.join(changed)}" if changed else None
 
 
 def decide_now() -> Record:
@@ -95,22 +96,23 @@ def decide_now() -> Record:
     Raises:
         InputError: there is no training data yet, or the model registry does not answer.
     """
-    coming, lists_version = needed_training_data()
+    data = needed_training_data()
+    coming = data.as_of
     path = folder() / f"{coming}.json"
     on_file: Record | None = read_json(path) or None
     champion = sources.champion()
-    inputs = current_inputs(coming, lists_version, champion)
+    inputs = current_inputs(data, champion)
     if on_file is not None and on_file.get("inputs") == inputs:
         return on_file
     observation, by_version = observe(coming, champion)
-    request = open_request(on_file)
+    request = open_request(newest())  # also one of an earlier interval
     state = State(requested=str(request["key"]) if request else None, finished=inputs["finished"])
     decision = decide(observation, state, Thresholds.of(settings()))
     if decision.retrain:
         request = {
-            "key": sources.training_key(coming, lists_version),
+            "key": training_key(coming, data.versions),
             "as_of": coming,
-            "training_lists_version": lists_version,
+            "training_lists_version": data.versions[TRAINING_LISTS.name],
             "reasons": list(decision.reasons),
         }
     elif observation.failed_gates:
@@ -132,22 +134,35 @@ def decide_now() -> Record:
 
 
 def training_due(*, force: bool = False) -> tuple[str, str] | None:
-    """Key of the training that is due and why, in words; None when none is.
+    """Key of the training that is due and why, in words; None when none is. What it shall read is put on file.
+
+    Args:
+        force: a person wants it, also when a training of the same data, configuration and code has finished.
 
     Raises:
         InputError: `force`, and there is no training data yet.
     """
-    if force:
-        return sources.training_key(*needed_training_data()), "asked for by hand"
-    data = sources.training_data()
+    data = needed_training_data() if force else training_data()
     request = open_request(newest())
-    if data is None or request is None or finished(*data, exactly=True) is not None:
+    if data is None or (not force and (request is None or _finished(data) is not None)):
         return None
-    return sources.training_key(*data), "; ".join(request["reasons"])
+    key = first = training_key(data.as_of, data.versions)
+    again = 1
+    while force and (settings().training_dir / key / "result.json").exists():
+        again += 1
+        key = f"{first}_{again}"
+    write_json(settings().training_dir / key / REQUEST, asdict(data))
+    return key, "asked for by hand" if force or request is None else "; ".join(request["reasons"])
 
 
-def needed_training_data() -> tuple[int, int]:
-    data = sources.training_data()
+def _finished(data: TrainingData) -> str | None:
+    """Status of a finished training on this very data."""
+    status = training_result(data.as_of, data.versions[TRAINING_LISTS.name], exactly=True).get("status")
+    return None if status is None else str(status)
+
+
+def needed_training_data() -> TrainingData:
+    data = training_data()
     if data is None:
         raise InputError(
             "there is no training data yet",

@@ -12,7 +12,7 @@ from contracts.errors import InputError
 from contracts.files import read_json
 from contracts.names import CHAMPION, MODEL
 from contracts.settings import settings
-from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS, Table
+from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, Table
 from monitoring.policy import Champion
 
 
@@ -21,22 +21,6 @@ def version(table: Table) -> int | None:
     from deltalake import DeltaTable
 
     return DeltaTable(table.path).version() if DeltaTable.is_deltatable(str(table.path)) else None
-
-
-def training_data() -> tuple[int, int] | None:
-    """The coming interval (newest `as_of` of training_lists + 1) and that table's version; None without lists."""
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(str(TRAINING_LISTS.path)):
-        return None
-    lists = DeltaTable(TRAINING_LISTS.path)
-    newest = max((int(partition["as_of"]) for partition in lists.partitions()), default=None)
-    return None if newest is None else (newest + 1, lists.version())
-
-
-def training_key(coming: int, lists_version: int) -> str:
-    """Name of the training on this data; also its folder in `settings().training_dir`."""
-    return f"as_of_{coming}_v{lists_version}"
 
 
 def attributions(interval: int) -> pd.DataFrame:

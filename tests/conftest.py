@@ -49,6 +49,15 @@ PORTS = (
     "grpc_port",
 )
 
+JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK -Dderby.stream.error.file=/dev/null"
+"""It is not worth compiling well what runs for minutes, and Hadoop starts a process for each file it writes."""
+
+IMPATIENT = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+}
+"""A task whose process was killed is noticed within half a minute, not within five."""
 
 LONGEST_FIRST = ("spark_jobs", "end_to_end", "faults", "deploy", "spark_jobs/sources", "serving", "expectations")
 
@@ -146,9 +155,8 @@ def install() -> Iterator[Callable[..., Installation]]:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("CARTWHEEL_", "AIRFLOW"))
         }
-        installation = Installation(
-            home, inherited | {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()}
-        )
+        own = {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()}
+        installation = Installation(home, inherited | own | IMPATIENT | {"JDK_JAVA_OPTIONS": JVM_OPTIONS})
         made.append(installation)
         return installation
 
@@ -236,8 +244,6 @@ FOR_FEW_ROWS = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.adaptive.enabled": "false",
 }
-JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK -Dderby.stream.error.file=/dev/null"
-"""It is not worth compiling well what runs for minutes, and Hadoop starts a process for each file it writes."""
 
 
 @pytest.fixture(scope="session")

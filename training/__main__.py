@@ -13,10 +13,12 @@ from contracts import dataset as datasets
 from contracts.errors import InputError, reported
 from contracts.files import read_json, write_json
 from contracts.settings import settings
+from contracts.trainings import REQUEST, TrainingData, training_data
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
-    str, typer.Option(help="Names the training: `as_of_53_v7` is for interval 53 on version 7 of the lists.")
+    str,
+    typer.Option(help="Names the training: `as_of_53_v7_1f2e3d4c` is for interval 53 on version 7 of the lists."),
 ]
 
 
@@ -55,7 +57,6 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     from training.data import load_shop
     from training.evaluation import report
     from training.export import export
-    from training.gate import checked_versions
     from training.trainer import train as fit_and_evaluate
 
     started = time.monotonic()
@@ -65,8 +66,8 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
 
     config = from_settings()
     dataset = datasets.load(settings().dataset_path)
-    checked = checked_versions(settings().reports_dir / "gates")
-    shop = load_shop(dataset, checked)
+    request = read_json(_folder(key) / REQUEST) or asdict(training_data() or TrainingData(0, {}, {}))
+    shop = load_shop(dataset, request["versions"])
     say(f"{dataset.name}: {len(shop.user_ids)} users, {len(shop.item_ids)} items, to serve interval {shop.coming}")
     trained = fit_and_evaluate(shop, config, say)
     folder = _folder(key)
@@ -83,7 +84,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         **report(trained.folds, settings().gate_confidence),
         "export": exported,
         "table_versions": dict(shop.versions),
-        "checked_versions": checked,
+        "checked_versions": request["checked_versions"],
         "seconds": time.monotonic() - started,
     }
     # Written last: whoever sees it sees a whole training.
@@ -123,6 +124,10 @@ def register(key: Key) -> None:
             where=str(folder / "verdict.json"),
             cure=f"run python -m training gate --key {key}",
         )
+    # What has finished is deployed by now, or was left: it must not come back as challenger.
+    if version := read_json(folder / "result.json").get("version"):
+        print(f"{key} is version {version} already")
+        return
     version = registry.register(read_json(folder / "run.json")["run_id"], evaluation)
     _finish(key, evaluation, "registered", version=version)
     print(f"{key} is version {version}, the challenger")

@@ -17,7 +17,7 @@ import tensorflow as tf
 from contracts.names import MODEL
 from training.config import RankerConfig
 from training.data import Shop, history_as_of
-from training.features import History, candidates, feature_names
+from training.features import History, candidates
 from training.ranker import Ranker
 from training.trainer import items_as_of
 
@@ -34,7 +34,7 @@ class ServingModel(tf.Module):
         history: `item_id` string `[batch, length]`, `age_days` float `[batch, length]` (before now); '' pads.
 
     Both give `items` string `[batch, k]` and `scores` float `[batch, k]`, best first. Without any history that the
-    model knows, the list is what sold best in the last 4 intervals.
+    model knows, the same ranker orders what sold best in the last 4 intervals.
     """
 
     def __init__(self, ranker: Ranker, shop: Shop, config: RankerConfig) -> None:
@@ -87,10 +87,6 @@ class ServingModel(tf.Module):
     def _recommend(self, history: History, num_lists: tf.Tensor) -> dict[str, tf.Tensor]:
         found = candidates(history, num_lists, self._items, self._config)
         scores = self._ranker(found.features, found.items)
-        entries = tf.math.bincount(tf.cast(history.list_ids, tf.int32), minlength=tf.cast(num_lists, tf.int32))
-        is_new = tf.gather(entries, found.list_ids) == 0
-        popularity = found.features[:, feature_names(self._config).index("item_target_4")]
-        scores = tf.where(is_new, popularity, scores)
         row_scores = tf.RaggedTensor.from_value_rowids(scores, found.list_ids, nrows=num_lists).to_tensor(-np.inf)
         row_items = tf.RaggedTensor.from_value_rowids(found.items, found.list_ids, nrows=num_lists).to_tensor(0)
         best, places = tf.math.top_k(row_scores, k=self._k)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from contracts.files import read_json
 from contracts.metrics import BASELINES, NDCG, RECALL
 
 
@@ -23,19 +21,6 @@ class Limits:
     confidence: float
     max_model_mib: float
     max_latency_ms: float
-
-
-def checked_versions(gates_dir: Path) -> dict[str, int]:
-    """Delta version of each table as the latest data gates passed it; what a gate refused no other vouches for."""
-    versions: dict[str, int] = {}
-    refused: set[str] = set()
-    for path in sorted(gates_dir.glob("*.json")):
-        verdict = read_json(path)
-        if verdict.get("passed") is True:
-            versions |= verdict["table_versions"]
-        else:
-            refused |= verdict.get("table_versions", {}).keys()
-    return {name: version for name, version in versions.items() if name not in refused}
 
 
 def judge(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:

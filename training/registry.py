@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from contracts import names
 from contracts.settings import REPOSITORY, settings
 
 KEY_TAG = "cartwheel.key"
+EVALUATION_TAG = "cartwheel.evaluation_sha256"
 ARTIFACT_FOLDER = "model"
 
 
@@ -33,7 +35,7 @@ def code_version() -> str:
 
 
 def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
-    """Log a training with its parameters, metrics, data versions, commit and SavedModel; once for each key.
+    """Log a training with its parameters, metrics, data versions, commit and SavedModel; once for each evaluation.
 
     Returns:
         The id of the run.
@@ -41,13 +43,14 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     client = _client()
     experiment = client.get_experiment_by_name(names.EXPERIMENT)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT)
-    finished = client.search_runs(
-        [experiment_id], f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'", max_results=1
-    )
+    digest = hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
+    same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}'"
+    finished = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)
     if finished:
         return str(finished[0].info.run_id)
     tags = {
         KEY_TAG: key,
+        EVALUATION_TAG: digest,
         "dataset": evaluation["dataset"],
         "as_of": str(evaluation["as_of"]),
         "requested_by": evaluation["requested_by"],
@@ -81,7 +84,7 @@ def tag_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
 
 
 def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
-    """Register the run's model as a version and give it the alias `challenger`; once for each run.
+    """Register the run's model as a version, once for each run, and give it the alias `challenger`.
 
     Returns:
         The number of the version.
@@ -95,7 +98,7 @@ def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
         client.create_registered_model(names.MODEL)
     known = client.search_model_versions(f"name = '{names.MODEL}' and run_id = '{run_id}'")
     if known:
-        return int(known[0].version)
+        return _challenger(client, int(known[0].version))
     source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}"
     tags = {
         "gate": "passed",
@@ -104,5 +107,9 @@ def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
         "dataset": evaluation["dataset"],
     }
     version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags)
-    client.set_registered_model_alias(names.MODEL, names.CHALLENGER, version.version)
-    return int(version.version)
+    return _challenger(client, int(version.version))
+
+
+def _challenger(client: Any, version: int) -> int:
+    client.set_registered_model_alias(names.MODEL, names.CHALLENGER, str(version))
+    return version

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from contracts.metrics import BASELINES
+from contracts.errors import InputError
+from contracts.metrics import BASELINES, K
+from contracts.tables import TRAINING_LISTS
 from training import baselines, evaluation
 from training.config import RankerConfig
 from training.data import Ints, Lists, Shop, attainable, history_as_of, may_be_candidate, popular_items
@@ -108,24 +110,37 @@ def recommend(
     ranker: Ranker,
     config: RankerConfig,
     graph: Callable[[History, tf.Tensor, Items], Candidates],
+    *,
+    num_places: int | None = None,
 ) -> Ints:
-    """The ranker's lists, `[num_lists, k]` item rows, best first."""
+    """The ranker's lists, `[num_lists, k]` item rows, best first.
+
+    Args:
+        num_places: the most that a list may have; by default as many as are served.
+    """
     rows = []
     for chosen, found, _ in list_candidates(shop, lists, config, graph):
         scores = ranker(found.features, found.items)
         ids = found.list_ids.numpy()
         order = np.lexsort((-scores.numpy(), ids))
         starts = np.searchsorted(ids[order], np.arange(len(chosen)))
-        k = min(config.top_k, int(np.diff(np.append(starts, len(ids))).min()))
+        k = min(num_places or config.top_k, int(np.diff(np.append(starts, len(ids))).min()))
         rows.append(found.items.numpy()[order[starts[:, None] + np.arange(k)]])
     k = min(row.shape[1] for row in rows)
     return np.concatenate([row[:, :k] for row in rows])
 
 
 def usable_folds(shop: Shop, config: RankerConfig) -> list[int]:
-    """Intervals to evaluate on, latest first: those with lists of their own and lists before them to learn from."""
+    """Intervals to evaluate on, latest first: those with attainable targets and lists before them to learn from."""
     wanted = (shop.coming - offset for offset in config.fold_offsets)
-    return [fold for fold in wanted if fold in shop.lists and learning_intervals(shop, fold, config)]
+    return [
+        fold
+        for fold in wanted
+        if fold in shop.lists
+        and fold in shop.statistics
+        and len(attainable(shop, shop.lists[fold]))
+        and learning_intervals(shop, fold, config)
+    ]
 
 
 def learning_intervals(shop: Shop, as_of: int, config: RankerConfig) -> list[int]:
@@ -143,12 +158,22 @@ def train(shop: Shop, config: RankerConfig, say: Callable[[str], None]) -> Train
     """Evaluate on rolling folds, then train the model that will serve `shop.coming`.
 
     Each fold has a ranker of its own that has seen nothing of the fold's interval or after.
+
+    Raises:
+        InputError: there is nothing to learn from.
     """
     graph = compiled_candidates(config)
     cache: dict[int, Examples] = {}
 
     def fitted(as_of: int) -> Ranker:
         intervals = learning_intervals(shop, as_of, config)
+        if not any(len(attainable(shop, shop.lists[interval])) for interval in intervals):
+            raise InputError(
+                f"of what was taken in the {config.training_intervals} intervals before {as_of}, nothing could have "
+                "been recommended",
+                where=f"table {TRAINING_LISTS.name}",
+                cure="land more intervals, or lower minimum_item_events or not_recommended in the dataset file",
+            )
         for interval in intervals:
             if interval not in cache:
                 cache[interval] = build_examples(shop, interval, config, graph)
@@ -167,9 +192,9 @@ def train(shop: Shop, config: RankerConfig, say: Callable[[str], None]) -> Train
     for as_of in sorted(usable_folds(shop, config)):
         ranker = fitted(as_of)
         lists = attainable(shop, shop.lists[as_of])
-        shown = {MODEL: recommend(shop, lists, ranker, config, graph)}
+        shown = {MODEL: recommend(shop, lists, ranker, config, graph, num_places=K)}
         for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
-            shown[name] = baseline(shop, lists, config.top_k)
+            shown[name] = baseline(shop, lists, K)
         fold = Fold(as_of, {name: evaluation.score(rows, lists, len(shop.item_ids)) for name, rows in shown.items()})
         folds.append(fold)
         for name, metrics in fold.metrics.items():

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from contracts.settings import REPOSITORY, settings
 from deploy.local import airflow_api, progress, shoppers, summary
 from deploy.local.resources import Sampler
 from deploy.local.secrets import read_or_create
+from monitoring import journal
 from serving.client import ServingError
 
 PATIENCE_S = 45.0
@@ -139,7 +140,7 @@ class Loop:
         self._console.print(f"    {'; '.join(decision['decision']['reasons'])}", style="dim", highlight=False)
         request = decision.get("request")
         if request:
-            self.train_and_deploy(request["key"])
+            self.train_and_deploy(request)
         return decision
 
     def open_shop(self, interval: int, users: list[str], dataset: datasets.Dataset) -> None:
@@ -147,12 +148,16 @@ class Loop:
         name = f"live traffic of interval {dataset.interval.label(interval)}"
         self.measured(name, lambda: shoppers.visit(interval, users, self._console))
 
-    def train_and_deploy(self, key: str) -> None:
+    def train_and_deploy(self, request: dict[str, Any]) -> None:
         """Wait for a requested training and, when its gate lets it pass, for its deployment."""
-        self.stage(f"training {key}", names.TRAIN_RECOMMENDER, lambda: bool(progress.training_result(key)))
-        result = progress.training_result(key)
-        if result["status"] == "registered":
-            version = int(result["version"])
+
+        def result() -> Mapping[str, Any]:
+            return journal.training_result(request["as_of"], request["training_lists_version"])
+
+        self.stage(f"training {request['key']}", names.TRAIN_RECOMMENDER, lambda: bool(result()))
+        trained = result()
+        if trained["status"] == "registered":
+            version = int(trained["version"])
             self.stage(
                 f"deployment of version {version}",
                 names.DEPLOY_RECOMMENDER,

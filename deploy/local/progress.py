@@ -44,11 +44,6 @@ def decision(coming: int) -> dict[str, Any]:
     return read_json(settings().reports_dir / "monitoring" / f"{coming}.json")
 
 
-def training_result(key: str) -> dict[str, Any]:
-    """How a training ended; empty while it has not."""
-    return read_json(settings().training_dir / key / "result.json")
-
-
 def deployed_version() -> int | None:
     """The version of the champion, by the ledger of deployments."""
     path = settings().serving_dir / "deployments.jsonl"

@@ -68,7 +68,7 @@ def test_every_setting_says_what_it_is_and_has_a_default() -> None:
     [
         ("CARTWHEEL_AIRFLOW_PORT", "80800"),
         ("CARTWHEEL_AIRFLOW_PORT", "web"),
-        ("CARTWHEEL_TOP_K", "0"),
+        ("CARTWHEEL_TOP_K", "9"),
         ("CARTWHEEL_GATE_CONFIDENCE", "1"),
         ("CARTWHEEL_FOLD_OFFSETS", "1,two"),
         ("CARTWHEEL_RETRAIN_QUALITY_DROP", ""),
@@ -85,10 +85,10 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, variabl
 
 def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A variable of the environment beats the same line in .env, which beats the default."""
-    (tmp_path / ".env").write_text("CARTWHEEL_TOP_K=7\nCARTWHEEL_SEED=1\nPOSTGRES_PASSWORD=x\n")
+    (tmp_path / ".env").write_text("CARTWHEEL_TOP_K=12\nCARTWHEEL_SEED=1\nPOSTGRES_PASSWORD=x\n")
     monkeypatch.setitem(Settings.model_config, "env_file", tmp_path / ".env")
     monkeypatch.setenv("CARTWHEEL_SEED", "2")
-    assert (settings().top_k, settings().seed) == (7, 2)
+    assert (settings().top_k, settings().seed) == (12, 2)
 
 
 def test_lists_of_numbers_are_written_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:

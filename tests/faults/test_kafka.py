@@ -119,12 +119,6 @@ def stack(install: Callable[..., Any], broker: Broker, tmp_path_factory: pytest.
     shop = tmp_path_factory.mktemp("shop") / "shop.toml"
     shop.write_text(SHOP.format(servers=broker.address, batch=max(1000, NUM_EVENTS // 12)))
     installation = install(dataset=shop)
-    # A lost task is noticed within seconds, not within five minutes.
-    installation.environment.update(
-        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="20",
-        AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL="5",
-        AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="20",
-    )
     assert installation.run("up") == 0, installation.output
     return installation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -28,7 +29,8 @@ class Home:
         environment = {"CARTWHEEL_HOME": str(self.folder), "CARTWHEEL_MLFLOW_TRACKING_URI": self.registry}
         done = run_verb("monitoring", *words, environment=environment)
         assert done.returncode == expect, done.stdout + done.stderr
-        return (done.stdout if expect != 2 else done.stderr).splitlines()
+        lines = (done.stdout if expect != 2 else done.stderr).splitlines()
+        return [re.sub(r"(as_of_\d+_v\d+)_[0-9a-f]{8}", r"\1", line) for line in lines]
 
     def record(self, interval: int) -> dict[str, object]:
         found: dict[str, object] = json.loads((self.folder / "reports" / "monitoring" / f"{interval}.json").read_text())
@@ -71,9 +73,9 @@ class Home:
         version = client.create_model_version(MODEL, source=str(self.folder / "model"), tags=tags)
         client.set_registered_model_alias(MODEL, "champion", version.version)
 
-    def finish(self, key: str, as_of: int, version: int, status: str) -> None:
-        folder = self.folder / "training" / key
-        folder.mkdir(parents=True)
+    def finish(self, as_of: int, version: int, status: str) -> None:
+        """End the training that was asked for last."""
+        [folder] = (path.parent for path in self.folder.glob(f"training/as_of_{as_of}_v{version}_*/request.json"))
         result = {
             "as_of": as_of,
             "requested_by": "test",
@@ -126,13 +128,15 @@ def test_the_first_model(home: Home) -> None:
     assert lines[-1] == "keep"
     assert home.run("should-train")[-1] == "as_of_53_v1"
 
-    home.finish("as_of_53_v1", 53, 1, "blocked")
+    home.finish(53, 1, "blocked")
     assert home.run("should-train", expect=99) == ["no training is due"]
     lines = home.run("decide")
     assert "a training on this data has finished (blocked)" in lines[0]
     assert lines[-1] == "keep"
     assert home.run("should-train", expect=99) == ["no training is due"]
-    assert home.run("should-train", "--force")[-1] == "as_of_53_v1"
+    assert home.run("should-train", "--force")[-1] == "as_of_53_v1_2"  # by hand, it is trained again
+    read = json.loads(next(home.folder.glob("training/*_2/request.json")).read_text())
+    assert read == {"as_of": 53, "versions": {"training_lists": 1}, "checked_versions": {}}
 
 
 def test_a_registry_that_does_not_answer_is_said_in_one_line(home: Home) -> None:
@@ -163,6 +167,22 @@ def test_a_model_that_fares_well_is_kept(home: Home) -> None:
     assert observation["drift"] == 0.0
     found = json.loads("\n".join(home.run("observe", "--interval", "52")))
     assert found["1"]["num_users"] == 20
+
+
+def test_a_request_stays_open_until_a_training_has_finished(home: Home) -> None:
+    """A training that was asked for and has not run is still due when the next interval is as usual, on its data."""
+    home.lists(51)
+    home.lists(52)
+    home.champion(as_of=52)
+    home.shares(i50="dairy", i51="dairy", i52="wine")
+    assert home.run("decide")[-1] == "retrain"
+    assert home.run("should-train")[-1] == "as_of_53_v1"
+    home.lists(53)
+    home.shares(i53="dairy")
+    assert home.run("decide")[-1] == "keep"
+    assert home.run("should-train")[-1] == "as_of_54_v2"
+    home.finish(54, 2, "registered")
+    assert home.run("should-train", expect=99) == ["no training is due"]
 
 
 def test_every_rule_at_once_and_bad_data(home: Home) -> None:

@@ -58,6 +58,30 @@ def test_a_training_is_one_run_and_one_version(client: MlflowClient, tmp_path: P
     assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 2
 
 
+def test_a_registration_that_was_killed_is_completed(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between making the version and naming it challenger, the next try names it, and makes no other."""
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    run_id = registry.log_run("as_of_5_v3", EVALUATION, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.register(run_id, EVALUATION)
+    assert registry.register(run_id, EVALUATION) == 1
+    aliases = client.get_registered_model(names.MODEL).aliases
+    assert {alias: int(version) for alias, version in aliases.items()} == {names.CHALLENGER: 1}
+
+
+def test_another_training_of_the_same_key_is_another_run(client: MlflowClient, tmp_path: Path) -> None:
+    """Whoever deletes a training's folder and trains again does not get the old model under its key."""
+    first = registry.log_run("as_of_5_v3", EVALUATION, tmp_path)
+    assert registry.log_run("as_of_5_v3", EVALUATION | {"seconds": 9.0}, tmp_path) != first
+
+
 def test_a_run_that_was_killed_while_it_was_logged_does_not_count(client: MlflowClient, tmp_path: Path) -> None:
     """A run without its end is left as it is, and the training is logged anew."""
     experiment = client.create_experiment(names.EXPERIMENT)

@@ -1,0 +1,78 @@
+"""What a training is made of: the versions of the tables it reads, its configuration and its code. Its key names all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.files import read_json
+from contracts.settings import REPOSITORY, settings
+from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
+
+TABLES = (ITEM_FEATURES, ITEMS, USER_HISTORIES, TRAINING_LISTS)
+SETTINGS = ("seed", "training_intervals", "fold_offsets", "training_epochs", "top_k")
+REQUEST = "request.json"
+"""Beside a training's results: the `TrainingData` that its key was made for, which it reads whatever lands meanwhile."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data a training reads."""
+
+    as_of: int
+    """The coming interval, which a model trained on it serves first."""
+    versions: Mapping[str, int]
+    """Delta version of each of `TABLES` that there is."""
+    checked_versions: Mapping[str, int]
+    """Those that a data gate had passed."""
+
+
+def checked_versions(gates_dir: Path) -> dict[str, int]:
+    """Delta version of each table as the latest data gates passed it; what a gate refused no other vouches for."""
+    versions: dict[str, int] = {}
+    refused: set[str] = set()
+    for path in sorted(gates_dir.glob("*.json")):
+        verdict = read_json(path)
+        if verdict.get("passed") is True:
+            versions |= verdict.get("table_versions", {})
+        else:
+            refused |= verdict.get("table_versions", {}).keys()
+    return {name: version for name, version in versions.items() if name not in refused}
+
+
+def training_data() -> TrainingData | None:
+    """What a training would read now: each table as its gate passed it, else as it is; None without lists."""
+    from deltalake import DeltaTable
+
+    checked = checked_versions(settings().reports_dir / "gates")
+    versions: dict[str, int] = {}
+    coming: list[int] = []
+    for table in TABLES:
+        if not DeltaTable.is_deltatable(str(table.path)):
+            continue
+        delta = DeltaTable(str(table.path), version=checked.get(table.name))
+        versions[table.name] = delta.version()
+        partitions = [int(partition["as_of"]) for partition in delta.partitions() if "as_of" in partition]
+        if table == TRAINING_LISTS:
+            if not partitions:
+                return None
+            coming.append(max(partitions) + 1)
+        elif table == ITEM_FEATURES:  # may be ahead: an interval in which nobody took anything has no lists
+            coming += partitions
+    return TrainingData(max(coming), versions, checked) if TRAINING_LISTS.name in versions else None
+
+
+def training_key(as_of: int, versions: Mapping[str, int]) -> str:
+    """`as_of_53_v7_1f2e3d4c`: interval, version of the lists, and a digest of all else that a training depends on.
+
+    The digest is of the versions of all tables, the settings in `SETTINGS`, the dataset file and the code of training.
+    """
+    digest = hashlib.sha256()
+    chosen = {name: getattr(settings(), name) for name in SETTINGS}
+    digest.update(json.dumps([chosen, dict(versions)], sort_keys=True).encode())
+    for path in (settings().dataset_path, *sorted((REPOSITORY / "training").glob("*.py"))):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return f"as_of_{as_of}_v{versions[TRAINING_LISTS.name]}_{digest.hexdigest()[:8]}"

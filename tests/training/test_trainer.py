@@ -1,0 +1,72 @@
+"""What is evaluated: the lists that are served, at the places the metrics are named after."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.errors import InputError
+from contracts.metrics import POPULARITY, RECALL
+from training.config import RankerConfig
+from training.data import Histories, Lists, Shop
+from training.export import export
+from training.features import feature_names
+from training.ranker import Ranker
+from training.trainer import compiled_candidates, recommend, train
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def with_lists(shop: Shop, targets: list[int]) -> Shop:
+    """The tiny shop with lists of intervals 2 and 3; in interval 3, ann and cat took `targets`, one each."""
+    lists = {
+        2: Lists(2, users=np.array([0, 1]), offsets=np.array([0, 1, 2]), targets=np.array([0, 1])),
+        3: Lists(3, users=np.array([0, 2]), offsets=np.array([0, 1, 2]), targets=np.array(targets)),
+    }
+    return dataclasses.replace(shop, lists=lists, statistics=dict.fromkeys((2, 3, 4), shop.statistics[3]))
+
+
+def test_somebody_without_a_history_is_evaluated_as_served(shop: Shop, tmp_path: Path) -> None:
+    """cat, who has taken nothing yet, and somebody unheard of are served the list that the evaluation scores."""
+    config, entries = RankerConfig(num_popular=3, top_k=3), shop.histories
+    shop = dataclasses.replace(
+        shop,
+        histories=Histories(np.array([0, 4, 5, 5]), entries.items[:5], entries.at[:5], entries.weights[:5]),
+    )
+    size = len(feature_names(config))
+    ranker = Ranker(config, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
+    ranker.item_bias.assign([9.0, 0.0, 5.0, 0.0, 0.0])
+    cat = Lists(4, users=np.array([2]), offsets=np.array([0, 1]), targets=np.array([3]))
+    [evaluated] = shop.item_ids[recommend(shop, cat, ranker, config, compiled_candidates(config))].tolist()
+    assert evaluated[0] == "apple"  # which the ranker likes; most sold are dates
+    export(ranker, shop, config, tmp_path / "saved_model")
+    serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
+    served = serve(user_id=tf.constant(["cat", "nobody"]))["items"].numpy().astype(str).tolist()
+    assert served == [evaluated, evaluated]
+
+
+@pytest.mark.parametrize("top_k", [1, 10, 12])
+def test_metrics_at_10_look_at_ten_places(shop: Shop, top_k: int) -> None:
+    """Best sellers are dates, apple, bread. ann took bread, cat dates: both are found, however many are served."""
+    config = RankerConfig(num_popular=3, top_k=top_k, fold_offsets=(1,), epochs=1)
+    [fold] = train(with_lists(shop, targets=[1, 3]), config, silent).folds
+    assert fold.metrics[POPULARITY][RECALL].tolist() == [1.0, 1.0]
+
+
+def test_an_interval_of_items_that_nobody_could_recommend_is_no_fold(shop: Shop) -> None:
+    """In interval 3 only fuel was taken, which is excluded: there is a model, evaluated on nothing."""
+    config = RankerConfig(num_popular=3, top_k=3, fold_offsets=(1,), epochs=1)
+    assert train(with_lists(shop, targets=[4, 4]), config, silent).folds == []
+
+
+def test_nothing_to_learn_from_is_said_in_words(shop: Shop) -> None:
+    """Where nothing that was taken could have been recommended, training refuses."""
+    shop = dataclasses.replace(shop, recommendable=np.zeros(5, bool))
+    with pytest.raises(InputError, match="12 intervals before 4, nothing could have been recommended"):
+        train(with_lists(shop, targets=[1, 3]), RankerConfig(fold_offsets=(1,), epochs=1), silent)
