@@ -351,6 +351,10 @@ class Dataset(_Part):
     def target_types(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(event_type for source in self.events for event_type in source.target_types))
 
+    def moment(self, wall_clock: datetime) -> datetime:
+        """The moment, in UTC, of a wall-clock time of the shop."""
+        return wall_clock.replace(tzinfo=ZoneInfo(self.time_zone)).astimezone(UTC)
+
     def wall_clock(self, moment: datetime) -> datetime:
         """The shop's wall-clock time of a moment (naive moments are UTC)."""
         aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -115,7 +115,8 @@ class Settings(BaseSettings):
         0.2,
         gt=0,
         le=1,
-        description="Jensen-Shannon distance between the latest interval and those trained on that asks for retraining.",
+        description="Jensen-Shannon distance of the latest two intervals to those trained on, beyond what is usual, "
+        "that asks for retraining.",
     )
 
     @property

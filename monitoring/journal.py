@@ -72,7 +72,7 @@ def observe(coming: int, champion: Champion | None) -> tuple[Observation, dict[i
     by_version = quality.by_version(sources.attributions(latest), settings().gate_confidence)
     # Trained on: the lists before the champion's own interval; without a champion, those before the latest.
     end = min(champion.as_of, latest) if champion else latest
-    moved = drift.category_drift(sources.category_shares(), latest, range(end - settings().training_intervals, end))
+    moved = drift.lasting_drift(sources.category_shares(), latest, range(end - settings().training_intervals, end))
     live = by_version.get(champion.version) if champion else None
     return Observation(coming, champion, live, moved, sources.failed_gates()), by_version
 

@@ -34,7 +34,7 @@ class Observation:
     live: Live | None
     """The champion in the latest interval; None without traffic."""
     drift: float | None
-    """Jensen-Shannon distance of the latest interval to those trained on."""
+    """How far the latest two intervals both lie from those trained on (`monitoring.drift`); None: not measured."""
     failed_gates: Mapping[str, str]
     """Gates whose newest verdict failed, with the first rule that did not hold."""
 
@@ -114,8 +114,8 @@ def _wants(observation: Observation, thresholds: Thresholds) -> Iterator[str]:
         yield from _quality(champion, live, thresholds)
     if drift is not None and drift > thresholds.drift:
         yield (
-            f"what people take has drifted: Jensen-Shannon distance {drift:.3f} from the categories trained on "
-            f"(limit {thresholds.drift:g})"
+            f"what people take has drifted for two intervals: Jensen-Shannon distance {drift:.3f} from the categories "
+            f"trained on, beyond what is usual (limit {thresholds.drift:g})"
         )
 
 
@@ -148,5 +148,9 @@ def _all_well(observation: Observation, thresholds: Thresholds) -> str:
         if live and live.means
         else "no live traffic to judge"
     )
-    parts.append("drift unknown" if drift is None else f"drift {drift:.3f} of {thresholds.drift:g}")
+    parts.append(
+        "drift not measured (it takes two categories, and three intervals to compare with)"
+        if drift is None
+        else f"drift {drift:.3f} of {thresholds.drift:g}"
+    )
     return "nothing asks for retraining: " + ", ".join(parts)

@@ -74,7 +74,11 @@ def frequent(before: DataFrame, k: int) -> DataFrame:
 def attributions(
     exposures: DataFrame, silver: DataFrame, items: DataFrame, interval: int, *, minimum_events: int, k: int
 ) -> DataFrame:
-    """ATTRIBUTIONS rows of one interval; `taken_items` holds attainable items only, as evaluation does."""
+    """ATTRIBUTIONS rows of one interval.
+
+    `taken_items` holds what was taken in the interval after the list was shown (from the interval's start on, when
+    `served_at` is no time), of attainable items only, as evaluation does.
+    """
     before = silver.where(F.col("interval") < interval)
     attainable = attainable_items(before, items, minimum_events)
     known = before.join(attainable, "item_id", "left_semi")
@@ -82,13 +86,20 @@ def attributions(
     shoppers = exposures.select("user_id").distinct()
     own = frequent(known.join(shoppers, "user_id", "left_semi"), k)
     here = silver.where((F.col("interval") == interval) & F.col("target")).join(attainable, "item_id", "left_semi")
-    taken = here.groupBy("user_id").agg(F.array_sort(F.collect_set("item_id")).alias("taken_items"))
+    requests = exposures.select("request_id", "user_id", F.col("served_at").try_cast("timestamp").alias("served"))
+    after = F.col("served").isNull() | (F.col("occurred_at") >= F.col("served"))
+    taken = (
+        requests.join(here.select("user_id", "item_id", "occurred_at"), "user_id")
+        .where(after)
+        .groupBy("request_id")
+        .agg(F.array_sort(F.collect_set("item_id")).alias("taken_items"))
+    )
     none, best = F.array().cast("array<string>"), F.lit(best_sellers).cast("array<string>")
     own_items = F.coalesce("own", none)
     filled = F.concat(own_items, F.array_except(best, own_items))
     return (
         exposures.join(own, "user_id", "left")
-        .join(taken, "user_id", "left")
+        .join(taken, "request_id", "left")
         .select(
             F.lit(interval).alias("interval"),
             "request_id",

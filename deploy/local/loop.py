@@ -146,7 +146,8 @@ class Loop:
     def open_shop(self, interval: int, users: list[str], dataset: datasets.Dataset) -> None:
         """Let every user who is active in the interval ask for recommendations, before what they take arrives."""
         name = f"live traffic of interval {dataset.interval.label(interval)}"
-        self.measured(name, lambda: shoppers.visit(interval, users, self._console))
+        opening = dataset.moment(dataset.interval.start(interval))
+        self.measured(name, lambda: shoppers.visit(interval, users, self._console, opening))
 
     def train_and_deploy(self, request: dict[str, Any]) -> None:
         """Wait for a requested training and, when its gate lets it pass, for its deployment."""

@@ -8,7 +8,7 @@ import statistics
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ def _already_served(path: Path) -> set[str]:
     return {json.loads(line)["user_id"] for line in whole.splitlines()}
 
 
-def visit(interval: int, users: Sequence[str], console: Console) -> dict[str, Any]:
+def visit(interval: int, users: Sequence[str], console: Console, served_at: datetime) -> dict[str, Any]:
     """Ask the endpoint for each user once and log what was shown as exposures; repeated calls ask only for the rest.
+
+    Args:
+        served_at: the shop's time at which they ask, UTC. It is replayed, and so is not that of the machine.
 
     Returns:
         `requests` made now, and their `latency_p50_ms` and `latency_p99_ms` (None when all were on file).
@@ -56,7 +59,7 @@ def visit(interval: int, users: Sequence[str], console: Console) -> dict[str, An
         for user, answer in answers:
             exposure = {
                 "request_id": str(uuid.uuid4()),
-                "served_at": datetime.now(UTC).isoformat(),
+                "served_at": served_at.isoformat(),
                 "interval": interval,
                 "user_id": user,
                 "model_version": answer.model_version,

@@ -37,7 +37,7 @@ def _live(ndcg: float, half_width: float = 0.01, behind: float = -0.1) -> Live:
     ("observation", "state", "retrain", "reason"),
     [
         (WELL, State(), False, "7 is 1 of 4 intervals old, live ndcg_at_10 0.200 of 400 users, drift 0.100 of 0.2"),
-        (replace(WELL, live=None, drift=None), State(), False, "no live traffic to judge, drift unknown"),
+        (replace(WELL, live=None, drift=None), State(), False, "no live traffic to judge, drift not measured"),
         (replace(WELL, champion=None), State(), True, "no model is deployed"),
         (replace(WELL, interval=53), State(), False, "3 of 4 intervals old"),
         (replace(WELL, interval=54), State(), True, "the model is 4 intervals old (limit 4)"),

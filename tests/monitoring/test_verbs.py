@@ -155,7 +155,7 @@ def test_a_model_that_fares_well_is_kept(home: Home) -> None:
     home.lists(52)
     home.champion(as_of=52)
     home.traffic(52, "x")
-    home.shares(i50="dairy", i51="dairy", i52="dairy")
+    home.shares(i48="dairy", i49="dairy", i50="wine", i51="dairy", i52="dairy")
     lines = home.run("decide")
     assert lines[0].startswith("interval 53: keep: nothing asks for retraining: model 1 is 1 of 4 intervals old")
     assert lines[-1] == "keep"
@@ -173,8 +173,8 @@ def test_a_request_stays_open_until_a_training_has_finished(home: Home) -> None:
     """A training that was asked for and has not run is still due when the next interval is as usual, on its data."""
     home.lists(51)
     home.lists(52)
-    home.champion(as_of=52)
-    home.shares(i50="dairy", i51="dairy", i52="wine")
+    home.champion(as_of=51)
+    home.shares(i48="dairy", i49="dairy", i50="dairy", i51="wine", i52="wine")
     assert home.run("decide")[-1] == "retrain"
     assert home.run("should-train")[-1] == "as_of_53_v1"
     home.lists(53)
@@ -190,7 +190,7 @@ def test_every_rule_at_once_and_bad_data(home: Home) -> None:
     home.lists(52)
     home.champion(as_of=49)
     home.traffic(52, "y")
-    home.shares(i47="dairy", i48="dairy", i52="wine")
+    home.shares(i46="dairy", i47="dairy", i48="dairy", i51="wine", i52="wine")
     home.verdict(passed=False)
     lines = home.run("decide")
     assert lines[0].startswith(

@@ -11,6 +11,20 @@ from contracts.tables import ATTRIBUTIONS
 from spark_jobs import pending, storage
 
 
+def test_only_what_was_taken_after_it_was_shown_counts(copied_shop: Any) -> None:
+    """ann took bread at 12:00: a list shown before or then has that outcome, one shown after it has none."""
+    times = {
+        "before": "2024-01-03T11:59:59+00:00",
+        "then": "2024-01-03T13:00:00+01:00",
+        "after": "2024-01-03T12:00:01Z",
+    }
+    shown = {"interval": 3, "user_id": "ann", "items": ["bread"]}
+    copied_shop.expose(*(shown | {"request_id": name, "served_at": time} for name, time in times.items()))
+    assert copied_shop.attribute(3) == 0
+    outcomes = dict(copied_shop.values(ATTRIBUTIONS, "request_id", "taken_items"))
+    assert outcomes == {"before": ["bread"], "then": ["bread"], "after": []}
+
+
 @pytest.mark.slow
 def test_attributions(copied_shop: Any) -> None:
     """Requests count once, a torn line is left out, both baselines know earlier days only, a new user took nothing."""
