@@ -56,7 +56,6 @@ class Settings(BaseSettings):
     mlflow_port: Port = Field(5000, description="MLflow's UI and API.")
     postgres_port: Port = Field(5433, description="The embedded PostgreSQL.")
     rest_port: Port = Field(8501, description="TF Serving's REST API: the endpoint that recommends.")
-    grpc_port: Port = Field(8500, description="TF Serving's gRPC API.")
     database_url: str = Field(
         "",
         description="An outside PostgreSQL server instead of the embedded one, as postgresql://user:password@host:port.",

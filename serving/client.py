@@ -88,14 +88,27 @@ class Client:
         """
         if not user_ids:
             return []
-        number = self.labelled(label) if version is None else version
         key = self._pseudonym_key
         told = user_ids if key is None else [pseudonym(user_id, key) for user_id in user_ids]
         body = {"instances": [{"user_id": user_id} for user_id in told]}
+        if version is not None:
+            return self._predict(version, body)
+        # The answer does not say which version gave it, so it is asked for by number. After a rollback that number
+        # may be gone, and the label names another.
+        number = self.labelled(label)
+        while True:
+            try:
+                return self._predict(number, body)
+            except ServingError as error:
+                if error.status_code != httpx.codes.NOT_FOUND or (moved := self.labelled(label)) == number:
+                    raise
+                number = moved
+
+    def _predict(self, version: int, body: Any) -> list[Recommendation]:
         start_s = time.perf_counter()
-        rows = self._json("POST", f"/v1/models/{MODEL}/versions/{number}:predict", body)["predictions"]
+        rows = self._json("POST", f"/v1/models/{MODEL}/versions/{version}:predict", body)["predictions"]
         latency_ms = (time.perf_counter() - start_s) * 1e3
-        return [Recommendation(tuple(row["items"]), tuple(row["scores"]), number, latency_ms) for row in rows]
+        return [Recommendation(tuple(row["items"]), tuple(row["scores"]), version, latency_ms) for row in rows]
 
     def labelled(self, label: str) -> int:
         """The version a label points at."""

@@ -32,13 +32,13 @@ def initialise() -> None:
 def server_command() -> list[str]:
     """argv of the model server: the configured one, that on the PATH, else our local one.
 
-    Mind that `tensorflow_model_server` listens on all interfaces whatever `CARTWHEEL_HOST` says.
+    Mind that `tensorflow_model_server` listens for REST on all interfaces whatever `CARTWHEEL_HOST` says.
 
     Raises:
         InputError: the configured path is no file.
     """
     flags = [
-        f"--port={settings().grpc_port}",
+        "--port=0",  # no gRPC: it knows no login, and whoever reaches it may change what is served
         f"--rest_api_port={settings().rest_port}",
         f"--model_config_file={desired.config_path()}",
         "--model_config_file_poll_wait_seconds=1",

@@ -46,7 +46,6 @@ PORTS = (
     "mlflow_port",
     "postgres_port",
     "rest_port",
-    "grpc_port",
 )
 
 JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK -Dderby.stream.error.file=/dev/null"

@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from training.features import History, candidates
 from training.ranker import Ranker
 from training.trainer import items_as_of
 
+LISTS_AT_ONCE = 64
+"""More are recommended one chunk after the other."""
 GOLDEN_REQUESTS = "golden_requests.json"
 MANIFEST = "MANIFEST.sha256"
 UNKNOWN_USER = "a-user-nobody-has-seen"
@@ -59,6 +62,9 @@ class ServingModel(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="user_id")])
     def serving_default(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._in_chunks(self._of_users, user_id)
+
+    def _of_users(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = self._user_rows.lookup(user_id)
         known = tf.maximum(rows, 0)
         starts = tf.gather(self._starts, known)
@@ -76,6 +82,29 @@ class ServingModel(tf.Module):
         ]
     )
     def history(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._in_chunks(self._of_histories, item_id, age_days)
+
+    def _in_chunks(self, recommend: Callable[..., dict[str, tf.Tensor]], *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`recommend` a few lists at a time: the candidates of thousands at once would take gigabytes."""
+        batch = tf.shape(inputs[0])[0]
+        size = tf.clip_by_value(batch, 1, LISTS_AT_ONCE)
+        num_chunks = tf.maximum(1, -(-batch // size))
+        chunks = []
+        for each in inputs:  # the last chunk is filled up with lists that know nothing
+            filled = tf.pad(each, [[0, num_chunks * size - batch]] + [[0, 0]] * (each.shape.rank - 1))
+            chunks.append(tf.reshape(filled, tf.concat([[num_chunks, size], tf.shape(each)[1:]], 0)))
+        answers = tf.map_fn(
+            lambda parts: recommend(*parts),
+            tuple(chunks),
+            fn_output_signature={
+                "items": tf.TensorSpec([None, self._k], tf.string),
+                "scores": tf.TensorSpec([None, self._k], tf.float32),
+            },
+            parallel_iterations=1,
+        )
+        return {name: tf.reshape(answer, [-1, self._k])[:batch] for name, answer in answers.items()}
+
+    def _of_histories(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
         order = tf.argsort(age_days, axis=1, direction="DESCENDING", stable=True)
         ages = tf.maximum(tf.gather(age_days, order, batch_dims=1), 0.0) / self._interval_days
         rows = self._item_rows.lookup(tf.gather(item_id, order, batch_dims=1))

@@ -20,7 +20,7 @@ def ports(settings: Settings) -> dict[str, int]:
     if not settings.database_url:
         wanted["postgres_port"] = settings.postgres_port
     if not settings.serving_url:
-        wanted |= {"rest_port": settings.rest_port, "grpc_port": settings.grpc_port}
+        wanted["rest_port"] = settings.rest_port
     return wanted
 
 

@@ -21,6 +21,7 @@ from contracts.metrics import BASELINES, METRICS
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
+from serving.desired import STABLE
 
 PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
 WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
@@ -68,7 +69,8 @@ def build(
     version = progress.deployed_version()
     evaluation = progress.evaluation_of(version) if version is not None else {}
     user = example(max(live)) if live else None
-    rest = f"{chosen.rest_url}/v1/models/{names.MODEL}:predict"
+    # By label: without one, a candidate that is loaded to be verified would answer.
+    rest = f"{chosen.rest_url}/v1/models/{names.MODEL}/labels/{STABLE}:predict"
     asked = user["user_id"] if user else "somebody"
     return {
         "dataset": dataset.name,

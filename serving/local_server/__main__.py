@@ -59,7 +59,7 @@ def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cartwheel-model-server", description=NAME, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=NAME)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (not a flag of TF Serving)")
-    parser.add_argument("--port", type=int, default=8500, help="gRPC port")
+    parser.add_argument("--port", type=int, default=8500, help="gRPC port, 0 for none")
     parser.add_argument("--rest_api_port", type=int, default=0, help="REST port, 0 for none")
     parser.add_argument("--rest_api_timeout_in_ms", type=int, default=30_000)
     parser.add_argument("--model_name", default="default", help="ignored with --model_config_file")
@@ -119,7 +119,8 @@ def serve(args: argparse.Namespace) -> None:
         raise InputError(f"one port ({args.port}) for gRPC and REST", where="the flags", cure="give each its own")
     metrics_path = monitoring_path(args.monitoring_config_file)
     rest_socket = _bound(args.host, args.rest_api_port, "--rest_api_port") if args.rest_api_port else None
-    _bound(args.host, args.port, "--port").close()  # early and clear; gRPC binds once models are loaded
+    if args.port:
+        _bound(args.host, args.port, "--port").close()  # early and clear; gRPC binds once models are loaded
     text = _read_config(args)
     config = parse_config(text, str(args.model_config_file or "--model_base_path"))
     log.info("%s is starting.", NAME)
@@ -158,12 +159,13 @@ def serve(args: argparse.Namespace) -> None:
         ) from None
 
     grpc_server = grpc_api.server(versions, threads=threads)
-    try:
-        grpc_server.add_insecure_port(f"{args.host}:{args.port}")
-    except RuntimeError:
-        raise _port_in_use(args.host, args.port, "--port") from None
-    grpc_server.start()
-    log.info("Running gRPC ModelServer at %s:%d ...", args.host, args.port)
+    if args.port:
+        try:
+            grpc_server.add_insecure_port(f"{args.host}:{args.port}")
+        except RuntimeError:
+            raise _port_in_use(args.host, args.port, "--port") from None
+        grpc_server.start()
+        log.info("Running gRPC ModelServer at %s:%d ...", args.host, args.port)
     if args.model_config_file and args.model_config_file_poll_wait_seconds > 0:
         threading.Thread(target=_poll_config, args=(versions, args, text), name="config", daemon=True).start()
     try:

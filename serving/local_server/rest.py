@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,10 @@ from serving.local_server.versions import LARGEST_VERSION, Versions
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(_MODEL + r":(?P<verb>predict|classify|regress)")
+MAX_BODY_BYTES = 32 * 2**20
+TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES >> 20} MiB: ask for fewer lists at once"
+MAX_WAITING = 256
+"""Requests that may wait for a thread; TF Serving's own queue holds as many batches by default."""
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 
 log = logging.getLogger(__name__)
@@ -36,21 +41,31 @@ def app(versions: Versions, *, metrics_path: str | None, timeout_s: float, threa
         threads: how many requests run at once.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+    # A request that timed out keeps its thread until TensorFlow is done with it: it counts until then.
+    places = asyncio.Semaphore(threads + MAX_WAITING)
 
     async def handle(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Any) -> None:
         method, path = scope["method"], scope["path"]
         if method == "GET" and path == metrics_path:
             return await _send(send, 200, metrics.render().encode(), b"text/plain")
-        body = b""
+        body = bytearray()
         while (message := await receive())["type"] == "http.request":
             body += message.get("body", b"")
-            if not message.get("more_body"):
+            if not message.get("more_body") or len(body) > MAX_BODY_BYTES:
                 break
-        call = asyncio.get_running_loop().run_in_executor(pool, answer, versions, method, path, body)
-        try:
-            code, content = await asyncio.wait_for(call, timeout_s)
-        except TimeoutError:
-            code, content = _failure(StatusError(StatusCode.DEADLINE_EXCEEDED, "Timed out"))
+        if len(body) > MAX_BODY_BYTES:
+            code, content = _failure(invalid(TOO_LARGE))
+        elif places.locked():
+            code, content = _failure(StatusError(StatusCode.UNAVAILABLE, "Too many requests wait already"))
+        else:
+            await places.acquire()
+            packed = b"gzip" in dict(scope["headers"]).get(b"content-encoding", b"")
+            call = asyncio.get_running_loop().run_in_executor(pool, answer, versions, method, path, bytes(body), packed)
+            call.add_done_callback(lambda _: places.release())
+            try:
+                code, content = await asyncio.wait_for(asyncio.shield(call), timeout_s)
+            except TimeoutError:
+                code, content = _failure(StatusError(StatusCode.DEADLINE_EXCEEDED, "Timed out"))
         await _send(send, code, content, b"application/json")
 
     return handle
@@ -64,13 +79,17 @@ async def _send(send: Callable[[Any], Awaitable[None]], code: int, content: byte
     await send({"type": "http.response.body", "body": content})
 
 
-def answer(versions: Versions, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-    """HTTP status and JSON body of one request."""
+def answer(versions: Versions, method: str, path: str, body: bytes, packed: bool = False) -> tuple[int, bytes]:
+    """HTTP status and JSON body of one request.
+
+    Args:
+        packed: the body is packed with gzip.
+    """
     start_s = time.perf_counter()
     try:
         if method == "POST" and (match := _PREDICT.fullmatch(path)):
             model, api = match["name"], "predict"
-            content = _counted_predict(versions, match, body)
+            content = _counted_predict(versions, match, _unpacked(body) if packed else body)
         elif method == "GET" and (match := _GET.fullmatch(path)):
             model, api = match["name"], ""
             content = _describe(versions, match)
@@ -83,6 +102,19 @@ def answer(versions: Versions, method: str, path: str, body: bytes) -> tuple[int
         return _failure(StatusError(StatusCode.INTERNAL, f"{type(error).__name__}: {error}"))
     metrics.observe_latency(model, api, "REST", time.perf_counter() - start_s)
     return 200, content
+
+
+def _unpacked(body: bytes) -> bytes:
+    unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        content = unpack.decompress(body, MAX_BODY_BYTES)
+    except zlib.error as error:
+        raise invalid(f"The body is not packed with gzip, as Content-Encoding says: {error}") from None
+    if unpack.unconsumed_tail:
+        raise invalid(TOO_LARGE)
+    if not unpack.eof:
+        raise invalid("The body, packed with gzip, is cut off")
+    return content
 
 
 def _failure(error: StatusError) -> tuple[int, bytes]:

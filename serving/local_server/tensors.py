@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -123,11 +125,26 @@ def _leaf(name: str, value: Any, dtype: Any) -> Any:
         if is_number and isinstance(value, int) and dtype.min <= value <= dtype.max:
             return value
     elif dtype.is_floating and is_number:
+        if not _fits(value, dtype):
+            raise invalid(
+                f"Cannot convert JSON value: {value} of input {name!r} to {dtype.name} without loss of precision"
+            )
         return value
     raise invalid(f"JSON Value: {json.dumps(value)[:80]} of input {name!r} is not of expected type: {dtype.name}")
 
 
+def _fits(value: float, dtype: Any) -> bool:
+    """Whether a floating type holds a number as TF Serving sees it (`IsLosslessDecimal` in its util/json_tensor.cc)."""
+    limits = ml_dtypes.finfo(dtype.as_numpy_dtype)  # type: ignore[no-untyped-call]
+    if isinstance(value, int):
+        return abs(value) < 2 ** (limits.nmant + 1)
+    return not math.isfinite(value) or abs(value) <= float(limits.max)
+
+
 def _values(name: str, array: NDArray[Any]) -> Any:
+    if array.dtype == np.float32:
+        # By the shortest decimals that name the float: as doubles, 0.2 would be 0.20000000298023224.
+        return array.astype(np.str_).astype(np.float64).tolist()
     if array.dtype.kind != "O":
         return array.tolist()
     return _strings(array.tolist(), as_bytes=name.endswith("_bytes"))

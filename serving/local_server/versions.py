@@ -91,11 +91,12 @@ class Versions:
                 return
             configs = {model.name: model for model in config.model_config_list.config}
             _validate(config.model_config_list.config, configs)
+            folders = _folders(configs)
             with self._changed:
                 self._labels = self._checked_labels(configs)
                 added = configs.keys() - self._configs.keys()
                 self._configs = configs
-                self._scan()
+                self._aspire(folders)
                 self._wake.set()
                 self._changed.wait_for(lambda: all(self._settled(name) for name in added))
                 failed = {
@@ -178,9 +179,12 @@ class Versions:
 
     def _run(self) -> None:
         while True:
+            # The disk may be slow, and requests wait for the lock: it is read before.
+            configs = self._configs
+            folders = _folders(configs) if self._poll_wait_s > 0 else {}
             with self._changed:
-                if self._poll_wait_s > 0:
-                    self._scan()
+                if self._poll_wait_s > 0 and configs is self._configs:
+                    self._aspire(folders)
                 waiting = self._waiting_for_load()
                 now_s = time.monotonic()
                 due = next((version for version in waiting if version.next_attempt_s <= now_s), None)
@@ -196,14 +200,13 @@ class Versions:
         found = [v for versions in self._versions.values() for v in versions.values() if v.state in (START, LOADING)]
         return sorted(found, key=lambda version: (version.next_attempt_s, -version.number))
 
-    def _scan(self) -> None:
-        """Compare the folders with the config: discover versions, unload those no longer aspired."""
+    def _aspire(self, folders: dict[str, dict[int, Path] | OSError]) -> None:
+        """Compare the folders of each model with the config: discover versions, unload those no longer aspired."""
         for name in self._versions.keys() | self._configs.keys():
             versions = self._versions.setdefault(name, {})
-            try:
-                aspired = _aspired(self._configs[name]) if name in self._configs else {}
-            except OSError as error:
-                self._say(name, f"Could not find base path of model {name}: {error}")
+            aspired = folders.get(name, {})
+            if isinstance(aspired, OSError):
+                self._say(name, f"Could not find base path of model {name}: {aspired}")
                 continue
             if name in self._configs:
                 self._say(name, _shortfall(self._configs[name], aspired))
@@ -292,6 +295,17 @@ def _shortfall(model: Any, aspired: dict[int, Path]) -> str:
     if missing := sorted(_listed(model) - aspired.keys()):
         return f"Versions {missing} of model {model.name} were not found under {model.base_path}"
     return "" if aspired else f"No versions of model {model.name} to serve under {model.base_path}"
+
+
+def _folders(configs: dict[str, Any]) -> dict[str, dict[int, Path] | OSError]:
+    """`_aspired` of each model, or why it cannot be told."""
+    found: dict[str, dict[int, Path] | OSError] = {}
+    for name, model in configs.items():
+        try:
+            found[name] = _aspired(model)
+        except OSError as error:
+            found[name] = error
+    return found
 
 
 def _aspired(model: Any) -> dict[int, Path]:

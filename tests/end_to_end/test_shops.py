@@ -101,13 +101,12 @@ def test_a_shop_goes_through_every_stage(
     (tmp_path / "shop.toml").write_text(declared)
     events().to_csv(tmp_path / "events.csv.gz", index=False)
     (tmp_path / "mlflow.db").write_bytes(mlflow_store.read_bytes())
-    rest_port, grpc_port = free_ports(2)
+    [rest_port] = free_ports(1)
     environment = {
         "CARTWHEEL_HOME": str(tmp_path / "home"),
         "CARTWHEEL_DATASET": str(tmp_path / "shop.toml"),
         "CARTWHEEL_MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "CARTWHEEL_REST_PORT": str(rest_port),
-        "CARTWHEEL_GRPC_PORT": str(grpc_port),
         "CARTWHEEL_FOLD_OFFSETS": "1,2",
         "CARTWHEEL_TRAINING_INTERVALS": "5",
         "CARTWHEEL_GATE_CONFIDENCE": "0.5",

@@ -36,6 +36,42 @@ def test_recommend(server: Any, base_of: Callable[..., Path], tools: Any) -> Non
     assert unknown.value.status_code == 404
 
 
+def test_a_rollback_meanwhile_fails_no_request() -> None:
+    """A version that is unloaded between asking which one is labelled and asking it gives way to the one labelled now."""
+    labelled = [3]
+
+    class RolledBack(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200, {"model_spec": {"version": str(labelled[0])}})
+            labelled[0] = 2
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            if "/versions/2:" in self.path:
+                return self._answer(200, {"predictions": [{"items": ["apple"], "scores": [1.0]}]})
+            self._answer(404, {"error": "Servable not found for request"})
+
+        def _answer(self, status: int, body: Any) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), RolledBack) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_port}") as client:
+            [answer] = client.recommend(["ann"])
+            assert (answer.items, answer.model_version) == (("apple",), 2)
+            with pytest.raises(ServingError) as gone:  # a version that was asked for by number is not replaced
+                client.recommend(["ann"], version=9)
+        server.shutdown()
+    assert gone.value.status_code == 404
+
+
 def test_deadline_without_server() -> None:
     """Where nobody listens, the call ends at its deadline with a transport error."""
     with Client("http://127.0.0.1:9", deadline_s=0.3) as client, pytest.raises(httpx.ConnectError):

@@ -31,7 +31,6 @@ class Shop:
         self.settings = {
             "CARTWHEEL_HOME": str(folder),
             "CARTWHEEL_MLFLOW_TRACKING_URI": store,
-            "CARTWHEEL_GRPC_PORT": str(self.server.grpc_port),
             "CARTWHEEL_REST_PORT": str(self.server.rest_port),
         }
         self.mlflow = mlflow.MlflowClient(tracking_uri=store)

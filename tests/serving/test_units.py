@@ -13,6 +13,7 @@ from contracts.errors import InputError
 from serving import ledger
 from serving.__main__ import app
 from serving.client import Recommendation
+from serving.command import server_command
 from serving.desired import Desired, parse, render
 from serving.durable import append_line
 from serving.publish import differences
@@ -85,6 +86,16 @@ def test_commands_parse(words: str) -> None:
     """The commands that the deployment DAG renders are accepted by the parser."""
     result = typer.testing.CliRunner().invoke(app, [*words.split(), "--help"])
     assert result.exit_code == 0
+
+
+def test_no_server_opens_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC has no login and can change what is served: neither server of ours opens it."""
+    for path, program in ((str(tmp_path), "tensorflow_model_server"), ("", sys.executable)):
+        (tmp_path / "tensorflow_model_server").touch(mode=0o755)
+        monkeypatch.setenv("PATH", path)
+        argv = server_command()
+        assert argv[0].endswith(program)
+        assert "--port=0" in argv
 
 
 def test_configured_server_must_exist(tmp_path: Path) -> None:

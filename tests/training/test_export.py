@@ -53,6 +53,16 @@ def test_unknown_users_get_best_sellers(model: Path) -> None:
     assert np.isfinite(scores).all()
 
 
+def test_many_users_at_once_are_answered_as_one_by_one(model: Path) -> None:
+    """More users than are recommended at once, in no order: everybody gets their own list; nobody asks, nobody is answered."""
+    users = ["bob", "ann", "nobody", "cat", "ann"] * 30
+    items, _ = answer(model, *users)
+    own = {user: answer(model, user)[0][0] for user in set(users)}
+    assert items == [own[user] for user in users]
+    none = tf.saved_model.load(str(model)).signatures["serving_default"](user_id=tf.constant([], tf.string))
+    assert none["items"].shape == (0, 3)
+
+
 def test_excluded_items_are_never_served(model: Path) -> None:
     """Bob bought nothing but fuel, whose bias is greatest; he is not offered it."""
     assert "fuel" not in answer(model, "bob")[0][0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gzip
 import os
 import shutil
 import threading
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
+
+from serving.local_server.rest import MAX_WAITING
 
 ROW = {"items": ["xa", "xb", "xc"], "scores": pytest.approx([3.1, 2.1, 1.1], abs=1e-6)}
 
@@ -78,6 +83,32 @@ def test_bad_requests(served: Any, body: Any) -> None:
     answer = served.predict("shop", body)
     assert answer.status_code == 400
     assert answer.json()["error"]
+
+
+def test_a_packed_body_is_unpacked(served: Any) -> None:
+    """A body packed with gzip is answered as it is unpacked; one that only says so, or is cut off, is refused."""
+    packed = gzip.compress(b'{"instances": ["x"]}')
+    for body, code in ((packed, 200), (b'{"instances": ["x"]}', 400), (packed[:-9], 400)):
+        answer = served.http.post("/v1/models/shop:predict", content=body, headers={"Content-Encoding": "gzip"})
+        assert answer.status_code == code
+        assert list(answer.json()) == (["predictions"] if code == 200 else ["error"])
+
+
+def test_numbers_are_written_as_floats_have_them(served: Any) -> None:
+    """The float nearest to 3.1 is written 3.1, without the digits that a double of it has."""
+    assert '"scores": [3.1, 2.1, 1.1]' in served.predict("shop/versions/1", {"instances": ["x"]}).text
+
+
+def test_a_body_without_end_is_refused(served: Any) -> None:
+    """More than 32 MiB, also unpacked, are not taken in; the server goes on."""
+    if "x-cartwheel-local-server" not in served.http.get("/v1/models/shop").headers:
+        pytest.skip("TF Serving has limits of its own")
+    bomb = gzip.compress(b" " * (40 * 2**20))
+    for body, headers in ((b" " * (33 * 2**20), {}), (bomb, {"Content-Encoding": "gzip"})):
+        answer = served.http.post("/v1/models/shop:predict", content=body, headers=headers)
+        assert answer.status_code == 400
+        assert "larger than 32 MiB" in answer.json()["error"]
+    assert served.predict("shop", {"instances": ["x"]}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -246,3 +277,30 @@ def test_unload_waits_for_requests(server: Any, base_of: Callable[..., Path], to
         os.close(release)
     assert (answers[0].status_code, answers[0].json()) == (200, {"outputs": "done"})
     server.wait_state("busy", 1, "END")
+
+
+def test_too_many_at_once_are_told_so(server: Any, base_of: Callable[..., Path], tools: Any, tmp_path: Path) -> None:
+    """With every thread busy and the queue full, a request is answered 503 at once; those that wait are answered all."""
+    if "x-cartwheel-local-server" not in server.http.get("/v1/models/none").headers:
+        pytest.skip("TF Serving has a queue of its own")
+    base, pipe, started = base_of(1), tmp_path / "pipe", tmp_path / "started"
+    os.mkfifo(pipe)
+    server.configure(tools.model_text("full", base, [1]))
+    server.wait_state("full", 1, "AVAILABLE")
+    body = {"signature_name": "blocked", "inputs": {"started": str(started), "pipe": str(pipe)}}
+    places = MAX_WAITING + (os.cpu_count() or 1) + 2
+    url = f"http://127.0.0.1:{server.rest_port}/v1/models/full:predict"
+
+    async def fill() -> list[int]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as client:
+            waiting = [asyncio.create_task(client.post(url, json=body)) for _ in range(places)]
+            while (refused := await client.post(url, json={"instances": ["x"]}, timeout=60)).status_code == 200:
+                await asyncio.sleep(0.1)
+            assert "Too many requests wait" in refused.json()["error"]
+            release = os.open(pipe, os.O_RDWR)  # never blocks, and lets the writers go on
+            answers = await asyncio.gather(*waiting)
+            os.close(release)
+            return [refused.status_code, *{answer.status_code for answer in answers}]
+
+    assert asyncio.run(fill()) == [503, 200]
