@@ -28,6 +28,11 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="cartwheel-airflow-")
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Of every JVM that tests start: it is not worth compiling well what runs for minutes, and Hadoop starts a process for
+# each file it writes.
+os.environ["JDK_JAVA_OPTIONS"] = (
+    "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK -Dderby.stream.error.file=/dev/null"
+)
 
 # PySpark ends a process whose main module has no file, as a worker of xdist, with status 0: it takes it for doctests.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -47,9 +52,6 @@ PORTS = (
     "postgres_port",
     "rest_port",
 )
-
-JVM_OPTIONS = "-XX:TieredStopAtLevel=1 -Djdk.lang.Process.launchMechanism=VFORK -Dderby.stream.error.file=/dev/null"
-"""It is not worth compiling well what runs for minutes, and Hadoop starts a process for each file it writes."""
 
 IMPATIENT = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
@@ -155,7 +157,7 @@ def install() -> Iterator[Callable[..., Installation]]:
             name: value for name, value in os.environ.items() if not name.startswith(("CARTWHEEL_", "AIRFLOW"))
         }
         own = {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()}
-        installation = Installation(home, inherited | own | IMPATIENT | {"JDK_JAVA_OPTIONS": JVM_OPTIONS})
+        installation = Installation(home, inherited | own | IMPATIENT)
         made.append(installation)
         return installation
 
@@ -255,7 +257,6 @@ def spark() -> Iterator[Any]:
         patch.setenv("CARTWHEEL_SPARK_MASTER", "local[2]")
         patch.setenv("CARTWHEEL_SPARK_DRIVER_MEMORY", "1g")
         patch.setenv("CARTWHEEL_SPARK_SHUFFLE_PARTITIONS", "1")
-        patch.setenv("JDK_JAVA_OPTIONS", JVM_OPTIONS)
         settings.cache_clear()
         started = session("tests")
     for name, value in FOR_FEW_ROWS.items():
