@@ -30,6 +30,17 @@ class TrainingData:
     """Those that a data gate had passed."""
 
 
+def coming_interval(last: int, through: int) -> int:
+    """The interval to recommend in: the one after those that are complete, quiet ones at the end included.
+
+    Args:
+        last: the last interval with events.
+        through: the last complete one. Longer after `last` than a model learns from, the data is an old export, in
+            whose time we stay.
+    """
+    return (through if last < through <= last + settings().training_intervals else last) + 1
+
+
 def checked_versions(gates_dir: Path) -> dict[str, int]:
     """Delta version of each table as the latest data gates passed it; what a gate refused no other vouches for."""
     versions: dict[str, int] = {}

@@ -32,6 +32,7 @@ from contracts.tables import (
     USER_HISTORIES,
     Table,
 )
+from contracts.trainings import coming_interval
 from expectations.snapshot import Snapshot
 
 MAX_PROBLEM_SHARE = 0.2
@@ -313,7 +314,8 @@ def _category_shares(
 def _item_features(
     snapshot: Snapshot, rows: pa.Table, changed: Sequence[str], around: Mapping[str, Snapshot]
 ) -> Measured:
-    coming = _last_silver(around) + 1
+    last = _last_silver(around)
+    coming = coming_interval(last, around[SILVER_EVENTS.name].through or last)
     words = "rows are as of an interval after the coming one: they cannot be known yet"
     leaking = none_may(
         "leaking_items", "rows have an events_all that is not the sum of the intervals before as_of: a leak, or a hole"

@@ -115,10 +115,12 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
         },
     }
     if users_of_last:
-        since = found["last_complete_interval"] - users_of_last
-        active = sound.where((F.col("interval") > since) & F.col("event_type").isin(*dataset.target_types))
+        last = found["last_complete_interval"]
+        wanted = range(last - users_of_last + 1, intervals[-1] + 1)
+        active = sound.where(F.col("interval").isin(*wanted) & F.col("event_type").isin(*dataset.target_types))
         by_interval = active.groupBy("interval").agg(F.array_sort(F.collect_set("user_id")).alias("users"))
-        found["active_users"] = {str(row["interval"]): row["users"] for row in by_interval.collect()}
+        users = {row["interval"]: row["users"] for row in by_interval.collect()}
+        found["active_users"] = {str(interval): users.get(interval, []) for interval in wanted}
     return found
 
 

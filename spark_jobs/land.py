@@ -430,7 +430,8 @@ def _refuse_empty_range(dataset: Dataset, landings: Sequence[Landing], after: in
         raise InputError(
             "the sources hold no events", where=settings().dataset_path.name, cure="name sources with events"
         )
-    if not any((after is None or after < interval) and interval <= through for interval in seen):
+    # Between others an interval may well be empty.
+    if through < seen[0] or (after is not None and after >= seen[-1]):
         raise InputError(
             f"no events in intervals {seen[0] if after is None else after + 1} to {through}: "
             f"there are intervals {seen[0]} to {seen[-1]}",

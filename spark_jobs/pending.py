@@ -37,6 +37,7 @@ from contracts.tables import (
     TRAINING_LISTS,
     USER_HISTORIES,
 )
+from contracts.trainings import coming_interval
 from spark_jobs import ledger, sources, storage
 from spark_jobs.arguments import add_interval
 
@@ -81,7 +82,7 @@ def build() -> list[int]:
 
 
 def clean() -> list[int]:
-    """Complete intervals of bronze that silver was not made of."""
+    """Complete intervals of bronze that silver was not made of; the last one also when nothing happened in it."""
     record, through = storage.recorded(SILVER_EVENTS), landed_through()
     if through is None:
         return []
@@ -89,6 +90,8 @@ def clean() -> list[int]:
         interval for interval in storage.files(BRONZE_EVENTS) if interval > record.get("through", through)
     }
     changed = storage.changed(BRONZE_EVENTS, record.get("bronze", "")) | incomplete_then
+    if record.get("through", through - 1) < through:
+        changed.add(through)
     return sorted(interval for interval in changed if interval <= through)
 
 
@@ -111,7 +114,7 @@ class Features(NamedTuple):
 
 
 def features(coming: int | None = None) -> Features:
-    """What the feature tables lack, for a model that is to recommend in interval `coming` (None: the one after silver)."""
+    """What the feature tables lack, for a model that is to recommend in interval `coming` (None: the one after those that are clean)."""
     intervals = sorted(storage.files(SILVER_EVENTS))
     if not intervals:
         return Features([], [], [], False, [], [])
@@ -123,7 +126,9 @@ def features(coming: int | None = None) -> Features:
         known = {*intervals, *storage.files(ITEM_INTERVALS)}
         return sorted(interval for interval in known if interval >= min(changed)) if changed else []
 
-    coming = intervals[-1] + 1 if coming is None else coming
+    if coming is None:
+        through = storage.recorded(SILVER_EVENTS, "through").get("through", intervals[-1])
+        coming = coming_interval(intervals[-1], through)
     oldest = coming - max(settings().fold_offsets) - settings().training_intervals
     wanted = range(max(oldest, intervals[0] + 1), coming + 1)
     record = storage.recorded(ITEM_FEATURES)

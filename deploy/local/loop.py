@@ -32,6 +32,8 @@ from serving.client import ServingError
 
 PATIENCE_S = 45.0
 """How long after the stage before a DAG may take to be woken by its asset event before we wake it."""
+TRIES = 3
+"""How often we wake a DAG that ends without having done what we wait for."""
 DEADLINE_S = 6 * 3600.0
 
 
@@ -83,7 +85,7 @@ class Loop:
 
     def _bring_about(self, dag_id: str, done: Callable[[], bool], conf: dict[str, str] | None) -> None:
         started, quiet_since = datetime.now(UTC), time.monotonic()
-        wake_at_once = conf is not None
+        wake_at_once, in_vain = conf is not None, 0
         end = time.monotonic() + DEADLINE_S
         while not done():
             runs = airflow_api.list_runs(self._airflow, dag_id)
@@ -94,7 +96,13 @@ class Loop:
             if active:
                 quiet_since = time.monotonic()
                 self._show(active[-1])
+            elif in_vain == TRIES:
+                raise StageFailed(
+                    f"{dag_id} has run {TRIES} times and found nothing to do, yet what it should bring about is not "
+                    f"there. The log of its first task says what it saw: {settings().airflow_url}/dags/{dag_id}"
+                )
             elif wake_at_once or time.monotonic() - quiet_since > PATIENCE_S:
+                in_vain += not wake_at_once
                 run_id = f"loop__{datetime.now(UTC).isoformat(timespec='seconds')}"
                 airflow_api.trigger(self._airflow, dag_id, run_id, conf)
                 wake_at_once, quiet_since = False, time.monotonic()
@@ -209,7 +217,7 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
         loop = Loop(airflow, sampler, console, timings)
         found = loop.measured("check of the data", lambda: _look_at_data(replayed))
         last = int(found["last_complete_interval"])
-        replayed = min(replayed, last - int(found["first_interval"]) - 2)
+        replayed = max(0, min(replayed, last - int(found["first_interval"]) - 2))
         live = range(last - replayed + 1, last + 1)
         try:
             loop.measured(

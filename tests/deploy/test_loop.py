@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from deploy.local.loop import said_why
+import pytest
+from rich.console import Console
+
+from deploy.local import airflow_api, loop
+from deploy.local.loop import Loop, StageFailed, said_why
 
 
 def write(path: Path, *events: str) -> None:
@@ -31,3 +37,24 @@ def test_a_log_without_a_reason(tmp_path: Path) -> None:
     """A line that is no JSON, or no log at all, is not an error of its own."""
     (tmp_path / "attempt=1.log").write_text("not json\n")
     assert said_why(tmp_path) == "its log says why"
+
+
+def test_what_will_never_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DAG that runs, finds nothing to do, and does not bring about what is waited for ends the loop in words."""
+    woken: list[str] = []
+
+    def trigger(airflow: Any, dag_id: str, run_id: str, conf: Any) -> None:
+        woken.append(run_id)
+
+    def list_runs(airflow: Any, dag_id: str) -> list[airflow_api.Run]:
+        now = datetime.now(UTC)
+        return [airflow_api.Run(dag_id, run_id, "success", {}, now, now) for run_id in woken]
+
+    monkeypatch.setattr(loop, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(loop.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(airflow_api, "trigger", trigger)
+    monkeypatch.setattr(airflow_api, "list_runs", list_runs)
+    waiting = Loop(None, None, Console(quiet=True), [])  # type: ignore[arg-type]
+    with pytest.raises(StageFailed, match="build_features has run 3 times and found nothing to do"):
+        waiting._bring_about("build_features", lambda: False, None)
+    assert len(woken) == 3
