@@ -61,6 +61,7 @@ class Settings(BaseSettings):
         description="An outside PostgreSQL server instead of the embedded one, as postgresql://user:password@host:port.",
     )
     mlflow_tracking_uri: str = Field("", description="An outside MLflow server instead of our own.")
+    mlflow_link: str = Field("", description="Where a browser finds MLflow, if not at the address that programs use.")
     serving_url: str = Field("", description="REST address of an outside TF Serving instead of the local one.")
 
     # Engines

@@ -14,7 +14,7 @@ Wakes `deploy_recommender` through the asset `challenger`.
 
 from airflow.sdk import DAG, Param
 from cartwheel_airflow.assets import CHALLENGER, TRAINING_REQUEST
-from cartwheel_airflow.operators import DAG_DEFAULTS, gate, result_of, step, woken_by
+from cartwheel_airflow.operators import DAG_DEFAULTS, HEAVY_POOL_SLOTS, gate, result_of, step, woken_by
 
 from contracts.names import TRAIN_RECOMMENDER
 
@@ -28,7 +28,9 @@ with DAG(
     reconcile = step("reconcile", "monitoring", "should-train", '{{ "--force" if params.force else "--no-force" }}')
     key = result_of("reconcile")
     requested_by = '{{ "a person" if params.force else "monitoring" }}'
-    train = step("train", "training", "train", "--key", key, "--requested-by", requested_by)
+    train = step(
+        "train", "training", "train", "--key", key, "--requested-by", requested_by, pool_slots=HEAVY_POOL_SLOTS
+    )
     check = gate("gate", "training", "gate", "--key", key)
     register = step("register", "training", "register", "--key", key, outlets=[CHALLENGER])
 

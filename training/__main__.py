@@ -11,7 +11,7 @@ import typer
 
 from contracts import dataset as datasets
 from contracts.errors import InputError, reported
-from contracts.files import read_json, write_json
+from contracts.files import lock_holder, locked, read_json, write_json
 from contracts.settings import settings
 from contracts.trainings import REQUEST, TrainingData, training_data
 
@@ -43,11 +43,15 @@ def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the
     from training import registry
 
     folder = _folder(key)
-    evaluation = read_json(folder / "evaluation.json")
-    if not evaluation:
-        evaluation = _train(key, requested_by)
-    run_id = registry.log_run(key, evaluation, folder)
-    write_json(folder / "run.json", {"run_id": run_id})
+    # A training outlives the Airflow worker that started it, if that is killed: who tries again waits for its end.
+    if holder := lock_holder(folder / ".lock"):
+        print(f"training {key} runs already (process {holder}): waiting for it", flush=True)
+    with locked(folder / ".lock"):
+        evaluation = read_json(folder / "evaluation.json")
+        if not evaluation:
+            evaluation = _train(key, requested_by)
+        run_id = registry.log_run(key, evaluation, folder)
+        write_json(folder / "run.json", {"run_id": run_id})
     print(f"training {key} is MLflow run {run_id}")
 
 

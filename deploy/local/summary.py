@@ -17,7 +17,7 @@ from rich.table import Table
 from contracts import names
 from contracts.dataset import Dataset
 from contracts.files import read_json, write_json, write_text
-from contracts.metrics import BASELINES, METRICS
+from contracts.metrics import BASELINES, METRICS, NDCG
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
@@ -40,25 +40,33 @@ def task_seconds(airflow: httpx.Client) -> list[dict[str, Any]]:
     return found
 
 
-def example(interval: int) -> dict[str, Any] | None:
-    """One user's recommendations beside what was then taken, by name: the user most of whose list was taken."""
+def examples(interval: int) -> dict[str, dict[str, Any]]:
+    """Users' recommendations beside what was then taken, by name.
+
+    Returns:
+        `best`: the user most of whose list was taken; `typical`: the one in the middle. Empty without traffic.
+    """
     rows = DeltaTable(str(ATTRIBUTIONS.path)).to_pandas(partitions=[("interval", "=", str(interval))])
     if rows.empty:
-        return None
+        return {}
     hits = [len(set(items) & set(taken)) for items, taken in zip(rows["items"], rows["taken_items"], strict=True)]
-    row = rows.assign(hits=hits).sort_values(["hits", "user_id"], ascending=[False, True]).iloc[0]
+    ordered = rows.assign(hits=hits).sort_values(["hits", "user_id"], ascending=[False, True])
     items = DeltaTable(str(ITEMS.path)).to_pandas(columns=["item_id", "name"]).set_index("item_id")["name"]
     users = DeltaTable(str(USERS.path)).to_pandas().set_index("user_id")["description"]
-    taken = set(row["taken_items"])
-    return {
-        "interval": interval,
-        "user_id": row["user_id"],
-        "about": users.get(row["user_id"], ""),
-        "recommended": [
-            {"item_id": item, "name": items.get(item, item), "taken": item in taken} for item in row["items"]
-        ],
-        "taken": sorted(str(items.get(item, item)) for item in taken),
-    }
+
+    def described(row: Any) -> dict[str, Any]:
+        taken = set(row["taken_items"])
+        return {
+            "interval": interval,
+            "user_id": row["user_id"],
+            "about": users.get(row["user_id"], ""),
+            "recommended": [
+                {"item_id": item, "name": items.get(item, item), "taken": item in taken} for item in row["items"]
+            ],
+            "taken": sorted(str(items.get(item, item)) for item in taken),
+        }
+
+    return {"best": described(ordered.iloc[0]), "typical": described(ordered.iloc[len(ordered) // 2])}
 
 
 def build(
@@ -68,10 +76,10 @@ def build(
     chosen = settings()
     version = progress.deployed_version()
     evaluation = progress.evaluation_of(version) if version is not None else {}
-    user = example(max(live)) if live else None
+    shown = examples(max(live)) if live else {}
     # By label: without one, a candidate that is loaded to be verified would answer.
     rest = f"{chosen.rest_url}/v1/models/{names.MODEL}/labels/{STABLE}:predict"
-    asked = user["user_id"] if user else "somebody"
+    asked = shown["best"]["user_id"] if shown else "somebody"
     return {
         "dataset": dataset.name,
         "champion_version": version,
@@ -85,7 +93,8 @@ def build(
             }
             for interval in live
         },
-        "example": user,
+        "example": shown.get("best"),
+        "typical": shown.get("typical"),
         "stages": stages,
         "tasks": tasks,
         "total_seconds": round(sum(stage["seconds"] for stage in stages), 1),
@@ -98,22 +107,48 @@ def build(
     }
 
 
-def _metrics(title: str, means: dict[str, dict[str, float]]) -> Table:
+def gain(ours: dict[str, float], theirs: dict[str, float], half_width: float | None) -> str:
+    """What the model gains in ndcg_at_10, with the half width of the interval of confidence where it is bounded."""
+    difference = f"{ours[NDCG] - theirs[NDCG]:+.3f}"
+    return difference if half_width is None else f"{difference} ± {half_width:.3f}"
+
+
+def gains_of_evaluation(evaluation: dict[str, Any]) -> dict[str, str]:
+    """By baseline."""
+    means, found = evaluation["means"], {}
+    for who, paired in evaluation["paired"].items():
+        lower = paired[NDCG]["lower"]
+        found[who] = gain(means["model"], means[who], None if lower is None else paired[NDCG]["mean"] - lower)
+    return found
+
+
+def live_gains(live: dict[str, Any]) -> dict[str, str]:
+    """By baseline; `ndcg_behind` is the lower bound of what the baseline has more than the model."""
+    means, found = live["means"], {}
+    for who, behind in live["ndcg_behind"].items():
+        ahead = means["model"][NDCG] - means[who][NDCG]
+        found[who] = gain(means["model"], means[who], None if behind is None else -ahead - behind)
+    return found
+
+
+def _metrics(title: str, means: dict[str, dict[str, float]], gains: dict[str, str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for metric in METRICS:
         table.add_column(metric, justify="right")
+    table.add_column(f"the ranker's gain in {NDCG}", justify="right")
     for who in ("model", *BASELINES):
         if who in means:
             style = "bold green" if who == "model" else ""
-            table.add_row(WHO[who], *(f"{means[who][metric]:.3f}" for metric in METRICS), style=style)
+            row = [f"{means[who][metric]:.3f}" for metric in METRICS]
+            table.add_row(WHO[who], *row, gains.get(who, ""), style=style)
     return table
 
 
-def _list_beside_taken(user: dict[str, Any]) -> Table:
+def _list_beside_taken(user: dict[str, Any], which: str) -> Table:
     about = f" ({user['about']})" if user["about"] else ""
     table = Table(
-        title=f"User {user['user_id']}{about} in interval {user['interval']}, whose list fitted best",
+        title=f"User {user['user_id']}{about} in interval {user['interval']}, {which}",
         title_justify="left",
         title_style="bold",
     )
@@ -152,21 +187,28 @@ def show(
     means = summary["evaluation"]["means"]
     if means:
         intervals = ", ".join(str(fold["as_of"]) for fold in summary["evaluation"]["folds"])
-        console.print(_metrics(f"Evaluation on intervals {intervals}, none of them seen in training", means))
+        title = f"Evaluation on intervals {intervals}, none of them seen in training"
+        console.print(_metrics(title, means, gains_of_evaluation(summary["evaluation"])))
     for interval, seen in summary["live"].items():
         for version, metrics in (seen["metrics"] or {}).items():
             title = (
                 f"Live in interval {interval} from {seen['start'][:10]}, version {version}: {metrics['num_users']} users, "
                 f"p50 {metrics['latency_p50_ms']:.1f} ms, p99 {metrics['latency_p99_ms']:.1f} ms"
             )
-            console.print(_metrics(title, metrics["means"]))
+            if metrics["means"]:
+                console.print(_metrics(title, metrics["means"], live_gains(metrics)))
+            else:
+                console.print(f"{title}; nobody took anything, so there is nothing to measure by")
         if seen["decision"]:
             console.print(
                 f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n",
                 highlight=False,
             )
     if summary["example"]:
-        console.print(_list_beside_taken(summary["example"]))
+        console.print(
+            _list_beside_taken(summary["typical"], "who is in the middle of all by how much of the list was taken")
+        )
+        console.print(_list_beside_taken(summary["example"], "whose list fitted best"))
     console.print(_times(summary))
     urls, login = summary["urls"], summary["login"]
     console.print(

@@ -28,6 +28,10 @@ def woken_by(asset: Asset, *, minute: int) -> AssetOrTimeSchedule:
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(f"{minute} * * * *", timezone="UTC"), assets=[asset])
 
 
+HEAVY_POOL_SLOTS = 2
+"""Slots of Airflow's pool that a training or a Spark driver takes: of our three, so that no two run at once."""
+
+
 def step(task_id: str, *command: str, **options: Any) -> BashOperator:
     """A task that runs `python -m COMMAND`; exit status 99 shows as skipped. The last line printed is its result.
 
@@ -59,6 +63,7 @@ def spark_job(task_id: str, job: str, *arguments: str, **options: Any) -> SparkS
         application_args=list(arguments),
         jars=",".join(sorted(map(str, (chosen.cache_dir / "spark-jars").glob("*.jar")))),
         driver_memory=chosen.spark_driver_memory,
+        pool_slots=HEAVY_POOL_SLOTS,
         conf={"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": chosen.spark_driver_java_options},
         **options,
     )

@@ -69,7 +69,7 @@ def page() -> HTMLResponse:
         dag=lambda dag_id: f"{root}/dags/{dag_id}",
         names=names,
         has_docs=(status.docs_folder() / "index.html").exists(),
-        mlflow_url=settings().mlflow_uri,
+        mlflow_url=settings().mlflow_link or settings().mlflow_uri,
         nonce=nonce,
     )
     scripts = f"{_NO_CONTENT_FROM_ELSEWHERE}; script-src 'nonce-{nonce}'"

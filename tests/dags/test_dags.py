@@ -14,6 +14,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 from cartwheel_airflow import assets
 
 from contracts import names
+from contracts.settings import Settings
 
 
 class Results:
@@ -101,6 +102,15 @@ def test_the_first_task_reconciles(dags, dag_id) -> None:
     dag = dags[dag_id]
     assert [task.task_id for task in dag.roots] == ["reconcile"]
     assert dag.max_active_runs == 1
+
+
+def test_no_two_heavy_tasks_run_at_once(dags) -> None:
+    """Spark's drivers and the training each take more than half of the slots that the pool has."""
+    slots = Settings(_env_file=None).airflow_parallelism
+    heavy = [task for dag in dags.values() for task in dag.tasks if 2 * task.pool_slots > slots]
+    names_of_heavy = {task.task_id for task in heavy}
+    assert names_of_heavy == {"land", "clean", "compute_features", "attribute", "train"}
+    assert all(task.pool_slots <= slots for task in heavy)
 
 
 def test_gates_are_not_retried(dags) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 from mlflow import MlflowClient
 
 from contracts import names
+from contracts.files import locked, write_json
 from contracts.settings import settings
+from training import __main__ as verbs
 from training import registry
 
 EVALUATION: dict[str, Any] = {
@@ -80,6 +85,26 @@ def test_another_training_of_the_same_key_is_another_run(client: MlflowClient, t
     """Whoever deletes a training's folder and trains again does not get the old model under its key."""
     first = registry.log_run("as_of_5_v3", EVALUATION, tmp_path)
     assert registry.log_run("as_of_5_v3", EVALUATION | {"seconds": 9.0}, tmp_path) != first
+
+
+def test_a_training_that_runs_already_is_waited_for(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Airflow worker was killed, the training itself was not: who tries again trains nothing, and logs its result."""
+    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
+    settings.cache_clear()
+    folder = settings().training_dir / "as_of_5_v3"
+    shutil.copytree(tmp_path / "saved_model", folder / "saved_model")
+    with ThreadPoolExecutor(1) as pool:
+        with locked(folder / ".lock"):
+            again = pool.submit(verbs.train, key="as_of_5_v3", requested_by="monitoring")
+            with pytest.raises(TimeoutError):
+                again.result(timeout=1)
+            write_json(folder / "evaluation.json", EVALUATION)
+        again.result(timeout=60)
+    assert f"runs already (process {os.getpid()}): waiting" in capsys.readouterr().out
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    assert client.get_run(run_id).data.tags[registry.KEY_TAG] == "as_of_5_v3"
 
 
 def test_a_run_that_was_killed_while_it_was_logged_does_not_count(client: MlflowClient, tmp_path: Path) -> None:
