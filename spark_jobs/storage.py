@@ -8,6 +8,7 @@ needs no clock, and reads transaction logs only.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ def writing(*, alone: bool = False) -> Iterator[None]:
 
 
 def exists(table: Table) -> bool:
-    return (table.path / "_delta_log").is_dir()
+    """Whether the table has a commit; a folder that a killed creation left behind is none."""
+    return bool(deltalake.DeltaTable.is_deltatable(str(table.path)))
 
 
 def open_table(table: Table, version: int | None = None) -> deltalake.DeltaTable | None:
@@ -176,18 +178,27 @@ def note(table: Table, record: dict[str, Any]) -> None:
     deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=said)
 
 
-def _typed(frame: DataFrame, table: Table) -> DataFrame:
-    """The table's columns of `frame`, for a table that exists: made by the contract, so that Delta checks what must not be null."""
+def _create(spark: SparkSession, table: Table) -> None:
     from delta.tables import DeltaTable
-    from pyspark.sql import functions as F
     from pyspark.sql.types import StructType
 
-    if not exists(table):
+    with locked(settings().home_dir / "run" / "create.lock"):
+        if exists(table):
+            return
+        shutil.rmtree(table.path, ignore_errors=True)  # what a killed creation left behind, which Delta stumbles over
         (
-            DeltaTable.createIfNotExists(frame.sparkSession)
+            DeltaTable.create(spark)
             .location(str(table.path))
             .addColumns(StructType.fromDDL(table.ddl))
             .partitionedBy(*table.partition_by)
             .execute()
         )
+
+
+def _typed(frame: DataFrame, table: Table) -> DataFrame:
+    """The table's columns of `frame`, for a table that exists: made by the contract, so that Delta checks what must not be null."""
+    from pyspark.sql import functions as F
+
+    if not exists(table):
+        _create(frame.sparkSession, table)
     return frame.select(*[F.col(column.name).cast(column.type) for column in table.columns])

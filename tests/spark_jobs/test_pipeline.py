@@ -173,6 +173,19 @@ def test_range_without_events(built_shop: Any) -> None:
         built_shop.land(through=9, from_interval=8)
 
 
+def test_a_table_whose_creation_was_killed_is_made_by_the_contract(shop: Any) -> None:
+    """Killed before the first commit, the next run makes the table anew, with its partitions and what must not be null."""
+    assert shop.land(through=3) == 0
+    log = SILVER_EVENTS.path / "_delta_log"
+    (log / "_staged_commits").mkdir(parents=True)
+    (log / ".00000000000000000000.json.6a2f5eea.tmp").write_text("{}")
+    assert shop.clean() == 0
+    table = storage.open_table(SILVER_EVENTS)
+    assert table is not None
+    assert table.metadata().partition_columns == ["interval"]
+    assert [field.nullable for field in table.schema().fields] == [column.nullable for column in SILVER_EVENTS.columns]
+
+
 @pytest.mark.slow
 def test_running_again_changes_nothing(copied_shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Landing the same again and bringing all up to date gives equal tables."""
