@@ -102,7 +102,7 @@ def decide(observation: Observation, state: State, thresholds: Thresholds) -> De
 def _wants(observation: Observation, thresholds: Thresholds) -> Iterator[str]:
     champion, live, drift = observation.champion, observation.live, observation.drift
     if champion is None:
-        yield "no model is deployed"
+        yield "no model is deployed, or it was deleted in MLflow"
         return
     age = observation.interval - champion.as_of
     if age >= thresholds.after_intervals:

@@ -44,7 +44,7 @@ def category_shares() -> pd.DataFrame:
 
 
 def champion() -> Champion | None:
-    """The model version that carries the alias `champion`; None when nothing is registered or none carries it.
+    """The model version that carries the alias `champion`; None when there is none, or somebody has deleted it.
 
     Raises:
         InputError: MLflow does not answer, or the model version lacks what training writes on it.
@@ -64,6 +64,8 @@ def champion() -> Champion | None:
             return None
         found = client.get_model_version(MODEL, str(named[0].aliases[CHAMPION]))
     except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
         what = f"the model registry does not answer: {str(error).splitlines()[0][:200]}"
         raise InputError(what, where="CARTWHEEL_MLFLOW_TRACKING_URI", cure="start MLflow, or name another") from None
     try:

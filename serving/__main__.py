@@ -66,8 +66,15 @@ def rollback(
 
 @app.command()
 def status() -> None:
-    """Print what config, ledger, endpoint and MLflow say, as JSON."""
-    print(json.dumps(deployment.status(), indent=2))
+    """Print what config, ledger, endpoint and MLflow say, as JSON; in words, what somebody has deleted."""
+    found = deployment.status()
+    print(json.dumps(found, indent=2))
+    for version in found["deleted_in_mlflow"] if isinstance(found["deleted_in_mlflow"], list) else []:
+        print(
+            f"version {version} was deleted in MLflow: what is loaded serves on from its copy here, but it can neither be "
+            "published again nor judged; train another",
+            file=sys.stderr,
+        )
 
 
 @app.command()

@@ -270,12 +270,17 @@ def status() -> dict[str, Any]:
         except (InputError, DeploymentError) as error:
             return {"error": str(error)}
 
+    def deleted() -> list[int]:
+        named = {*registry.aliases().values(), *desired.read().versions, *([deployed.version] if deployed else [])}
+        return sorted(named - registry.versions())
+
     deployed = ledger.deployed()
     return {
         "config": said(lambda: vars(desired.read())),
         "deployed": vars(deployed) if deployed else None,
         "endpoint": said(endpoint),
         "mlflow": said(registry.aliases),
+        "deleted_in_mlflow": said(deleted),
     }
 
 

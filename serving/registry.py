@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from contracts.errors import InputError
@@ -17,25 +19,39 @@ def _client() -> Any:
     return mlflow.MlflowClient(tracking_uri=settings().mlflow_uri)
 
 
-def _unreachable(error: Exception) -> InputError:
-    return InputError(f"MLflow failed: {error}", where=settings().mlflow_uri, cure="see that MLflow runs there")
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Say in one line that MLflow does not do what it was asked to."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        said = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"MLflow failed: {said}", where=settings().mlflow_uri, cure="see that MLflow runs there"
+        ) from None
 
 
 def aliases() -> dict[str, int]:
-    """Version by alias; empty when no version was ever registered.
+    """Version by alias, also of versions that somebody has deleted; empty when no version was ever registered.
 
     Raises:
         InputError: MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
+    with _answering():
+        models = _client().search_registered_models(f"name = '{MODEL}'")
+    return {alias: int(version) for model in models for alias, version in model.aliases.items()}
 
-    try:
-        found = _client().get_registered_model(MODEL).aliases
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise _unreachable(error) from None
-    return {alias: int(version) for alias, version in found.items()}
+
+def versions() -> set[int]:
+    """Every version that is registered.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    with _answering():
+        return {int(each.version) for each in _client().search_model_versions(f"name = '{MODEL}'")}
 
 
 def deployable(version: int) -> str:
@@ -44,16 +60,14 @@ def deployable(version: int) -> str:
     Raises:
         InputError: there is no such version, or it did not pass.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
+    if version not in versions():
+        raise InputError(
+            f"{MODEL} has no version {version}: it was never registered, or somebody has deleted it",
+            where=settings().mlflow_uri,
+            cure="name a registered version, or train another",
+        )
+    with _answering():
         found = _client().get_model_version(MODEL, str(version))
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise InputError(
-                f"{MODEL} has no version {version}", where=settings().mlflow_uri, cure="name a registered version"
-            ) from None
-        raise _unreachable(error) from None
     if (verdict := found.tags.get(GATE_TAG)) != GATE_PASSED:
         raise InputError(
             f"version {version} of {MODEL} did not pass the gate ({GATE_TAG}={verdict!r})",
@@ -64,12 +78,26 @@ def deployable(version: int) -> str:
 
 
 def move_alias(alias: str, version: int) -> None:
-    """Point an alias at a version, unless it does already."""
-    if aliases().get(alias) != version:
-        _client().set_registered_model_alias(MODEL, alias, str(version))
+    """Point an alias at a version, unless it does already; at nothing, if somebody has deleted that version.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    before = aliases().get(alias)
+    with _answering():
+        if version not in versions():
+            if before is not None:
+                _client().delete_registered_model_alias(MODEL, alias)
+        elif before != version:
+            _client().set_registered_model_alias(MODEL, alias, str(version))
 
 
 def drop_alias(alias: str, version: int) -> None:
-    """Delete an alias if it points at that version; a newer one keeps it."""
+    """Delete an alias if it points at that version; a newer one keeps it.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
     if aliases().get(alias) == version:
-        _client().delete_registered_model_alias(MODEL, alias)
+        with _answering():
+            _client().delete_registered_model_alias(MODEL, alias)

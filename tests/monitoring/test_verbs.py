@@ -114,12 +114,12 @@ def test_the_first_model(home: Home) -> None:
     home.lists(52)
     assert home.run("pending") == ["nothing is decided yet for interval 53"]
     assert home.run("should-train", expect=99) == ["no training is due"]
-    assert home.run("decide") == ["interval 53: retrain: no model is deployed", "retrain"]
+    assert home.run("decide") == ["interval 53: retrain: no model is deployed, or it was deleted in MLflow", "retrain"]
     before = (home.folder / "reports" / "monitoring" / "53.json").read_text()
     assert home.run("decide")[-1] == "retrain"
     assert (home.folder / "reports" / "monitoring" / "53.json").read_text() == before
     assert home.run("pending", expect=99) == ["nothing to decide"]
-    assert home.run("should-train") == ["no model is deployed", "as_of_53_v1"]
+    assert home.run("should-train") == ["no model is deployed, or it was deleted in MLflow", "as_of_53_v1"]
 
     home.traffic(52, "x")  # something else is new: decided again, but not asked for again
     assert home.run("pending") == ["since the decision for interval 53 these have changed: table_versions"]
@@ -183,6 +183,15 @@ def test_a_request_stays_open_until_a_training_has_finished(home: Home) -> None:
     assert home.run("should-train")[-1] == "as_of_54_v2"
     home.finish(54, 2, "registered")
     assert home.run("should-train", expect=99) == ["no training is due"]
+
+
+def test_a_champion_that_was_deleted_in_mlflow(home: Home) -> None:
+    """Nobody can judge it any more: another is asked for."""
+    home.lists(52)
+    home.champion(as_of=52)
+    # As text the version leaves its alias behind (mlflow/mlflow#24825).
+    mlflow.MlflowClient(tracking_uri=home.registry, registry_uri=home.registry).delete_model_version(MODEL, "1")
+    assert home.run("decide")[-1] == "retrain"
 
 
 def test_every_rule_at_once_and_bad_data(home: Home) -> None:

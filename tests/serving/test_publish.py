@@ -181,6 +181,36 @@ def test_killed_anywhere_and_run_again(shop: Shop) -> None:
     assert shop.on_disk() == {str(previous), str(version)}
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_champion_that_was_deleted_in_mlflow(shop: Shop, as_text: bool) -> None:
+    """It serves on, is named, and neither rolling back nor deploying another stumbles over it."""
+    before = shop.aliases()[CHAMPION]
+    version = shop.register(5)
+    shop.deploy(version)
+    # Over REST the number is a text, and then MLflow leaves the alias behind (mlflow/mlflow#24825).
+    shop.mlflow.delete_model_version(MODEL, str(version) if as_text else version)
+    status = shop.verb("status")
+    assert json.loads(status.stdout)["deleted_in_mlflow"] == [version]
+    assert f"version {version} was deleted in MLflow" in status.stderr
+    shop.verb("pending", code=NOTHING_TO_DO)
+    assert shop.served() == 3.5
+    assert shop.verb("rollback").stdout == f"{before}\n"
+    assert shop.aliases()[CHAMPION] == before
+    shop.verb("rollback", "--to", str(version))  # its copy is still here, as long as it is loaded or next to it
+    assert (shop.served(), CHAMPION in shop.aliases()) == (3.5, False)
+    another = shop.register(4)
+    shop.deploy(another)
+    assert (shop.served(), shop.aliases()) == (3.4, {CHAMPION: another})
+
+
+def test_a_challenger_that_was_deleted_in_mlflow(shop: Shop) -> None:
+    """There is nothing to deploy, or one line says what is missing."""
+    version = shop.register(5)
+    shop.mlflow.delete_model_version(MODEL, str(version))
+    done = run_verb("serving", "pending", environment=shop.settings)
+    assert done.returncode == NOTHING_TO_DO or (done.returncode, f"no version {version}" in done.stderr) == (2, True)
+
+
 def _tampered(folder: Path) -> None:
     with (folder / "saved_model.pb").open("ab") as file:
         file.write(b"x")
