@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shlex
 import subprocess
 import time
@@ -13,8 +15,9 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
-from contracts.names import MODEL
+from contracts.names import EXPERIMENT, MODEL
 from contracts.settings import REPOSITORY
 from serving.client import Client
 from tests.ports import free_ports
@@ -91,6 +94,33 @@ def clicks() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["who", "what", "when", "kind", "visit", "price", "brand", "shelf"])
 
 
+def as_clients_send_it(url: str) -> None:
+    """What clients of TF Serving send is answered, or refused in words; nothing is answered 500."""
+
+    def ask(body: Any, **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(url, content=content, headers=headers, trust_env=False, timeout=60)
+
+    plain = {"instances": [{"user_id": "user3"}]}
+    items = ask(plain).json()["predictions"][0]["items"]
+    packed = ask(gzip.compress(json.dumps(plain).encode()), **{"Content-Encoding": "gzip"})
+    for same in (packed, ask({"instances": ["user3"]}), ask({"instances": [{"user_id": {"b64": "dXNlcjM="}}]})):
+        assert same.json()["predictions"][0]["items"] == items
+    assert ask({"inputs": {"user_id": ["user3"]}}).json()["outputs"]["items"] == [items]
+    odd = [{"user_id": f"A/B 🧦 {number}"} for number in range(2000)]
+    assert len(ask({"instances": odd}).json()["predictions"]) == 2000
+    history = {"signature_name": "history"}
+    known = history | {"instances": [{"item_id": ["no such", items[0]], "age_days": [2.0, 9.0]}]}
+    assert len(ask(known).json()["predictions"][0]["items"]) == 10
+    for wrong in (
+        {"instances": [{"user_id": 1}]}, {"instances": [{"user_id": ["user3"]}]}, {"instances": [{"userId": "user3"}]},
+        {"instances": []}, {"instances": [{"user_id": None}]},
+        history | {"instances": [{"item_id": ["a"], "age_days": [2.0, 9.0]}]},
+    ):  # fmt: skip
+        refused = ask(wrong)
+        assert (refused.status_code, list(refused.json())) == (400, ["error"]), wrong
+
+
 @pytest.mark.parametrize(
     ("declared", "events", "last"), [(PLAIN, plain, 10), (CLICKS, clicks, 12)], ids=["plain", "clicks"]
 )
@@ -101,11 +131,13 @@ def test_a_shop_goes_through_every_stage(
     (tmp_path / "shop.toml").write_text(declared)
     events().to_csv(tmp_path / "events.csv.gz", index=False)
     (tmp_path / "mlflow.db").write_bytes(mlflow_store.read_bytes())
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(tracking_uri=store).create_experiment(EXPERIMENT, artifact_location=str(tmp_path / "artifacts"))
     [rest_port] = free_ports(1)
     environment = {
         "CARTWHEEL_HOME": str(tmp_path / "home"),
         "CARTWHEEL_DATASET": str(tmp_path / "shop.toml"),
-        "CARTWHEEL_MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "CARTWHEEL_MLFLOW_TRACKING_URI": store,
         "CARTWHEEL_REST_PORT": str(rest_port),
         "CARTWHEEL_FOLD_OFFSETS": "1,2",
         "CARTWHEEL_TRAINING_INTERVALS": "5",
@@ -145,6 +177,7 @@ def test_a_shop_goes_through_every_stage(
                 verb("serving", step, "--version", "1")
             with Client(url) as client:
                 answers = client.recommend(["user3", "somebody-new"])
+            as_clients_send_it(f"{url}/v1/models/{MODEL}/labels/stable:predict")
         finally:
             server.terminate()
     for answer in answers:
