@@ -152,6 +152,11 @@ def check_files(spark: SparkSession, dataset: Dataset, folder: Path, item_ids: D
         return int(item_ids.join(described, "item_id", "left_semi").count())
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 user`, `1,234 users`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     """What is no error but worth a look."""
     unusable = 1 - found["usable_rows"] / found["rows"]
@@ -162,7 +167,7 @@ def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     elif found["usable_rows"] - found["priced_rows"] > MUCH * found["usable_rows"]:
         yield f"{found['usable_rows'] - found['priced_rows']:,} usable rows have no price: check columns.price and decimal_comma"
     if found["users"] < 20:
-        yield f"only {found['users']} users: too few to learn from others"
+        yield f"only {counted(found['users'], 'user')}: too few to learn from others"
     if found["usable_rows"] < 2 * found["users"]:
         yield f"{found['usable_rows'] / found['users']:.1f} events for each user: little to learn from; is columns.user_id right?"
     if found["first_interval"] < 1:
@@ -170,7 +175,7 @@ def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     there = found["events_by_interval"]
     gaps = [each for each in range(found["first_interval"], found["last_interval"]) if str(each) not in there]
     if gaps:
-        yield f"{len(gaps)} intervals without events, the first is {dataset.interval.label(gaps[0])}"
+        yield f"{counted(len(gaps), 'interval')} without events, the first is {dataset.interval.label(gaps[0])}"
     described = found["items_described"]
     if described is not None and found["items"] - described > MUCH * found["items"]:
         yield f"{found['items'] - described:,} of {found['items']:,} items are not in the items file: their id is their name"
@@ -207,9 +212,9 @@ def bars(by_interval: dict[int, int]) -> Iterator[str]:
 
 def report(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     """What a person reads."""
-    yield f"{dataset.title or dataset.name}: {found['rows']:,} rows, {found['usable_rows']:,} of them usable"
+    yield f"{dataset.title or dataset.name}: {counted(found['rows'], 'row')}, {found['usable_rows']:,} of them usable"
     for problem in found["problems"]:
-        yield f"  {problem['rows']:>10,} rows  {problem['kind']}"
+        yield f"  {problem['rows']:>10,} {'row ' if problem['rows'] == 1 else 'rows'}  {problem['kind']}"
         yield f"              e.g. {problem['example'][:160]}"
     if not found["usable_rows"]:
         return
@@ -218,7 +223,7 @@ def report(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     length = dataset.interval.length
     yield f"  intervals of {length}: {found['first_interval']} to {found['last_interval']}; the last complete one is {complete}"
     described = "" if found["items_described"] is None else f" ({found['items_described']:,} of them in the items file)"
-    yield f"  {found['users']:,} users, {found['items']:,} items{described}"
+    yield f"  {counted(found['users'], 'user')}, {counted(found['items'], 'item')}{described}"
     yield "  events: " + ", ".join(f"{count:,} {name}" for name, count in found["events_by_type"].items())
     yield "  events by interval:"
     yield from bars({int(interval): count for interval, count in found["events_by_interval"].items()})

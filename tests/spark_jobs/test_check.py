@@ -24,7 +24,7 @@ def test_report(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["events_by_type"] == {"purchase": 5, "view": 2}
     assert found["items_described"] == 2
     printed = capsys.readouterr().out
-    assert "1 rows  quantity: not a number\n              e.g. {" in printed
+    assert "1 row   quantity: not a number\n              e.g. {" in printed
     assert "from 2024-01-01 06:00:00 to 2024-01-03 12:00:00" in printed
     assert "warning: 53% of the rows cannot be used" in printed
     assert "           1            3 █" in printed
