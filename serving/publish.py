@@ -87,12 +87,22 @@ def publish(version: int, *, deadline_s: float = DEADLINE_S) -> None:
 
 
 def verify(version: int) -> dict[str, Any]:
-    """Replay the golden requests at the version and report; on a mismatch the champion's config is restored.
+    """Replay the golden requests at the version and report; unless all are answered alike, it is unloaded again.
 
     Raises:
         InputError: the version is not published.
-        DeploymentError: an answer differs from what training recorded.
+        DeploymentError: an answer differs from what training recorded, or none came.
     """
+    try:
+        return _verified(version)
+    except DeploymentError:
+        before = desired.read()
+        if before.stable != version:
+            desired.write(before.without(version))
+        raise
+
+
+def _verified(version: int) -> dict[str, Any]:
     folder = desired.base_path() / str(version)
     if not folder.is_dir():
         raise InputError(f"version {version} is not published", where=str(folder), cure="publish it first")
@@ -125,9 +135,6 @@ def verify(version: int) -> dict[str, Any]:
     }
     write_json(report_path(version), report)
     if mismatches:
-        before = desired.read()
-        if before.stable != version:
-            desired.write(before.without(version))
         raise DeploymentError(
             f"version {version} does not answer as trained, see {report_path(version)}: {mismatches[0]}"
         )

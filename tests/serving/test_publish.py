@@ -181,6 +181,17 @@ def test_killed_anywhere_and_run_again(shop: Shop) -> None:
     assert shop.on_disk() == {str(previous), str(version)}
 
 
+def test_a_candidate_whose_verification_broke_off(shop: Shop) -> None:
+    """A candidate that could not be verified, since the endpoint failed, does not stay loaded; it is pending still."""
+    version = shop.register(7)
+    shop.verb("publish", "--version", str(version))
+    settings, shop.settings = shop.settings, shop.settings | {"CARTWHEEL_REST_PORT": "1"}  # nobody listens there
+    shop.verb("verify", "--version", str(version), code=1)
+    shop.settings = settings
+    assert version not in json.loads(shop.verb("status").stdout)["config"]["versions"]
+    assert shop.verb("pending").stdout == f"{version}\n"
+
+
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_champion_that_was_deleted_in_mlflow(shop: Shop, as_text: bool) -> None:
     """It serves on, is named, and neither rolling back nor deploying another stumbles over it."""
