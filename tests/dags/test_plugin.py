@@ -126,6 +126,17 @@ def test_a_user_without_a_role_is_refused(shop: None, server: FastAPI) -> None:
     assert client.get("/cartwheel/").status_code == 403
 
 
+def test_the_page_links_to_where_a_browser_finds_mlflow(
+    shop: None, reader: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Compose programs reach MLflow by a name that no browser knows."""
+    monkeypatch.setenv("CARTWHEEL_MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    for link, shown in (("", "http://mlflow:5000"), ("http://127.0.0.1:5000", "http://127.0.0.1:5000")):
+        monkeypatch.setenv("CARTWHEEL_MLFLOW_LINK", link)
+        settings.cache_clear()
+        assert f"{shown}/#/models/recommender" in reader.get("/cartwheel/").text
+
+
 def test_the_page_tells_what_the_tables_say(shop: None, reader: TestClient) -> None:
     """Sums of the ledger, reasons of the quarantine with their command, the verdict, the decision and the champion."""
     html = " ".join(reader.get("/cartwheel/").text.split())
