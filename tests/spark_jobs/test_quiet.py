@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from contracts.files import write_json
 from contracts.settings import settings
 from contracts.tables import ITEM_FEATURES, SILVER_EVENTS
@@ -26,6 +28,7 @@ def checked_features() -> None:
     write_json(settings().reports_dir / "gates" / "features.json", verdict)
 
 
+@pytest.mark.slow
 def test_an_interval_without_events(shop: Any) -> None:
     """Interval 4 is empty: it lands, is clean, features as of 5 are made, and their gate holds; then 5 goes on as ever."""
     shop.write(events__csv=HEADER + DAY_1 + DAY_2 + DAY_3 + DAY_5)

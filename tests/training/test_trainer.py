@@ -70,3 +70,46 @@ def test_nothing_to_learn_from_is_said_in_words(shop: Shop) -> None:
     shop = dataclasses.replace(shop, recommendable=np.zeros(5, bool))
     with pytest.raises(InputError, match="12 intervals before 4, nothing could have been recommended"):
         train(with_lists(shop, targets=[1, 3]), RankerConfig(fold_offsets=(1,), epochs=1), silent)
+
+
+def tiny(shop: Shop, kind: str) -> Shop:
+    """The tiny shop, made smaller still."""
+    shop = with_lists(shop, targets=[1, 3])
+    entries = shop.histories
+    if kind == "only new users":  # nobody in the lists has taken anything before
+        nothing = Histories(np.zeros(4, np.int64), entries.items[:0], entries.at[:0], entries.weights[:0])
+        return dataclasses.replace(shop, histories=nothing)
+    if kind == "one item":
+        known = {as_of: array[:1] for as_of, array in shop.statistics.items()}
+        lists = {as_of: dataclasses.replace(each, targets=each.targets * 0) for as_of, each in shop.lists.items()}
+        items = dataclasses.replace(entries, items=entries.items * 0)
+        return dataclasses.replace(
+            shop, item_ids=shop.item_ids[:1], item_types=shop.item_types[:1], lists=lists, statistics=known,
+            item_categories=shop.item_categories[:1], recommendable=shop.recommendable[:1], histories=items,
+        )  # fmt: skip
+    if kind == "one user":
+        lists = {
+            as_of: Lists(as_of, np.array([0]), np.array([0, 1]), each.targets[:1]) for as_of, each in shop.lists.items()
+        }
+        return dataclasses.replace(shop, lists=lists)
+    # Nothing is ever bought again: no gaps, no repeats, and lists of what nobody has had.
+    once = dataclasses.replace(entries, items=np.array([0, 1, 2, 3, 4, 3]))
+    return dataclasses.replace(shop, histories=once)
+
+
+@pytest.mark.parametrize("kind", ["only new users", "one item", "one user", "nothing sold twice"])
+def test_the_smallest_shops_are_trained_and_served(shop: Shop, tmp_path: Path, kind: str) -> None:
+    """Lists have no item twice and none that does not exist, and are as long as there are items; metrics are numbers."""
+    shop = tiny(shop, kind)
+    config = RankerConfig(fold_offsets=(1,), epochs=1)
+    trained = train(shop, config, silent)
+    [fold] = trained.folds
+    assert all(np.isfinite(values).all() for by_metric in fold.metrics.values() for values in by_metric.values())
+    export(trained.ranker, shop, config, tmp_path / "saved_model")
+    serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
+    answers = serve(user_id=tf.constant([*map(str, shop.user_ids), "nobody"]))
+    recommendable = set(shop.item_ids[shop.recommendable])
+    for items in answers["items"].numpy().astype(str):
+        assert set(items) == recommendable
+        assert len(items) == len(recommendable)
+    assert np.isfinite(answers["scores"].numpy()).all()
