@@ -167,6 +167,17 @@ def install() -> Iterator[Callable[..., Installation]]:
     shutil.rmtree(parent)
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty installation, in the process of the test."""
+    from contracts.settings import settings
+
+    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
 @dataclass(frozen=True)
 class Database:
     """A PostgreSQL with a database `shop`."""

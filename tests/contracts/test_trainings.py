@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,14 +12,6 @@ from contracts import trainings
 from contracts.files import write_json
 from contracts.settings import settings
 from contracts.trainings import TrainingData, checked_versions, training_data, training_key
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
-    settings.cache_clear()
-    yield tmp_path
-    settings.cache_clear()
 
 
 def append(home: Path, table: str, as_of: int) -> None:

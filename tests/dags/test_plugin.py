@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,6 @@ def ledger_row(source: str, batch: int, interval: int, *counts: int) -> dict[str
         "source": source, "batch": batch, "interval": interval, "read": read, "landed": landed,
         "quarantined": quarantined, "duplicates": duplicates, "bronze_version": batch, "committed_at": MOMENT,
     }  # fmt: skip
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty installation."""
-    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
-    settings.cache_clear()
-    yield tmp_path
-    settings.cache_clear()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from deltalake import CommitProperties, write_deltalake
 
-from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, TABLES
 
 INTERVALS = range(1, 6)
@@ -126,15 +125,6 @@ def save(frames: Frames, through: int | None = None) -> None:
                 mode="overwrite",
                 commit_properties=CommitProperties(custom_metadata=told),
             )
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty installation."""
-    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
-    settings.cache_clear()
-    yield tmp_path
-    settings.cache_clear()
 
 
 @pytest.fixture
