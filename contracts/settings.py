@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     model_server: str = Field(
         "", description="Path of tensorflow_model_server. Empty: the PATH, else the local model server."
     )
-    airflow_parallelism: int = Field(3, ge=1, description="Task processes Airflow may run at once.")
+    airflow_parallelism: int = Field(
+        3, ge=2, description="Task processes Airflow may run at once; one training or Spark driver counts as two."
+    )
 
     # The loop
     ingest_schedule: str = Field(

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from contracts.errors import InputError
 from contracts.files import read_json
 from contracts.settings import REPOSITORY, settings
-from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
+from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
 
 TABLES = (ITEM_FEATURES, ITEMS, USER_HISTORIES, TRAINING_LISTS)
 SETTINGS = ("seed", "training_intervals", "fold_offsets", "training_epochs", "top_k")
@@ -59,21 +60,37 @@ def training_data() -> TrainingData | None:
     from deltalake import DeltaTable
 
     checked = checked_versions(settings().reports_dir / "gates")
-    versions: dict[str, int] = {}
-    coming: list[int] = []
-    for table in TABLES:
-        if not DeltaTable.is_deltatable(str(table.path)):
-            continue
-        delta = DeltaTable(str(table.path), version=checked.get(table.name))
-        versions[table.name] = delta.version()
-        partitions = [int(partition["as_of"]) for partition in delta.partitions() if "as_of" in partition]
-        if table == TRAINING_LISTS:
-            if not partitions:
-                return None
-            coming.append(max(partitions) + 1)
-        elif table == ITEM_FEATURES:  # may be ahead: an interval in which nobody took anything has no lists
-            coming += partitions
-    return TrainingData(max(coming), versions, checked) if TRAINING_LISTS.name in versions else None
+    tables = {
+        table: DeltaTable(str(table.path), version=checked.get(table.name))
+        for table in TABLES
+        if DeltaTable.is_deltatable(str(table.path))
+    }
+
+    def as_ofs(table: Table) -> list[int]:
+        return [int(partition["as_of"]) for partition in tables[table].partitions()] if table in tables else []
+
+    lists = as_ofs(TRAINING_LISTS)
+    if not lists:
+        return None
+    # Features may be ahead: an interval in which nobody took anything has no lists.
+    coming = max([max(lists) + 1, *as_ofs(ITEM_FEATURES)])
+    return TrainingData(coming, {table.name: opened.version() for table, opened in tables.items()}, checked)
+
+
+def needed_training_data() -> TrainingData:
+    """`training_data`.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    data = training_data()
+    if data is None:
+        raise InputError(
+            "there is no training data yet",
+            where=str(TRAINING_LISTS.path),
+            cure=f"run the job that writes {TRAINING_LISTS.name}",
+        )
+    return data
 
 
 def training_key(as_of: int, versions: Mapping[str, int]) -> str:

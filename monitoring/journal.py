@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from contracts.errors import InputError
 from contracts.files import read_json, write_json
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
-from contracts.trainings import REQUEST, TrainingData, training_data, training_key
+from contracts.trainings import REQUEST, TrainingData, needed_training_data, training_data, training_key
 from monitoring import drift, quality, sources
 from monitoring.policy import Champion, Observation, State, Thresholds, decide
 
@@ -159,17 +158,6 @@ def _finished(data: TrainingData) -> str | None:
     """Status of a finished training on this very data."""
     status = training_result(data.as_of, data.versions[TRAINING_LISTS.name], exactly=True).get("status")
     return None if status is None else str(status)
-
-
-def needed_training_data() -> TrainingData:
-    data = training_data()
-    if data is None:
-        raise InputError(
-            "there is no training data yet",
-            where=str(TRAINING_LISTS.path),
-            cure=f"run the job that writes {TRAINING_LISTS.name}",
-        )
-    return data
 
 
 def _plain(value: Any) -> Any:

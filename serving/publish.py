@@ -279,7 +279,7 @@ def status() -> dict[str, Any]:
 
     def deleted() -> list[int]:
         named = {*registry.aliases().values(), *desired.read().versions, *([deployed.version] if deployed else [])}
-        return sorted(named - registry.versions())
+        return sorted(named - registry.versions().keys())
 
     deployed = ledger.deployed()
     return {

@@ -44,14 +44,14 @@ def aliases() -> dict[str, int]:
     return {alias: int(version) for model in models for alias, version in model.aliases.items()}
 
 
-def versions() -> set[int]:
-    """Every version that is registered.
+def versions() -> dict[int, Any]:
+    """Every registered version as MLflow describes it, by its number.
 
     Raises:
         InputError: MLflow does not answer.
     """
     with _answering():
-        return {int(each.version) for each in _client().search_model_versions(f"name = '{MODEL}'")}
+        return {int(each.version): each for each in _client().search_model_versions(f"name = '{MODEL}'")}
 
 
 def deployable(version: int) -> str:
@@ -60,14 +60,13 @@ def deployable(version: int) -> str:
     Raises:
         InputError: there is no such version, or it did not pass.
     """
-    if version not in versions():
+    found = versions().get(version)
+    if found is None:
         raise InputError(
             f"{MODEL} has no version {version}: it was never registered, or somebody has deleted it",
             where=settings().mlflow_uri,
             cure="name a registered version, or train another",
         )
-    with _answering():
-        found = _client().get_model_version(MODEL, str(version))
     if (verdict := found.tags.get(GATE_TAG)) != GATE_PASSED:
         raise InputError(
             f"version {version} of {MODEL} did not pass the gate ({GATE_TAG}={verdict!r})",

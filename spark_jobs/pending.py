@@ -114,7 +114,7 @@ class Features(NamedTuple):
 
 
 def features(coming: int | None = None) -> Features:
-    """What the feature tables lack, for a model that is to recommend in interval `coming` (None: the one after those that are clean)."""
+    """What the feature tables lack, for a model that is to recommend in `coming` (None: the interval after the clean ones)."""
     intervals = sorted(storage.files(SILVER_EVENTS))
     if not intervals:
         return Features([], [], [], False, [], [])

@@ -13,7 +13,7 @@ from contracts import dataset as datasets
 from contracts.errors import InputError, reported
 from contracts.files import lock_holder, locked, read_json, write_json
 from contracts.settings import settings
-from contracts.trainings import REQUEST, TrainingData, training_data
+from contracts.trainings import REQUEST, TrainingData, needed_training_data
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
@@ -70,8 +70,9 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
 
     config = from_settings()
     dataset = datasets.load(settings().dataset_path)
-    request = read_json(_folder(key) / REQUEST) or asdict(training_data() or TrainingData(0, {}, {}))
-    shop = load_shop(dataset, request["versions"])
+    request = read_json(_folder(key) / REQUEST)
+    data = TrainingData(**request) if request else needed_training_data()
+    shop = load_shop(dataset, data.versions)
     say(f"{dataset.name}: {len(shop.user_ids)} users, {len(shop.item_ids)} items, to serve interval {shop.coming}")
     trained = fit_and_evaluate(shop, config, say)
     folder = _folder(key)
@@ -88,7 +89,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         **report(trained.folds, settings().gate_confidence),
         "export": exported,
         "table_versions": dict(shop.versions),
-        "checked_versions": request["checked_versions"],
+        "checked_versions": data.checked_versions,
         "seconds": time.monotonic() - started,
     }
     # Written last: whoever sees it sees a whole training.

@@ -98,18 +98,15 @@ def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
         client.create_registered_model(names.MODEL)
     known = client.search_model_versions(f"name = '{names.MODEL}' and run_id = '{run_id}'")
     if known:
-        return _challenger(client, int(known[0].version))
-    source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}"
-    tags = {
-        "gate": "passed",
-        "as_of": str(evaluation["as_of"]),
-        "evaluation": json.dumps(evaluation["means"]),
-        "dataset": evaluation["dataset"],
-    }
-    version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags)
-    return _challenger(client, int(version.version))
-
-
-def _challenger(client: Any, version: int) -> int:
-    client.set_registered_model_alias(names.MODEL, names.CHALLENGER, str(version))
-    return version
+        version = known[0].version
+    else:
+        source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}"
+        tags = {
+            "gate": "passed",
+            "as_of": str(evaluation["as_of"]),
+            "evaluation": json.dumps(evaluation["means"]),
+            "dataset": evaluation["dataset"],
+        }
+        version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags).version
+    client.set_registered_model_alias(names.MODEL, names.CHALLENGER, version)
+    return int(version)

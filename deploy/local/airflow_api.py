@@ -1,9 +1,9 @@
-"""A client of Airflow's REST API, version 2: `with connect(...) as airflow: wait(airflow, trigger(airflow, ...))`."""
+"""A client of Airflow's REST API, version 2: `with connect(...) as airflow: trigger(airflow, ...)`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -102,29 +102,6 @@ def list_tasks(airflow: httpx.Client, dag_id: str, run_id: str) -> list[Task]:
         for each in found
     ]  # fmt: skip
     return sorted(tasks, key=lambda task: (task.started is None, (task.started and task.started.timestamp()) or 0.0))
-
-
-def wait(
-    airflow: httpx.Client, run: Run, *, deadline_s: float = 3600.0, interval_s: float = 1.0,
-    seen: Callable[[Run], None] = lambda run: None,
-) -> Run:  # fmt: skip
-    """Wait until the run has ended, and return it as it ended.
-
-    Args:
-        seen: called with the run each time it was looked at, to show progress.
-
-    Raises:
-        TimeoutError: it has not ended by the deadline.
-    """
-    end = time.monotonic() + deadline_s
-    while True:
-        run = get_run(airflow, run.dag_id, run.run_id)
-        seen(run)
-        if run.state in ENDED:
-            return run
-        if time.monotonic() > end:
-            raise TimeoutError(f"{run.dag_id} {run.run_id} is still {run.state} after {deadline_s:.0f} s")
-        time.sleep(interval_s)
 
 
 def wait_for_dag(airflow: httpx.Client, dag_id: str, *, deadline_s: float = 120.0) -> None:

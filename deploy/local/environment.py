@@ -46,7 +46,7 @@ def airflow_environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
             "plugins_folder": REPOSITORY / "plugins",
             "executor": "cartwheel_airflow.executor.LocalExecutor",
             "parallelism": settings.airflow_parallelism,
-            "default_pool_task_slot_count": max(2, settings.airflow_parallelism),
+            "default_pool_task_slot_count": settings.airflow_parallelism,
             "load_examples": False,
             "dags_are_paused_at_creation": False,
             "fernet_key": secrets.airflow_fernet_key,

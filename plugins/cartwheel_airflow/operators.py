@@ -22,14 +22,13 @@ DAG_DEFAULTS: dict[str, Any] = {
     "default_args": {"retries": 2, "retry_delay": timedelta(seconds=10), "execution_timeout": timedelta(hours=6)},
 }
 
+HEAVY_POOL_SLOTS = 2
+"""Slots of Airflow's pool that a training or a Spark driver takes: of our three, so that no two run at once."""
+
 
 def woken_by(asset: Asset, *, minute: int) -> AssetOrTimeSchedule:
     """Wake on the asset's event, and once an hour in case that event was lost; the reconcile task skips what is done."""
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(f"{minute} * * * *", timezone="UTC"), assets=[asset])
-
-
-HEAVY_POOL_SLOTS = 2
-"""Slots of Airflow's pool that a training or a Spark driver takes: of our three, so that no two run at once."""
 
 
 def step(task_id: str, *command: str, **options: Any) -> BashOperator:

@@ -20,12 +20,12 @@ from serving.local_server.messages import metadata_response, status_response
 from serving.local_server.status import StatusError, invalid
 from serving.local_server.versions import LARGEST_VERSION, Versions
 
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-_PREDICT = re.compile(_MODEL + r":(?P<verb>predict|classify|regress)")
 MAX_BODY_BYTES = 32 * 2**20
 TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES >> 20} MiB: ask for fewer lists at once"
 MAX_WAITING = 256
-"""Requests that may wait for a thread; TF Serving's own queue holds as many batches by default."""
+"""Requests that may wait for a thread."""
+_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_PREDICT = re.compile(_MODEL + r":(?P<verb>predict|classify|regress)")
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 
 log = logging.getLogger(__name__)

@@ -181,9 +181,9 @@ class Versions:
         while True:
             # The disk may be slow, and requests wait for the lock: it is read before.
             configs = self._configs
-            folders = _folders(configs) if self._poll_wait_s > 0 else {}
+            folders = _folders(configs) if self._poll_wait_s > 0 else None
             with self._changed:
-                if self._poll_wait_s > 0 and configs is self._configs:
+                if folders is not None and configs is self._configs:
                     self._aspire(folders)
                 waiting = self._waiting_for_load()
                 now_s = time.monotonic()

@@ -69,6 +69,7 @@ def test_every_setting_says_what_it_is_and_has_a_default() -> None:
         ("CARTWHEEL_AIRFLOW_PORT", "80800"),
         ("CARTWHEEL_AIRFLOW_PORT", "web"),
         ("CARTWHEEL_TOP_K", "9"),
+        ("CARTWHEEL_AIRFLOW_PARALLELISM", "1"),
         ("CARTWHEEL_GATE_CONFIDENCE", "1"),
         ("CARTWHEEL_FOLD_OFFSETS", "1,two"),
         ("CARTWHEEL_RETRAIN_QUALITY_DROP", ""),

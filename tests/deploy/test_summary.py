@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from contracts.dataset import Dataset
 from contracts.metrics import NDCG, PERSONAL_FREQUENCY, POPULARITY
 from contracts.settings import settings
@@ -26,14 +24,11 @@ def test_gains_have_their_interval() -> None:
     assert summary.live_gains({"means": MEANS, "ndcg_behind": behind}) == expected
 
 
-def test_the_address_names_the_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_names_the_champion(home: Path) -> None:
     """The address that people are told to ask has the label: without one, a candidate that is verified would answer."""
-    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
-    settings.cache_clear()
     columns = {"user_id": "who", "item_id": "what", "occurred_at": "when"}
     shop = Dataset.model_validate({"name": "tiny", "events": {"columns": columns, "path": "x.csv"}})
     told = summary.build(shop, [], [], [])
-    settings.cache_clear()
     address = f"{settings().rest_url}/v1/models/recommender/labels/stable:predict"
     assert told["urls"]["endpoint"] == address
     assert address in told["curl"]
