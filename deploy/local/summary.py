@@ -132,16 +132,21 @@ def live_gains(live: dict[str, Any]) -> dict[str, str]:
 
 
 def _metrics(title: str, means: dict[str, dict[str, float]], gains: dict[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    gained = ", ".join(f"over {WHO[who]} {gain}" for who, gain in gains.items())
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=f"gain in {NDCG} {gained}",
+        caption_justify="left",
+    )
     table.add_column("")
     for metric in METRICS:
         table.add_column(metric, justify="right")
-    table.add_column(f"the ranker's gain in {NDCG}", justify="right")
     for who in ("model", *BASELINES):
         if who in means:
             style = "bold green" if who == "model" else ""
-            row = [f"{means[who][metric]:.3f}" for metric in METRICS]
-            table.add_row(WHO[who], *row, gains.get(who, ""), style=style)
+            table.add_row(WHO[who], *(f"{means[who][metric]:.3f}" for metric in METRICS), style=style)
     return table
 
 
@@ -205,9 +210,7 @@ def show(
                 highlight=False,
             )
     if summary["example"]:
-        console.print(
-            _list_beside_taken(summary["typical"], "who is in the middle of all by how much of the list was taken")
-        )
+        console.print(_list_beside_taken(summary["typical"], "whose list is in the middle of all"))
         console.print(_list_beside_taken(summary["example"], "whose list fitted best"))
     console.print(_times(summary))
     urls, login = summary["urls"], summary["login"]
