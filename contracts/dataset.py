@@ -75,6 +75,8 @@ class Interval(_Part):
     first: datetime = datetime(2001, 1, 1)  # a Monday
     volume_factor: float = Field(5.0, gt=1)
     """How many times more or fewer events than usual the newest interval may have before a gate stops it."""
+    lateness_limit: Annotated[timedelta, BeforeValidator(_duration), Field(validate_default=True)] = "365d"  # type: ignore[assignment]
+    """An event that is older by this than the newest that has landed is set aside, but for the first batch of a source."""
 
     @field_validator("first")
     @classmethod
@@ -200,7 +202,7 @@ class Events(_PerhapsFiles):
     event_ids_are: Literal["of the source", "of the shop"] = "of the source"
     """Whether the same event_id (or, without ids, the same row) from another source means the same event."""
     time_format: str | None = None
-    """Spark's pattern, e.g. `yyyy-MM-dd HH:mm:ss`; also `epoch_s` and `epoch_ms`. None: ISO 8601 or a real time column."""
+    """Spark's pattern, e.g. `yyyy-MM-dd HH:mm:ss`; also `epoch_s`, `epoch_ms`, `epoch_us`. None: ISO 8601 or a real time column."""
     time_is: Literal["utc", "local"] = "utc"
     price_is: Literal["line", "unit"] = "unit"
     decimal_comma: bool = False

@@ -49,49 +49,57 @@ class Table:
         return [c.name for c in self.columns]
 
 
+UNTIMED = -2_000_000_000
+"""Stands for the interval of records whose time cannot be read."""
 _INTERVAL = Column(
-    "interval", "int", "number of the interval that holds occurred_at", minimum=-1_000_000, maximum=10_000_000
+    "interval", "int", "number of the interval that holds occurred_at", minimum=-1_000_000_000, maximum=2_000_000_000
 )
 _AS_OF = Column("as_of", "int", "computed from the intervals before this one only")
 
 BRONZE_EVENTS = Table(
     "bronze_events",
-    "Events as they came, columns named and typed by the contract. A value that could not be read is null, "
-    "its text stays in `extra` and `problems` says so.",
+    "Every record that was read, columns named and typed by the contract. A value that could not be read is null, "
+    "`problems` says so and `record` has all as it came.",
     (
-        Column("event_id", "string", "the source's id, else a hash of the whole row"),
+        Column("event_id", "string", "the source's id, else a hash of the record; always that of one that is unfit"),
         Column("source", "string", "name of the source"),
-        _INTERVAL,
+        Column("interval", "int", "number of the interval that holds occurred_at; UNTIMED: the time cannot be read"),
         Column("user_id", "string", "a pseudonym where the dataset file says that ids are personal", nullable=True),
         Column("item_id", "string", nullable=True),
         Column("event_type", "string", nullable=True),
-        Column("occurred_at", "timestamp", "UTC"),
-        Column("at", "double", "wall-clock time in intervals: n-1 is the start of interval n"),
+        Column("occurred_at", "timestamp", "UTC", nullable=True),
+        Column(
+            "at",
+            "double",
+            "wall-clock time in intervals: n-1 is the start of interval n",
+            nullable=True,
+            minimum=-1_000_000_001,
+            maximum=2_000_000_000,
+        ),
         Column("session_id", "string", "basket or visit", nullable=True),
         Column("quantity", "double", nullable=True),
         Column("price", "double", "for one unit, in the shop's currency", nullable=True),
         Column("problems", "array<string>", "what could not be read or is declared to be no event"),
         Column("extra", "map<string,string>", "every other column of the source"),
+        Column("record", "string", "as it came, as JSON, where it is unfit for silver", nullable=True),
         Column("ingested_at", "timestamp", "UTC"),
     ),
-    key=("event_id",),
+    key=("interval", "event_id"),
     partition_by=("interval",),
 )
 
 QUARANTINE = Table(
     "quarantine",
-    "Rows set aside, each with its reasons; nothing is dropped in silence.",
+    "What of bronze_events is unfit for silver_events, each with its reasons; nothing is dropped in silence.",
     (
-        Column("stage", "string", "land or clean"),
-        Column("interval", "int", "0 when the time could not be read"),
+        Column("interval", "int", "UNTIMED: the time cannot be read"),
         Column("source", "string", "name of the source"),
-        Column("batch", "int", "of landing; 0 for rows set aside by clean"),
         Column("event_id", "string"),
         Column("reasons", "array<string>"),
-        Column("row", "string", "the row as JSON"),
+        Column("row", "string", "the record as JSON"),
     ),
     key=(),
-    partition_by=("stage", "interval"),
+    partition_by=("interval",),
     may_be_empty=True,
 )
 
@@ -101,11 +109,11 @@ LEDGER = Table(
     (
         Column("source", "string", "name of the source"),
         Column("batch", "int", "number of the batch, counted for each source from 1"),
-        Column("interval", "int", "0 when the time could not be read"),
+        Column("interval", "int", "UNTIMED: the time cannot be read"),
         Column("read", "bigint", "records read from the source", minimum=0),
-        Column("landed", "bigint", "of these, now in bronze_events", minimum=0),
-        Column("quarantined", "bigint", "of these, now in quarantine", minimum=0),
-        Column("duplicates", "bigint", "of these, known already", minimum=0),
+        Column("landed", "bigint", "of these, now in an interval of bronze_events", minimum=0),
+        Column("quarantined", "bigint", "of these, now in bronze_events without a time", minimum=0),
+        Column("duplicates", "bigint", "of these, landed already", minimum=0),
         Column("bronze_version", "bigint", "of the commit of bronze_events that landed the batch"),
         Column("committed_at", "timestamp", "UTC"),
     ),
@@ -115,15 +123,14 @@ LEDGER = Table(
 
 POSITIONS = Table(
     "positions",
-    "How far each source has been read. A row stands for a batch that landed; its position is part of the same commit.",
+    "How far each source has been read. Each position was part of the commit that landed its batch.",
     (
         Column("source", "string", "name of the source"),
-        Column("batch", "int"),
-        Column("position", "string", "JSON, as the source understands it: where its next batch begins"),
-        Column("bronze_version", "bigint", "of the commit of bronze_events that landed the batch"),
-        Column("committed_at", "timestamp", "UTC"),
+        Column("part", "string", "what of the source: a file, a topic, or as its reader calls it"),
+        Column("position", "string", "JSON, as the reader understands it"),
+        Column("batch", "int", "the last one that moved it"),
     ),
-    key=("source", "batch"),
+    key=("source", "part"),
     may_be_empty=True,
 )
 

@@ -1,11 +1,12 @@
 """
 ### Land the shop's events
 
-1. `reconcile`: which intervals up to `through` are not landed yet? None: the run ends here.
-2. `land`: read them from the sources of the dataset file into the Delta table `bronze_events`, whole or not at all.
-   What cannot be read is set aside in `quarantine`, with its reason.
+1. `reconcile`: do the sources hold anything new, or is `through` further than before? Neither: the run ends here.
+2. `land`: read what is new from the sources of the dataset file into the Delta table `bronze_events`, each batch whole or
+   not at all, and note that all is there up to `through`: `build_features` goes no further.
 
-Landing an interval again replaces it, so a run may be repeated or killed at any time.
+A record lands once, so a run may be repeated or killed at any time. `from_interval` lands files again: what they hold
+now replaces what landed of them from that interval on.
 Wakes `build_features` through the asset `bronze_events`.
 """
 
@@ -24,10 +25,13 @@ with DAG(
     schedule=settings().ingest_schedule or None,
     params={
         "through": Param(
-            "", description="Number of the last interval to land. Empty: the last complete one.", **NUMBER
+            "", description="Number of the last interval that is complete. Empty: the last one that is over.", **NUMBER
         ),
         "from_interval": Param(
-            "", description="First interval to land again. Empty: the first one not landed.", **NUMBER
+            "", description="First interval to land again from files. Empty: only what is new.", **NUMBER
+        ),
+        "allow_fewer": Param(
+            False, type="boolean", description="Let fewer rows replace more when landing again: rows were taken out."
         ),
     },
     **DAG_DEFAULTS,
@@ -38,6 +42,8 @@ with DAG(
     ]  # fmt: skip
 
     reconcile = step("reconcile", "spark_jobs.pending", "land", *interval_range)
-    land = spark_job("land", "land", *interval_range, outlets=[BRONZE_EVENTS])
+    land = spark_job(
+        "land", "land", *interval_range, "--allow-fewer", "{{ params.allow_fewer }}", outlets=[BRONZE_EVENTS]
+    )
 
     reconcile >> land

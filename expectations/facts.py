@@ -94,9 +94,9 @@ def problem_share(problems: pa.ChunkedArray) -> float:
 
 
 def outside_interval(interval: pa.ChunkedArray, at: pa.ChunkedArray) -> int:
-    """Rows whose time is not in [interval - 1, interval)."""
+    """Rows whose time is not in [interval - 1, interval), or is missing."""
     number, time = interval.to_numpy(), at.to_numpy()
-    return int(np.count_nonzero((time < number - 1 - 1e-6) | (time >= number + 1e-6)))
+    return int(np.count_nonzero(~((time >= number - 1 - 1e-6) & (time < number + 1e-6))))
 
 
 def unknown(values: pa.ChunkedArray | pa.Array, known: pa.Array) -> int:

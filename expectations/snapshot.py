@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from deltalake.exceptions import TableNotFoundError
 from deltalake.schema import ArrayType, MapType, StructType
 
 from contracts.errors import InputError
-from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, Table
+from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, UNTIMED, Table
 
 WHOLE = "whole"
 """Label of the only partition of a table that has none."""
@@ -68,10 +69,11 @@ class Snapshot:
 
     @cached_property
     def _files(self) -> list[tuple[str, str, int]]:
-        """Those of complete intervals."""
-        if self.through is None or self.partition_column is None:
+        """Those of complete intervals. Records without a time are in none."""
+        if self.table not in TELLS_THROUGH:
             return self._all_files
-        return [file for file in self._all_files if int(file[0]) <= self.through]
+        through = math.inf if self.through is None else self.through
+        return [file for file in self._all_files if UNTIMED < int(file[0]) <= through]
 
     @property
     def partition_column(self) -> str | None:

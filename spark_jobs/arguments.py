@@ -12,3 +12,12 @@ def add_interval(parser: argparse.ArgumentParser, name: str, meaning: str) -> No
 
 def _number(value: str) -> int | None:
     return int(value) if value.strip() else None
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
+    """Add a flag, to which a DAG may give `True` or `False`."""
+    parser.add_argument(name, nargs="?", const=True, default=False, type=_truth, help=meaning)
+
+
+def _truth(value: str) -> bool:
+    return {"True": True, "False": False}[value]

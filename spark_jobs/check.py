@@ -18,13 +18,14 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from contracts.dataset import Dataset, Files, load
+from contracts.dataset import Dataset, Events, Files, load
 from contracts.errors import InputError, reported
 from contracts.files import write_json
 from contracts.settings import settings
+from contracts.tables import UNTIMED
 from spark_jobs import reading, rules, sources
-from spark_jobs.land import read_events
-from spark_jobs.parsing import ROW
+from spark_jobs.landing import parsed_events
+from spark_jobs.parsing import wanted_columns
 from spark_jobs.session import plain_failures, session
 
 MINIMUM_INTERVALS = 3
@@ -34,8 +35,6 @@ COMPLETE_SHARE = 0.9
 MUCH = 0.05
 """Share of rows from which on a defect is worth a warning."""
 _BARS = 20
-_TOLD = ("user_id", "item_id", "event_type", "occurred_at", "quantity", "price")
-"""What an example of a row shows that could be read."""
 _BAR_WIDTH = 40
 
 
@@ -52,27 +51,38 @@ def arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_events(spark: SparkSession, source: Events, dataset: Dataset, folder: Path, now: datetime) -> DataFrame:
+    """All events of a source of files, as landing reads them.
+
+    Raises:
+        InputError: a file or a declared column is missing or cannot be read.
+    """
+    assert source.files is not None
+    raw = reading.read_all(spark, source.files, folder, wanted_columns(source, dataset.items))
+    return parsed_events(raw, source, dataset, now, where=", ".join(source.files.path))
+
+
 def judge(events: DataFrame) -> DataFrame:
-    """The events of `land.read_events` with the `reasons` why clean would set them aside, lean enough to keep."""
+    """BRONZE_EVENTS rows with the `reasons` why clean would set them aside, lean enough to keep."""
     judged = events.withColumn("quantity", F.coalesce("quantity", F.lit(1.0))).withColumn("reasons", rules.reasons())
     return judged.select(
-        "interval",
+        F.when(F.col("interval") != UNTIMED, F.col("interval")).alias("interval"),
         "at",
         "user_id",
         "item_id",
         "event_type",
         F.col("price").isNotNull().alias("priced"),
         "reasons",
-        F.when(F.size("reasons") > 0, F.coalesce(F.col(ROW), F.to_json(F.struct(*_TOLD)))).alias(ROW),
+        "record",
     )
 
 
 def count_problems(judged: DataFrame) -> list[dict[str, Any]]:
     """Each kind of problem with its number of rows and an example, most frequent first."""
-    said = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), ROW)
+    said = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), "record")
     # `price: not a number: '12,x'`: the kind is what stands before the value.
     by_kind = said.groupBy(F.substring_index("reason", ": '", 1).alias("kind"))
-    found = by_kind.agg(F.count("*").alias("rows"), F.min(ROW).alias("example"))
+    found = by_kind.agg(F.count("*").alias("rows"), F.min("record").alias("example"))
     return [row.asDict() for row in found.orderBy(F.desc("rows"), "kind").collect()]
 
 
@@ -241,7 +251,7 @@ def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last
     """
     spark = session("check")
     for source in dataset.events:  # told at once: options that do not fit, a server that does not answer
-        sources.open_source(source, dataset, folder).news({}, through=0)
+        sources.open_source(source, dataset, folder).news({})
     in_files = [source for source in dataset.events if source.files is not None]
     if not in_files:
         raise InputError(

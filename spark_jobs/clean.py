@@ -15,10 +15,10 @@ from pyspark.sql import functions as F
 
 from contracts.dataset import Dataset, load
 from contracts.errors import reported
+from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS
 from spark_jobs import pending, rules, storage
-from spark_jobs.parsing import ROW
 from spark_jobs.session import plain_failures, say, session
 
 
@@ -27,13 +27,9 @@ def arg_parser() -> argparse.ArgumentParser:
 
 
 def judge(bronze: DataFrame, dataset: Dataset) -> DataFrame:
-    """Every row of bronze as SILVER_EVENTS with its `reasons` (empty for the ones to keep); those set aside as JSON in `row`."""
+    """Every row of bronze as SILVER_EVENTS with its `reasons` (empty for the ones to keep), and its record in `row`."""
     weights = F.create_map(*[F.lit(part) for part in chain(*dataset.types.items())])
-    judged = (
-        bronze.withColumn("quantity", F.coalesce("quantity", F.lit(1.0)))
-        .withColumn("reasons", rules.reasons())
-        .withColumn(ROW, F.when(F.size("reasons") > 0, F.to_json(F.struct(*BRONZE_EVENTS.column_names))))
-    )
+    judged = bronze.withColumn("quantity", F.coalesce("quantity", F.lit(1.0))).withColumn("reasons", rules.reasons())
     return judged.select(
         "event_id",
         "source",
@@ -50,72 +46,68 @@ def judge(bronze: DataFrame, dataset: Dataset) -> DataFrame:
         "price",
         F.col("ingested_at").alias("bronze_ingested_at"),
         "reasons",
-        ROW,
+        F.coalesce("record", F.when(F.size("reasons") > 0, F.to_json(F.struct(*BRONZE_EVENTS.column_names)))).alias(
+            "row"
+        ),
     )
 
 
-def sound(judged: DataFrame) -> DataFrame:
+def fit(judged: DataFrame) -> DataFrame:
     """SILVER_EVENTS rows."""
     return judged.where(F.size("reasons") == 0)
 
 
 def set_aside(judged: DataFrame) -> DataFrame:
     """QUARANTINE rows."""
-    return judged.where(F.size("reasons") > 0).select(
-        F.lit("clean").alias("stage"), "interval", "source", F.lit(0).alias("batch"), "event_id", "reasons", ROW
-    )
+    return judged.where(F.size("reasons") > 0).select("interval", "source", "event_id", "reasons", "row")
 
 
-@storage.writing()
 def main(dataset: Dataset) -> int:
     """Clean the pending intervals; the exit status is 0, also when there was nothing to do.
 
     Raises:
-        RuntimeError: rows read are not rows kept plus rows set aside.
+        RuntimeError: rows read are not rows kept plus rows set aside; then nothing was written.
     """
-    bronze_state = storage.state(
-        BRONZE_EVENTS
-    )  # before asking what is pending: what lands from here on is for the next run
-    through = pending.landed_through()
+    with locked(settings().home_dir / "run" / "clean.lock"), storage.writing():
+        return _clean(dataset)
+
+
+def _clean(dataset: Dataset) -> int:
+    storage.require_layout(SILVER_EVENTS)
+    storage.require_layout(QUARANTINE)
+    # Before asking what is pending: what lands from here on is for the next run.
+    bronze_state, through = storage.state(BRONZE_EVENTS), pending.landed_through()
     intervals = pending.clean()
     if not intervals:
         print("nothing to do: silver is made of all that landed")
         return 0
-    say(f"clean {len(intervals)} intervals, {intervals[0]} to {intervals[-1]}")
+    say(f"clean {pending.named(intervals)}")
     spark = session("clean")
-    these = storage.one_of("interval", intervals)
-    judged = judge(storage.read(spark, BRONZE_EVENTS).where(these), dataset).persist(StorageLevel.MEMORY_AND_DISK)
-    # Silver last: its commit says that the intervals are done, so a run that is killed before it is simply repeated.
-    storage.write(set_aside(judged).coalesce(1), QUARANTINE, where=f"stage = 'clean' AND ({these})")
-    storage.write(
-        sound(judged).repartition("interval"),
-        SILVER_EVENTS,
-        where=these,
-        record={"bronze": bronze_state, "through": through},
-    )
-
-    num_read, num_kept, num_aside = (
-        sum(count for interval, count in counts.items() if interval in set(intervals))
-        for counts in (
-            storage.rows(BRONZE_EVENTS),
-            storage.rows(SILVER_EVENTS),
-            storage.rows(QUARANTINE, stage="clean"),
+    these = storage.ranges_predicate("interval", intervals)
+    version = int(bronze_state.partition("@")[2])
+    bronze = storage.read(spark, BRONZE_EVENTS, version).where(these)
+    judged = judge(bronze, dataset).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        aside = set_aside(judged)
+        num_read = sum(storage.rows(BRONZE_EVENTS, version).get(interval, 0) for interval in intervals)
+        num_kept, num_aside = fit(judged).count(), aside.count()
+        if num_read != num_kept + num_aside:
+            raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")
+        # Silver last: its commit says that the intervals are done, so a run that is killed before it is simply repeated.
+        storage.write(aside.coalesce(1), QUARANTINE, where=these)
+        storage.write(
+            fit(judged).repartition("interval"),
+            SILVER_EVENTS,
+            where=these,
+            record={"bronze": bronze_state, "through": through, "meaning": pending.meaning(dataset)},
         )
-    )
-    say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
-    by_reason = F.explode(F.transform("reasons", lambda reason: F.split_part(reason, F.lit(": '"), F.lit(1))))
-    for row in (
-        set_aside(judged)
-        .select(by_reason.alias("reason"))
-        .groupBy("reason")
-        .count()
-        .orderBy(F.desc("count"), "reason")
-        .limit(12)
-        .collect()
-    ):
-        say(f"  {row['count']:,} {row['reason']}")
-    if num_read != num_kept + num_aside:
-        raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")
+        say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
+        by_reason = F.explode(F.transform("reasons", lambda reason: F.split_part(reason, F.lit(": '"), F.lit(1))))
+        kinds = aside.select(by_reason.alias("reason")).groupBy("reason").count() if num_aside else None
+        for row in kinds.orderBy(F.desc("count"), "reason").limit(12).collect() if kinds is not None else ():
+            say(f"  {row['count']:,} {row['reason']}")
+    finally:
+        judged.unpersist()
     return 0
 
 

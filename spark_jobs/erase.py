@@ -148,34 +148,32 @@ def delete_events(table: Table, person: Person) -> int:
     return before - storage.total_rows(table)
 
 
-def delete_quarantined(person: Person, columns: Collection[str]) -> int:
-    """Delete the rows of QUARANTINE that are the person's, or that could not be taken apart and name the person.
+def delete_records(table: Table, name: str, person: Person, columns: Collection[str]) -> int:
+    """Delete rows whose column `name`, a record as it came, is the person's, or could not be taken apart and names the person.
 
     Args:
-        columns: the user columns of the sources, by which `row` tells the user before cleaning.
+        columns: the user columns of the sources.
     """
-    opened = storage.open_table(QUARANTINE)
+    opened = storage.open_table(table)
     if opened is None:
         return 0
 
-    def is_theirs(stage: str, text: str) -> bool:
-        row = json.loads(text)
-        users = [row.get(column) for column in ({"user_id"} if stage == "clean" else columns)]
+    def is_theirs(text: str | None) -> bool:
+        record = json.loads(text) if text is not None else {}
+        users = [record.get(column) for column in {"user_id", *columns}]
         named = any(user is not None and person.is_named_by(user) for user in users)
-        return named or person.is_in(str(row.get("_corrupt_record") or ""))
+        return named or person.is_in(str(record.get("_corrupt_record") or ""))
 
     touched = set()
-    for batch in opened.to_pyarrow_dataset().to_batches(columns=["stage", "interval", "row"]):
-        touched |= {
-            (each["stage"], each["interval"]) for each in batch.to_pylist() if is_theirs(each["stage"], each["row"])
-        }
-    before = storage.total_rows(QUARANTINE)
-    for stage, interval in sorted(touched):
-        part = opened.to_pyarrow_table(filters=[("stage", "=", stage), ("interval", "=", interval)])
-        kept = part.filter(pa.array([not is_theirs(stage, row) for row in part["row"].to_pylist()]))
-        where = f"stage = '{stage}' AND \"interval\" = {interval}"  # quoted: a keyword of SQL
-        deltalake.write_deltalake(str(QUARANTINE.path), kept, mode="overwrite", predicate=where)
-    return before - storage.total_rows(QUARANTINE)
+    for batch in opened.to_pyarrow_dataset().to_batches(columns=["interval", name]):
+        touched |= {each["interval"] for each in batch.to_pylist() if is_theirs(each[name])}
+    before = storage.total_rows(table)
+    for interval in sorted(touched):
+        part = opened.to_pyarrow_table(filters=[("interval", "=", interval)])
+        kept = part.filter(pa.array([not is_theirs(text) for text in part[name].to_pylist()]))
+        where = f'"interval" = {interval}'  # quoted: a keyword of SQL
+        deltalake.write_deltalake(str(table.path), kept, mode="overwrite", predicate=where)
+    return before - storage.total_rows(table)
 
 
 def drop_former_versions(table: Table) -> None:
@@ -357,7 +355,8 @@ def erase(person: Person, dataset: Dataset) -> Removed:
     removed: Removed = {}
     for table in BY_USER:
         removed[f"table {table.name}"] = delete_events(table, person)
-    removed[f"table {QUARANTINE.name}"] = delete_quarantined(person, columns)
+    removed[f"table {BRONZE_EVENTS.name}"] += delete_records(BRONZE_EVENTS, "record", person, columns)
+    removed[f"table {QUARANTINE.name}"] = delete_records(QUARANTINE, "row", person, columns)
     for table in (*BY_USER, QUARANTINE):
         drop_former_versions(table)
     exposures = sorted(settings().exposures_dir.glob("*.jsonl"))

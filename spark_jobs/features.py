@@ -224,7 +224,7 @@ def main(coming: int | None) -> int:
             StorageLevel.MEMORY_AND_DISK
         )
         if todo.item_intervals:
-            these = storage.one_of("interval", todo.item_intervals)
+            these = storage.ranges_predicate("interval", todo.item_intervals)
             storage.write(
                 item_intervals(entries.where(these)).repartition("interval"), ITEM_INTERVALS, where=these, record=record
             )
@@ -234,8 +234,8 @@ def main(coming: int | None) -> int:
             say(f"{USER_HISTORIES.name}: {storage.total_rows(USER_HISTORIES):,} users")
         entries.unpersist()
     if todo.training_lists:
-        these = storage.one_of("interval", todo.training_lists)
-        as_ofs = storage.one_of("as_of", todo.training_lists)
+        these = storage.ranges_predicate("interval", todo.training_lists)
+        as_ofs = storage.ranges_predicate("as_of", todo.training_lists)
         storage.write(
             training_lists(silver.where(these)).repartition("as_of"), TRAINING_LISTS, where=as_ofs, record=record
         )
@@ -246,7 +246,7 @@ def main(coming: int | None) -> int:
         storage.write(shares.coalesce(1), CATEGORY_SHARES, record=record)
         say(f"{CATEGORY_SHARES.name}: {storage.total_rows(CATEGORY_SHARES):,} rows")
     if todo.item_features or todo.outdated:
-        as_ofs = storage.one_of("as_of", {*todo.item_features, *todo.outdated})
+        as_ofs = storage.ranges_predicate("as_of", {*todo.item_features, *todo.outdated})
         computed = item_features(sums, storage.read(spark, PROMOTIONS), todo.item_features)
         storage.write(
             computed.repartition("as_of"), ITEM_FEATURES, where=as_ofs, record=record | {"promotions": promotions_state}

@@ -9,20 +9,29 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import deltalake
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, Table
+from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, UNTIMED, Table
 from spark_jobs import storage
 
 _TYPES = {"string": pa.string(), "int": pa.int32(), "bigint": pa.int64(), "timestamp": pa.timestamp("us", "UTC")}
+_MANY_FILES = 100
+"""Files of one table from which on they are put together: each batch adds one."""
+
+Position = dict[str, Any]
+"""How far a source has been read, as JSON: a value for each part of it, such as a file or a topic. Empty: not at all."""
+
+IDENTITY = "columns of the id"
+"""Part of each position, for landing: the columns that made the ids of the first batch make those of all later ones."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the records of one batch in one interval (0: those without a time)."""
+    """What became of the records of one batch in one interval (UNTIMED: those without a time)."""
 
     interval: int
     read: int
@@ -30,23 +39,34 @@ class Account:
     quarantined: int
     duplicates: int
 
+    @classmethod
+    def of(cls, interval: int, read: int, new: int) -> Account:
+        """Of `read` records, `new` of which are not there yet."""
+        timed = interval != UNTIMED
+        return cls(interval, read, new if timed else 0, 0 if timed else new, read - new)
+
     @property
     def balanced(self) -> bool:
-        return self.read == self.landed + self.quarantined + self.duplicates
+        return self.read == self.landed + self.quarantined + self.duplicates and self.duplicates >= 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One batch as its commit tells it."""
+    """One batch as its commit describes it. `position` holds the parts that it moves."""
 
     source: str
     batch: int
-    position: dict[str, Any]
+    position: Position
     accounts: tuple[Account, ...]
     token: str
     """Of the run that landed it."""
 
-    def told(self) -> dict[str, Any]:
+    @property
+    def num_new(self) -> int:
+        """Rows of the commit."""
+        return sum(account.landed + account.quarantined for account in self.accounts)
+
+    def record(self) -> dict[str, Any]:
         """For the commit's metadata."""
         accounts = [[a.interval, a.read, a.landed, a.quarantined, a.duplicates] for a in self.accounts]
         return {
@@ -55,71 +75,95 @@ class Entry:
         }  # fmt: skip
 
 
-def latest(source: str) -> tuple[int, dict[str, Any]]:
-    """Number and position of the last batch of a source that landed; (0, {}) before the first."""
+class Latest(NamedTuple):
+    """Where a source is."""
+
+    batch: int
+    """Number of the last batch that landed; 0 before the first."""
+    position: Position
+    """By all batches together."""
+    identity: list[str] | None
+    """See IDENTITY; None before the first batch."""
+
+
+def latest(source: str) -> Latest:
+    """Where a source is, by the table `positions`."""
     opened = storage.open_table(POSITIONS)
-    if opened is None:
-        return 0, {}
-    rows = opened.to_pyarrow_table(filters=[("source", "=", source)]).to_pylist()
-    if not rows:
-        return 0, {}
-    newest = max(rows, key=lambda row: row["batch"])
-    return newest["batch"], json.loads(newest["position"])
+    rows = [] if opened is None else opened.to_pyarrow_table(filters=[("source", "=", source)]).to_pylist()
+    position = {row["part"]: json.loads(row["position"]) for row in rows}
+    identity = position.pop(IDENTITY, None)
+    return Latest(max((row["batch"] for row in rows), default=0), position, identity)
 
 
 def catch_up() -> list[Entry]:
-    """Write what the commits of bronze say that is not in the ledger yet; returns it. Safe to kill and repeat.
-
-    Raises:
-        RuntimeError: a commit's accounts do not balance, or are not what Delta itself counted.
-    """
+    """Write what the commits of bronze say that is not in the ledger yet; returns it. Safe to kill and repeat."""
     bronze = storage.open_table(BRONZE_EVENTS)
     if bronze is None:
         return []
-    positions = storage.open_table(POSITIONS)
-    known = -1
-    if positions is not None:
-        known = max(positions.to_pyarrow_table(columns=["bronze_version"])["bronze_version"].to_pylist(), default=-1)
-    behind = bronze.version() - known
-    if behind <= 0:
-        return []
-    found = []
-    for commit in sorted(bronze.history(behind), key=lambda commit: int(commit["version"])):
-        told = json.loads(commit.get("userMetadata") or "{}")
-        if int(commit["version"]) <= known or "accounts" not in told:
+    last = _last_version()
+    behind = bronze.version() - last
+    entries = []
+    for commit in sorted(bronze.history(behind) if behind > 0 else [], key=lambda commit: int(commit["version"])):
+        record = json.loads(commit.get("userMetadata") or "{}")
+        if int(commit["version"]) <= last or "accounts" not in record:
             continue
-        entry = Entry(
-            told["source"],
-            told["batch"],
-            told["position"],
-            tuple(Account(*account) for account in told["accounts"]),
-            told["token"],
-        )
-        _check(entry, commit)
-        version, moment = int(commit["version"]), datetime.fromtimestamp(commit["timestamp"] / 1000, UTC)
-        beside = {"source": entry.source, "batch": entry.batch, "bronze_version": version, "committed_at": moment}
-        _put(LEDGER, [beside | vars(account) for account in entry.accounts], entry)
-        # Last: its presence says that the batch is in the ledger.
-        _put(POSITIONS, [beside | {"position": json.dumps(entry.position)}], entry)
-        found.append(entry)
-    return found
+        accounts = tuple(Account(*account) for account in record["accounts"])
+        entry = Entry(record["source"], record["batch"], record["position"], accounts, record["token"])
+        _put_positions(entry)
+        # Last: its presence says that the batch is entered.
+        _put_accounts(entry, int(commit["version"]), datetime.fromtimestamp(commit["timestamp"] / 1000, UTC))
+        entries.append(entry)
+    return entries
 
 
-def _check(entry: Entry, commit: dict[str, Any]) -> None:
-    landed = sum(account.landed for account in entry.accounts)
-    written = int(commit.get("operationMetrics", {}).get("numOutputRows", landed))
-    unbalanced = [account for account in entry.accounts if not account.balanced]
-    if unbalanced or written != landed:
-        raise RuntimeError(
-            f"batch {entry.batch} of {entry.source} does not balance: {unbalanced or f'{landed} landed, {written} written'}"
-        )
+def _last_version() -> int:
+    """The newest version of bronze that is in the ledger; -1 before the first."""
+    opened = storage.open_table(LEDGER)
+    if opened is None:
+        return -1
+    newest = pc.max(pa.table(opened.get_add_actions(flatten=True))["max.bronze_version"]).as_py()
+    return -1 if newest is None else int(newest)
 
 
-def _put(table: Table, rows: list[dict[str, Any]], entry: Entry) -> None:
-    schema = pa.schema([pa.field(c.name, _TYPES[c.type], c.nullable) for c in table.columns])
-    arrow = pa.Table.from_pylist([{name: row[name] for name in table.column_names} for row in rows], schema)
-    there = storage.exists(table)
+def _put_positions(entry: Entry) -> None:
+    """Move the parts of a position. IDENTITY is moved along by each batch, so that all are counted."""
+    rows = [
+        {"source": entry.source, "part": part, "position": json.dumps(position), "batch": entry.batch}
+        for part, position in entry.position.items()
+    ]
+    if storage.open_table(POSITIONS) is None:
+        deltalake.write_deltalake(str(POSITIONS.path), _arrow(POSITIONS, rows), mode="append")
+        return
+    table = deltalake.DeltaTable(str(POSITIONS.path))
+    same = "new.source = old.source AND new.part = old.part"
+    merge = table.merge(_arrow(POSITIONS, rows), same, source_alias="new", target_alias="old")
+    merge.when_matched_update_all().when_not_matched_insert_all().execute()
+    _compact(POSITIONS)
+
+
+def _put_accounts(entry: Entry, bronze_version: int, committed_at: datetime) -> None:
+    beside = {
+        "source": entry.source,
+        "batch": entry.batch,
+        "bronze_version": bronze_version,
+        "committed_at": committed_at,
+    }
+    accounts = entry.accounts or (Account.of(UNTIMED, 0, 0),)
+    rows = _arrow(LEDGER, [beside | vars(account) for account in accounts])
+    if storage.open_table(LEDGER) is None:
+        deltalake.write_deltalake(str(LEDGER.path), rows, mode="append")
+        return
     predicate = f"source = '{entry.source}' AND batch = {entry.batch}"
-    deltalake.write_deltalake(
-        str(table.path), arrow, mode="overwrite" if there else "append", predicate=predicate if there else None
-    )
+    deltalake.write_deltalake(str(LEDGER.path), rows, mode="overwrite", predicate=predicate)
+    _compact(LEDGER)
+
+
+def _arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
+    schema = pa.schema([pa.field(c.name, _TYPES[c.type], c.nullable) for c in table.columns])
+    return pa.Table.from_pylist([{name: row[name] for name in table.column_names} for row in rows], schema)
+
+
+def _compact(table: Table) -> None:
+    opened = deltalake.DeltaTable(str(table.path))
+    if len(opened.file_uris()) > _MANY_FILES:
+        opened.optimize.compact()

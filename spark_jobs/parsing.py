@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from itertools import chain
@@ -15,13 +15,16 @@ from pyspark.sql import types as T
 
 from contracts.dataset import Dataset, Events, Exclusion, Items
 from contracts.settings import settings
-from contracts.tables import BRONZE_EVENTS
+from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, UNTIMED
+from spark_jobs import rules
 from spark_jobs.pseudonyms import pseudonym_of
 from spark_jobs.reading import CORRUPT, column, text
 
+INTERVAL = next(each for each in SILVER_EVENTS.columns if each.name == "interval")
+TOO_LATE = "occurred_at: older than the lateness limit"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)?(,\d*)?([eE][+-]?\d+)?$"
 _ISO_DATE = r"^\d{4}-\d{1,2}-\d{1,2}"
-_ISO_ZONE = r"(?i):\d{2}(\.\d+)? ?(z|utc|gmt|[+-]\d{2}(:?\d{2})?)$"
 _SHOWN = 60
 """Characters of a value that a problem shows."""
 
@@ -30,16 +33,15 @@ _AHEAD = timedelta(days=1)
 """How far a clock may be ahead of ours, or a zone be mistaken."""
 _YEARS = (datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 """Years that neither Python nor a person has a date for are typing errors."""
-KNOWN_ID = "_event_id"
-"""Column of a row that was read before, with the event_id it got then."""
-Unread = tuple[str, Column, str | None]
-"""A value that could not be read: column of the source, when that is so, what to say of it (None: nothing)."""
+MESSAGE_ID = "_message_id"
+"""Column with what a record without an id of its own is known by, such as its offset in a topic."""
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
+_RAW = "_raw_"
+"""Prefix of columns with values as the source has them."""
+_NESTED = (T.StructType, T.ArrayType, T.MapType)
 _READ = "_read_"
 """Prefix of columns with values read from texts: they stand in many expressions, and are computed once so."""
-ROW = "row"
-"""Column beside the table's own: the source's row as JSON, where it has problems."""
 
 
 def _quoted(value: Column) -> Column:
@@ -52,8 +54,9 @@ def number(frame: DataFrame, name: str, decimal_comma: bool = False) -> Column:
         value = column(name).cast("double")
         return F.when(F.abs(value) < float("inf"), value)
     written = text(frame, name)
-    if decimal_comma:
-        written = F.translate(F.translate(written, ".", ""), ",", ".")
+    if decimal_comma:  # a dot marks thousands where three digits follow; elsewhere it can only be a decimal point
+        plain = F.translate(F.translate(written, ".", ""), ",", ".")
+        written = F.when(written.rlike(_DECIMAL_COMMA), plain).otherwise(written)
     value = F.when(written.rlike(_NUMBER), written.try_cast("double"))
     return F.when(F.abs(value) < float("inf"), value)
 
@@ -62,24 +65,54 @@ def _has_zone(pattern: str) -> bool:
     return re.search("[VzOXxZ]", re.sub("'[^']*'", "", pattern)) is not None
 
 
+def _iso_moment(written: Column) -> tuple[Column, Column]:
+    """The instant of a text in ISO 8601, and whether it names a zone: then it can be read, but not with one more.
+
+    Spark reads a zone after seconds only, and none in brackets, as Java writes `+02:00[Europe/Berlin]`.
+    """
+    plain = F.when(written.endswith("]"), F.regexp_replace(written, r"([+-]\d\d:\d\d|Z)\[[^\]]*\]$", "$1")).otherwise(
+        written
+    )
+    with_seconds = F.regexp_replace(plain, r"([T ]\d\d?:\d\d?)( ?(Z|[+-]).*)$", "$1:00$2")
+    parsed = F.when(
+        plain.rlike(_ISO_DATE), F.coalesce(*[text_.try_cast("timestamp") for text_ in (plain, with_seconds)])
+    )
+    has_seconds = plain.rlike(r":\d+[:Z+ -]")
+    return parsed, has_seconds & F.concat(plain, F.lit("Z")).try_cast("timestamp").isNull()
+
+
+def _moment_by(pattern: str, written: Column) -> tuple[Column, Column]:
+    """The instant of a text by one of Spark's patterns, and whether it names a zone, which may be optional."""
+    parsed = F.try_to_timestamp(written, F.lit(pattern))
+    without_zone = re.sub(r"\[[^\[\]]*[VzOXxZ][^\[\]]*\]", "", pattern)
+    if _has_zone(without_zone) or without_zone == pattern:
+        return parsed, F.lit(_has_zone(pattern))
+    return parsed, F.try_to_timestamp(written, F.lit(without_zone)).isNull()
+
+
+def _epoch_moment(value: Column) -> Column:
+    """The instant of a number since 1970 in seconds, milliseconds, microseconds or nanoseconds, as its size tells.
+
+    Clients mix them. The ranges do not overlap for any time from 1973 to 2286.
+    """
+    size = F.abs(value)
+    unit_us = F.when(size < 1e11, 1e6).when(size < 1e14, 1e3).when(size < 1e17, 1.0).when(size < 1e20, 1e-3)
+    return F.timestamp_micros(F.round(value * unit_us).cast("long"))
+
+
 def moment(frame: DataFrame, events: Events, time_zone: str) -> Column:
     """The instant of each row (UTC), else null. A zone written in the value wins over `time_is`."""
     name, pattern = events.columns.occurred_at, events.time_format
     kind = frame.schema[name].dataType
-    if pattern in ("epoch_s", "epoch_ms"):
-        seconds = number(frame, name) / (1 if pattern == "epoch_s" else 1000)
-        return F.timestamp_micros(F.when(F.abs(seconds) < 1e11, F.round(seconds * 1_000_000)).cast("long"))
-    zoned: Column = F.lit(False)
-    if isinstance(kind, (T.TimestampType, T.TimestampNTZType, T.DateType)):
-        parsed = column(name).cast("timestamp")
+    if pattern is not None and pattern.startswith("epoch"):
+        return _epoch_moment(number(frame, name))
+    if isinstance(kind, T.TimestampType):  # an instant already
+        return column(name)
+    if isinstance(kind, (T.TimestampNTZType, T.DateType)):
+        parsed, zoned = column(name).cast("timestamp"), F.lit(False)
     else:
         written = text(frame, name)
-        if pattern is None:
-            parsed = F.when(written.rlike(_ISO_DATE), written.try_cast("timestamp"))
-            zoned = written.rlike(_ISO_ZONE)
-        else:
-            parsed = F.try_to_timestamp(written, F.lit(pattern))
-            zoned = F.lit(_has_zone(pattern))
+        parsed, zoned = _iso_moment(written) if pattern is None else _moment_by(pattern, written)
     if events.time_is == "utc":
         return parsed
     return F.when(zoned, parsed).otherwise(F.to_utc_timestamp(parsed, time_zone))
@@ -150,48 +183,49 @@ def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:
     return without_identities(frame, events.columns.user_id) if dataset.personal_user_id else frame
 
 
-def _extra(frame: DataFrame, events: Events, theirs: list[str], unread: list[Unread]) -> Column:
-    """The columns of the source that have no place of their own, and the texts of values that could not be read."""
-    mapped = {name for name in events.columns.model_dump().values() if name is not None}
+def _extra(frame: DataFrame, events: Events, theirs: list[str]) -> Column:
+    """The columns of the source that have no place of their own; null ones are left out of rows that cannot be read."""
+    mapped = {name for name in events.columns.model_dump().values() if name is not None} | {CORRUPT}
     others = [name for name in theirs if name not in mapped]
-    extra = F.create_map(*chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))).cast(
-        "map<string,string>"
-    )
-    # Higher-order functions are slow: only rows with something unread go through them.
-    any_unread = reduce(or_, [fails for _, fails, _ in unread])
-    by_name: dict[str, Column] = {}
-    for name, fails, _ in unread:
-        by_name[name] = by_name[name] | fails if name in by_name else fails
-    unread_texts = F.create_map(
-        *chain(*((F.lit(name), F.when(fails, _plain(frame, name, column(name)))) for name, fails in by_name.items()))
-    )
-    return F.when(
-        any_unread, F.map_concat(extra, F.map_filter(unread_texts, lambda _, value: value.isNotNull()))
-    ).otherwise(extra)
+    values = chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))
+    return F.create_map(*values).cast("map<string,string>")
 
 
-def _event_id(frame: DataFrame, events: Events, source: str, theirs: list[str]) -> Column:
-    """The event's id: known from before, the source's own, or a hash of the row."""
-    if KNOWN_ID in frame.columns:
-        return column(KNOWN_ID)
-    # By name, so that a column that appears later does not change the ids of rows without it.
-    whole_row = F.concat_ws(
-        "\x1f", *[F.concat(F.lit(f"{name}="), _plain(frame, name, column(name))) for name in sorted(theirs)]
-    )
-    event_id = F.substring(F.sha2(whole_row, 256), 1, 32)
-    if events.columns.event_id:
-        event_id = F.coalesce(text(frame, events.columns.event_id), event_id)
-    if events.event_ids_are == "of the source":
-        event_id = F.concat(F.lit(f"{source}:"), event_id)
-    return event_id
+def _hash_of(values: Mapping[str, tuple[T.DataType, Column]]) -> Column:
+    """What a record without an id is known by. By name, in small letters, so that neither order nor spelling matters."""
+    names = sorted(values, key=lambda name: (name.lower(), name))
+    written = [F.concat(F.lit(f"{name.lower()}="), _canonical(*values[name])) for name in names]
+    return F.substring(F.sha2(F.concat_ws("\x1f", *written), 256), 1, 32)
 
 
-def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datetime, *beside: Column) -> DataFrame:
-    """Rows of a source as BRONZE_EVENTS, a row with problems itself as JSON in `row`, and the columns `beside`.
+def _canonical(kind: T.DataType, value: Column) -> Column:
+    """A value as text that is the same however a file types it: `5.0` and `5`, a date and its midnight."""
+    if isinstance(kind, (T.TimestampType, T.TimestampNTZType, T.DateType)):
+        return F.unix_micros(value.cast("timestamp")).cast("string")
+    if isinstance(kind, T.DecimalType):
+        return F.regexp_replace(value.cast("string"), r"\.?0+$", "") if kind.scale else value.cast("string")
+    if isinstance(kind, (T.DoubleType, T.FloatType)):
+        whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
+        return F.when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
+    return F.to_json(value) if isinstance(kind, _NESTED) else value.cast("string")
 
-    `occurred_at`, `at` and `interval` are null where the time cannot be read; such rows cannot be landed.
+
+def parse(
+    frame: DataFrame,
+    events: Events,
+    dataset: Dataset,
+    ingested_at: datetime,
+    *,
+    identity: Sequence[str] = (),
+    oldest: int | None = None,
+) -> DataFrame:
+    """Records of a source as BRONZE_EVENTS.
+
+    Args:
+        identity: columns whose hash is the id of a record that has none or is unfit; empty: all.
+        oldest: first interval that is not too late to land; None: all are in time.
     """
-    names, theirs = events.columns, [name for name in frame.columns if name != KNOWN_ID]
+    names, theirs = events.columns, [name for name in frame.columns if name != MESSAGE_ID]
     frame = _prepared(frame, events, dataset)
     read = {
         "quantity": number(frame, names.quantity, events.decimal_comma) if names.quantity else F.lit(1.0),
@@ -207,112 +241,77 @@ def parse(frame: DataFrame, events: Events, dataset: Dataset, ingested_at: datet
         pieces = F.coalesce(quantity, F.lit(1.0))
         unit_price = F.when(pieces != 0, price / pieces)
 
-    told_type, event_type = _types(frame, events)
+    named_type, event_type = _types(frame, events)
 
-    interval = next(c for c in BRONZE_EVENTS.columns if c.name == "interval")
-    assert interval.minimum is not None
-    assert interval.maximum is not None
-    oldest, newest = (F.lit(year).cast("timestamp") for year in _YEARS)
-    is_time = (at >= interval.minimum) & (at < interval.maximum) & (occurred_at >= oldest) & (occurred_at < newest)
+    lowest, highest = (F.lit(year).cast("timestamp") for year in _YEARS)
+    is_time = (at >= INTERVAL.minimum) & (at < INTERVAL.maximum) & (occurred_at >= lowest) & (occurred_at < highest)
     ahead = is_time & (occurred_at > F.lit(ingested_at + _AHEAD).cast("timestamp"))
     unset = is_time & (occurred_at.between(F.lit(_EPOCH).cast("timestamp"), F.lit(_EPOCH + _AHEAD).cast("timestamp")))
-    in_grid = is_time & ~ahead & ~unset
-
-    unread: list[Unread] = [
-        (names.occurred_at, ~F.coalesce(is_time, F.lit(False)), "occurred_at: not a time"),
-        (names.occurred_at, ahead, "occurred_at: in the future"),
-        (names.occurred_at, unset, "occurred_at: of a clock that was not set"),
-    ]
-    if names.quantity:
-        unread.append(
-            (names.quantity, text(frame, names.quantity).isNotNull() & quantity.isNull(), "quantity: not a number")
-        )
-    if names.price:
-        written = text(frame, names.price).isNotNull()
-        unread.append((names.price, written & price.isNull(), "price: not a number"))
-        if events.price_is == "line":
-            unread.append((names.price, written & unit_price.isNull(), None))
-    if names.event_type:
-        unread.append((names.event_type, told_type.isNotNull() & event_type.isNull(), "event_type: not known"))
+    late = is_time & ~unset & (at < oldest - 1) if oldest is not None else F.lit(False)
+    in_grid = F.coalesce(is_time & ~ahead & ~unset & ~late, F.lit(False))
 
     problems = [
-        F.when(fails, F.concat(F.lit(f"{what}: "), F.coalesce(_quoted(text(frame, name)), F.lit("missing"))))
-        for name, fails, what in unread
-        if what is not None
+        _problem(frame, names.occurred_at, ~F.coalesce(is_time, F.lit(False)), "occurred_at: not a time"),
+        _problem(frame, names.occurred_at, ahead, "occurred_at: in the future"),
+        _problem(frame, names.occurred_at, unset, "occurred_at: of a clock that was not set"),
     ]
-    if CORRUPT in frame.columns:
+    if oldest is not None:
+        problems.append(_problem(frame, names.occurred_at, late, TOO_LATE))
+    for name, value, what in (
+        (names.quantity, quantity, "quantity: not a number"),
+        (names.price, price, "price: not a number"),
+    ):
+        if name:
+            problems.append(_problem(frame, name, text(frame, name).isNotNull() & value.isNull(), what))
+    if names.event_type:
+        unknown = named_type.isNotNull() & event_type.isNull()
+        problems.append(_problem(frame, names.event_type, unknown, "event_type: not known"))
+    if CORRUPT in theirs:
         problems.append(F.when(column(CORRUPT).isNotNull(), F.lit("row: not in the shape of the other rows")))
     problems += [column(f"{_EXCLUDED}{place}") for place in range(len(events.exclude))]
-
-    extra = _extra(frame, events, theirs, unread)
     any_problem = reduce(or_, [problem.isNotNull() for problem in problems])
-    listed = F.when(any_problem, F.array_compact(F.array(*problems))).otherwise(F.array().cast("array<string>"))
 
-    event_id = _event_id(frame, events, dataset.source_name(events), theirs)
-    return frame.select(
-        event_id.alias("event_id"),
+    raw = {name: (frame.schema[name].dataType, column(f"{_RAW}{name}")) for name in theirs}
+    by_hash = _hash_of({name: raw[name] for name in {*(identity or theirs), CORRUPT} if name in raw})
+    nothing = F.lit(None).cast("string")
+    scope = F.lit(f"{dataset.source_name(events)}:" if events.event_ids_are == "of the source" else "")
+    parsed = frame.select(
+        *[column(name).alias(f"{_RAW}{name}") for name in theirs],
+        (text(frame, names.event_id) if names.event_id else nothing).alias("_own_id"),
+        (column(MESSAGE_ID) if MESSAGE_ID in frame.columns else nothing).alias(MESSAGE_ID),
         F.lit(dataset.source_name(events)).alias("source"),
-        F.when(in_grid, (F.floor(at) + 1).cast("int")).alias("interval"),
+        F.when(in_grid, (F.floor(at) + 1).cast("int")).otherwise(UNTIMED).alias("interval"),
         text(frame, names.user_id).alias("user_id"),
         text(frame, names.item_id).alias("item_id"),
         event_type.alias("event_type"),
         F.when(in_grid, occurred_at).alias("occurred_at"),
         F.when(in_grid, at).alias("at"),
-        (text(frame, names.session_id) if names.session_id else F.lit(None).cast("string")).alias("session_id"),
+        (text(frame, names.session_id) if names.session_id else nothing).alias("session_id"),
         quantity.alias("quantity"),
         unit_price.alias("price"),
-        listed.alias("problems"),
-        extra.alias("extra"),
+        # Higher-order functions are slow: only rows with a problem go through them.
+        F.when(any_problem, F.array_compact(F.array(*problems)))
+        .otherwise(F.array().cast("array<string>"))
+        .alias("problems"),
+        _extra(frame, events, theirs).alias("extra"),
         F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
-        F.when(any_problem, F.to_json(F.struct(*[column(name) for name in theirs]))).alias(ROW),
-        *beside,
-    )
+    ).withColumn("_fit", rules.is_fit())
+    record = F.to_json(F.struct(*[value.alias(name) for name, (_, value) in raw.items()]))
+    return parsed.withColumns(
+        {
+            "event_id": F.concat(
+                scope, F.coalesce(F.when(F.col("_fit"), F.col("_own_id")), column(MESSAGE_ID), by_hash)
+            ),
+            "record": F.when(~F.col("_fit"), record),
+        }
+    ).select(*BRONZE_EVENTS.column_names)
+
+
+def _problem(frame: DataFrame, name: str, fails: Column, what: str) -> Column:
+    """What to say of a value of column `name` where it `fails`; else null."""
+    return F.when(fails, F.concat(F.lit(f"{what}: "), F.coalesce(_quoted(text(frame, name)), F.lit("missing"))))
 
 
 def _plain(frame: DataFrame, name: str, value: Column) -> Column:
     """Text of a value as the source has it."""
-    if isinstance(frame.schema[name].dataType, (T.StructType, T.ArrayType, T.MapType)):
-        return F.to_json(value)
-    return value.cast("string")
-
-
-def repaired(bronze: DataFrame, events: Events) -> DataFrame:
-    """BRONZE_EVENTS rows with values read again whose text stayed in `extra`; `repaired` tells whether one could be."""
-    names = events.columns
-    texts = bronze.select(
-        *bronze.columns,
-        *[
-            F.element_at("extra", name).alias(f"text.{name}")
-            for name in dict.fromkeys([names.quantity, names.price, names.event_type])
-            if name is not None
-        ],
-    )
-
-    def told(name: str) -> str:
-        return f"text.{name}"
-
-    quantity, price, event_type = F.col("quantity"), F.col("price"), F.col("event_type")
-    if names.quantity:
-        quantity = F.coalesce(quantity, number(texts, told(names.quantity), events.decimal_comma))
-    if names.price:
-        read = number(texts, told(names.price), events.decimal_comma)
-        pieces = F.coalesce(quantity, F.lit(1.0))
-        price = F.coalesce(price, F.when(pieces != 0, read / pieces) if events.price_is == "line" else read)
-    if names.event_type:
-        own = events.model_copy(update={"columns": names.model_copy(update={"event_type": told(names.event_type)})})
-        event_type = F.coalesce(event_type, _types(texts, own)[1])
-    found = {"quantity": quantity, "price": price, "event_type": event_type}
-    solved = {own: value.isNotNull() & F.col(own).isNull() for own, value in found.items()}
-    problems: Column = F.col("problems")
-    for own, is_solved in solved.items():
-        problems = F.when(is_solved, F.filter(problems, _is_not_about(own))).otherwise(problems)
-    return texts.select(
-        *[name for name in bronze.columns if name not in (*found, "problems")],
-        *[value.alias(own) for own, value in found.items()],
-        problems.alias("problems"),
-        reduce(or_, solved.values()).alias("repaired"),
-    )
-
-
-def _is_not_about(own: str) -> Callable[[Column], Column]:
-    return lambda problem: ~problem.startswith(f"{own}:")
+    return F.to_json(value) if isinstance(frame.schema[name].dataType, _NESTED) else value.cast("string")

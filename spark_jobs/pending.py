@@ -15,6 +15,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from contracts.tables import (
     PROMOTIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
+    UNTIMED,
     USER_HISTORIES,
 )
 from contracts.trainings import coming_interval
@@ -61,8 +63,8 @@ def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int
     if intervals:
         return intervals
     for source in dataset.events:
-        _, position = ledger.latest(dataset.source_name(source))
-        if sources.open_source(source, dataset, folder).news(position, before):
+        position = ledger.latest(dataset.source_name(source)).position
+        if sources.open_source(source, dataset, folder).news(position):
             return [before]
     # ITEMS is written last: if it does not know what landed, a landing was killed before it was whole.
     return [before] if storage.recorded(ITEMS).get("bronze") != storage.state(BRONZE_EVENTS) else []
@@ -81,18 +83,31 @@ def build() -> list[int]:
     return [] if is_checked else [max(storage.files(SILVER_EVENTS))]
 
 
+def meaning(dataset: Dataset) -> str:
+    """A hash of what the dataset file says that silver is made by: weights and targets."""
+    return hashlib.sha256(json.dumps([dataset.types, dataset.target_types]).encode()).hexdigest()[:16]
+
+
 def clean() -> list[int]:
-    """Complete intervals of bronze that silver was not made of; the last one also when nothing happened in it."""
+    """What of bronze silver was not made of: complete intervals, UNTIMED too, and the last one also when it is empty."""
     record, through = storage.recorded(SILVER_EVENTS), landed_through()
     if through is None:
         return []
-    incomplete_then = {
-        interval for interval in storage.files(BRONZE_EVENTS) if interval > record.get("through", through)
-    }
-    changed = storage.changed(BRONZE_EVENTS, record.get("bronze", "")) | incomplete_then
+    done = record.get("through", through)
+    incomplete_then = {interval for interval in storage.files(BRONZE_EVENTS) if interval > done}
+    as_declared = record.get("meaning") == meaning(load(settings().dataset_path))
+    since = record.get("bronze", "") if as_declared else ""
+    changed = storage.changed(BRONZE_EVENTS, since) | incomplete_then
     if record.get("through", through - 1) < through:
         changed.add(through)
     return sorted(interval for interval in changed if interval <= through)
+
+
+def named(intervals: Sequence[int]) -> str:
+    """`3 intervals, 4 to 9, and the records without a time`."""
+    timed = [interval for interval in intervals if interval != UNTIMED]
+    words = [f"{len(timed)} intervals, {timed[0]} to {timed[-1]}"] if timed else []
+    return ", and ".join([*words, *(["the records without a time"] if len(timed) < len(intervals) else [])])
 
 
 class Features(NamedTuple):
@@ -223,7 +238,7 @@ def main(step: str, from_interval: int | None, through: int | None) -> int:
         print(f"{step}: nothing to do")
         return names.NOTHING_TO_DO
     print(f"{step}: {len(intervals)} pending")
-    print(",".join(str(interval) for interval in intervals))
+    print(",".join("untimed" if interval == UNTIMED else str(interval) for interval in intervals))
     return 0
 
 

@@ -4,8 +4,8 @@
     python -m spark_jobs.quarantine show --reason TEXT       some of them, as they came
     python -m spark_jobs.quarantine redrive --reason TEXT    read them again by the dataset file of today
 
-`redrive` changes what it can read now and leaves the rest where it is. Rows keep their event_id, so each lands once,
-however often it is run and wherever it is killed. What was excluded, or has a value out of bounds, is not re-driven:
+`redrive` puts what can be read now in the place of what could not, in one commit, and leaves the rest where it is, so it
+may be run again and killed at any instant. What was excluded is not re-driven, and a value out of bounds stays so:
 correct the source, and land its intervals again (`ingest_events` with `from_interval`).
 """
 
@@ -17,17 +17,23 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 from contracts.dataset import Dataset, Events, load
 from contracts.errors import InputError, reported
 from contracts.files import locked
 from contracts.settings import settings
-from contracts.tables import BRONZE_EVENTS, QUARANTINE
-from spark_jobs import pending, storage
+from contracts.tables import BRONZE_EVENTS, QUARANTINE, UNTIMED
+from spark_jobs import ledger, pending, storage
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
 
 Row = dict[str, Any]
 _SHOWN = 20
+_FORMER = "_former_id"
+"""Column of rows that are read again, with what they were known by."""
 
 
 def arg_parser() -> argparse.ArgumentParser:
@@ -52,8 +58,8 @@ def rows(reason: str = "", source: str = "") -> list[Row]:
     if opened is None:
         return []
     filters = [("source", "=", source)] if source else None
-    found: list[Row] = opened.to_pyarrow_table(filters=filters).to_pylist()
-    return [row for row in found if any(each.startswith(reason) for each in row["reasons"])]
+    rows_there: list[Row] = opened.to_pyarrow_table(filters=filters).to_pylist()
+    return [row for row in rows_there if any(each.startswith(reason) for each in row["reasons"])]
 
 
 def kind(reason: str) -> str:
@@ -61,78 +67,116 @@ def kind(reason: str) -> str:
     return reason.split(": '", maxsplit=1)[0]
 
 
-def listed(found: list[Row]) -> Iterator[str]:
-    """A line for each source, stage and kind of reason."""
-    counts = Counter((row["source"], row["stage"], kind(reason)) for row in found for reason in row["reasons"])
-    yield f"{'rows':>10}  {'source':<16} {'set aside by':<12} reason"
-    for (source, stage, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        yield f"{count:>10,}  {source:<16} {stage:<12} {reason}"
-    yield f"{len(found):>10,}  rows together"
+def listed(chosen: list[Row]) -> Iterator[str]:
+    """A line for each source and kind of reason."""
+    counts = Counter((row["source"], kind(reason)) for row in chosen for reason in row["reasons"])
+    yield f"{'rows':>10}  {'source':<16} reason"
+    for (source, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        yield f"{count:>10,}  {source:<16} {reason}"
+    yield f"{len(chosen):>10,}  rows together"
 
 
-def shown(found: list[Row]) -> Iterator[str]:
+def shown(chosen: list[Row]) -> Iterator[str]:
     """Some rows, as they came."""
-    for row in found[:_SHOWN]:
-        yield f"{row['event_id']}  {row['source']}, interval {row['interval']}: {'; '.join(row['reasons'])}"
+    for row in chosen[:_SHOWN]:
+        place = "without a time" if row["interval"] == UNTIMED else f"interval {row['interval']}"
+        yield f"{row['event_id']}  {row['source']}, {place}: {'; '.join(row['reasons'])}"
         yield f"    {row['row']}"
-    if len(found) > _SHOWN:
-        yield f"... and {len(found) - _SHOWN:,} more"
+    if len(chosen) > _SHOWN:
+        yield f"... and {len(chosen) - _SHOWN:,} more"
 
 
 def redrive(dataset: Dataset, reason: str, source: str, now: datetime) -> tuple[int, int]:
-    """Read rows of quarantine again: those without a time anew, those in bronze for the values that could not be read.
+    """Read rows of quarantine again, by the dataset file of today.
 
     Returns:
-        How many rows were chosen, and how many of these landed or were repaired now.
+        How many rows were chosen, and how many of these are fit now.
 
     Raises:
-        InputError: nothing has landed yet, or a source of the rows is not in the dataset file any more.
+        InputError: a source of the rows is not in the dataset file any more.
     """
     chosen = rows(reason, source)
-    known = {dataset.source_name(each): each for each in dataset.events}
-    for name in sorted({row["source"] for row in chosen}):
-        if name not in known:
-            raise InputError(
-                f"rows of the source {name!r}, which the dataset file does not declare",
-                where=str(settings().dataset_path),
-                cure="declare it again, or choose others with --source",
-            )
-    done = 0
+    declared = {dataset.source_name(each): each for each in dataset.events}
+    for name in sorted({row["source"] for row in chosen} - declared.keys()):
+        raise InputError(
+            f"rows of the source {name!r}, which the dataset file does not declare",
+            where=str(settings().dataset_path),
+            cure="declare it again, or choose others with --source",
+        )
+    # Whether a row is excluded was decided before its user became a pseudonym, and cannot be decided again.
+    redriven = [row for row in chosen if not any(each.startswith("excluded:") for each in row["reasons"])]
     with locked(settings().home_dir / "run" / "land.lock"), storage.writing():
-        for name, each in known.items():
-            of_source = [row for row in chosen if row["source"] == name]
-            untimed = [row for row in of_source if row["stage"] == "land"]
-            timed = [row for row in of_source if row["stage"] == "clean"]
-            done += _land(untimed, each, dataset, now) if untimed else 0
-            done += _repair(timed, each) if timed else 0
-    return len(chosen), done
+        ledger.catch_up()
+        return len(chosen), sum(
+            _replace([row for row in redriven if row["source"] == name], each, dataset, now)
+            for name, each in declared.items()
+            if any(row["source"] == name for row in redriven)
+        )
 
 
-def _land(untimed: list[Row], source: Events, dataset: Dataset, now: datetime) -> int:
-    """Land rows whose time could not be read, and take those that landed out of quarantine."""
-    from spark_jobs import land, ledger
-    from spark_jobs.parsing import KNOWN_ID
+def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetime) -> int:
+    """Put rows that are fit now in the place of what they were, in one commit of bronze; their number."""
+    from pyspark.sql import DataFrame
+    from pyspark.sql import functions as F
+
     from spark_jobs.session import session
-    from spark_jobs.sources import Batch
 
-    ledger.catch_up()
     spark = session("redrive")
-    told = [
-        {name: _text(value) for name, value in json.loads(row["row"]).items()} | {KNOWN_ID: row["event_id"]}
-        for row in untimed
-    ]
-    names = list(dict.fromkeys([*(name for row in told for name in row), *_declared(source)]))
-    schema = ", ".join(f"`{name.replace('`', '``')}` string" for name in names)
-    raw = spark.createDataFrame([[row.get(name) for name in names] for row in told], schema)
-    # What lies in quarantine holds pseudonyms already.
-    stored = dataset.model_copy(update={"personal_user_id": False})
-    through = pending.landed_through()
-    landing = land.Landing(
-        spark, stored, source, land.Span(0 if through is None else through, before=through), now, redriven=True
+    chosen = spark.createDataFrame(
+        [[row["interval"], row["event_id"]] for row in redriven], "interval int, event_id string"
     )
-    landing(Batch(raw, {}))
-    _forget_landed(spark)
-    return landing.num_landed
+    intervals = storage.ranges_predicate("interval", {row["interval"] for row in redriven})
+    unfit = storage.read(spark, BRONZE_EVENTS).where(intervals).join(chosen, ["interval", "event_id"], "left_semi")
+    as_text = F.col("occurred_at").cast("string").alias("occurred_at")
+    there = unfit.where("record IS NOT NULL").select("interval", "event_id", as_text, "record").collect()
+    # A time that could be read stays: the dataset file may say by now how later ones are written.
+    timed = source.model_copy(update={"time_format": None, "time_is": "utc"})
+    read_again = [
+        _parsed(spark, part, declared, dataset, now)
+        for declared, part in (
+            (source, [row for row in there if row["occurred_at"] is None]),
+            (timed, [row for row in there if row["occurred_at"] is not None]),
+        )
+    ]
+    fit = reduce(DataFrame.unionByName, read_again).where("record IS NULL")
+    fit = fit.withColumn("former", F.element_at("extra", _FORMER))
+    fit = fit.withColumn("extra", F.map_filter("extra", lambda key, _: key != _FORMER)).localCheckpoint()
+    old = {row["former"] for row in fit.select("former").collect()}
+    if not old:
+        return 0
+    gone = spark.createDataFrame(
+        [[row["interval"], row["event_id"]] for row in there if row["event_id"] in old], chosen.schema
+    )
+    touched = {row["interval"] for row in there if row["event_id"] in old}
+    touched |= {row["interval"] for row in fit.select("interval").distinct().collect()}
+    these = storage.ranges_predicate("interval", touched)
+    left = storage.read(spark, BRONZE_EVENTS).where(these).join(gone, ["interval", "event_id"], "left_anti")
+    new = fit.drop("former").dropDuplicates(["interval", "event_id"])
+    new = new.join(left.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
+    through = pending.landed_through()
+    record = {"dataset": dataset.name, **({} if through is None else {"through": through})}
+    storage.write(left.unionByName(new).repartition("interval"), BRONZE_EVENTS, where=these, record=record)
+    return len(old)
+
+
+def _parsed(spark: SparkSession, there: list[Any], source: Events, dataset: Dataset, now: datetime) -> DataFrame:
+    """Records of bronze, read again; those with a time keep it."""
+    from spark_jobs.landing import parsed_events
+    from spark_jobs.parsing import MESSAGE_ID
+
+    name, records = dataset.source_name(source), []
+    for row in there:
+        record = {name: _text(value) for name, value in json.loads(row["record"]).items()}
+        if row["occurred_at"] is not None:
+            record[source.columns.occurred_at] = row["occurred_at"]
+        records.append(record | {MESSAGE_ID: row["event_id"].removeprefix(f"{name}:"), _FORMER: row["event_id"]})
+    own = [*_declared(source), MESSAGE_ID, _FORMER]
+    columns = list(dict.fromkeys([*(name for record in records for name in record), *own]))
+    schema = ", ".join(f"`{column.replace('`', '``')}` string" for column in columns)
+    raw = spark.createDataFrame([[record.get(column) for column in columns] for record in records], schema)
+    # What lies in bronze holds pseudonyms already.
+    stored = dataset.model_copy(update={"personal_user_id": False})
+    return parsed_events(raw, source, stored, now, where=name)
 
 
 def _text(value: Any) -> str | None:
@@ -143,40 +187,6 @@ def _declared(source: Events) -> list[str]:
     return [name for name in source.columns.model_dump().values() if name is not None]
 
 
-def _forget_landed(spark: Any) -> None:
-    """Take rows out of quarantine that are in bronze by now: also those of a run that was killed before it could."""
-    there = storage.read(spark, QUARANTINE).where("stage = 'land'")
-    landed = storage.read(spark, BRONZE_EVENTS).select("event_id")
-    left = there.join(landed, "event_id", "left_anti").localCheckpoint()
-    storage.write(left.coalesce(1), QUARANTINE, where="stage = 'land'")
-
-
-def _repair(timed: list[Row], source: Events) -> int:
-    """Read the values again that could not be read when these rows of bronze landed; the next cleaning takes them up."""
-    from delta.tables import DeltaTable
-    from pyspark.sql import functions as F
-
-    from spark_jobs.parsing import repaired
-    from spark_jobs.session import session
-
-    spark = session("redrive")
-    ids = spark.createDataFrame([[row["event_id"]] for row in timed], "event_id string")
-    intervals = {row["interval"] for row in timed}
-    bronze = storage.read(spark, BRONZE_EVENTS).where(storage.one_of("interval", intervals))
-    better = repaired(bronze.join(ids, "event_id", "left_semi"), source).where("repaired").localCheckpoint()
-    count = better.count()
-    if count:
-        changed = {name: F.col(f"better.{name}") for name in ("event_type", "quantity", "price", "problems", "extra")}
-        these = storage.one_of("bronze.interval", intervals)
-        merge = DeltaTable.forPath(spark, str(BRONZE_EVENTS.path)).alias("bronze")
-        (
-            merge.merge(better.alias("better"), f"bronze.event_id = better.event_id AND ({these})")
-            .whenMatchedUpdate(set=changed)
-            .execute()
-        )
-    return int(count)
-
-
 def main(dataset: Dataset, verb: str, reason: str, source: str, now: datetime) -> int:
     """Run a verb; the exit status."""
     if verb == "redrive":
@@ -185,8 +195,8 @@ def main(dataset: Dataset, verb: str, reason: str, source: str, now: datetime) -
         if num_done:
             print("trigger build_features to take them up")
         return 0
-    found = rows(reason, source)
-    print("\n".join(listed(found) if verb == "list" else shown(found)))
+    chosen = rows(reason, source)
+    print("\n".join(listed(chosen) if verb == "list" else shown(chosen)))
     return 0
 
 

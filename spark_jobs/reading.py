@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from contracts.dataset import Files, resolve
 from contracts.errors import InputError
 from contracts.settings import settings
 
+PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".inprogress")
+"""Endings of files that somebody still writes."""
 CORRUPT = "_corrupt_record"
 """Column with the text of a row that does not have the shape of the others."""
 
@@ -60,7 +64,7 @@ def paths(files: Files, folder: Path) -> list[str]:
 def listed(files: Files, folder: Path) -> dict[str, str]:
     """The files there are, by path or address, each with a stamp that changes with it: size and time in ns.
 
-    As Spark does, those whose name begins with a dot or underscore are left out. An address (`s3://`, `gs://`) is
+    As Spark does, those whose name begins with a dot or underscore are left out, and those that somebody still writes. An address (`s3://`, `gs://`) is
     listed by Arrow, with the credentials of the environment.
 
     Raises:
@@ -88,7 +92,11 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
         wanted = f"{root.removesuffix(start)}{path}" if is_glob else None
         for each in infos:
             inside = Path(each.path.removeprefix(root).lstrip("/"))
-            if each.type != fs.FileType.File or (each is not info and _is_hidden(inside)):
+            if (
+                each.type != fs.FileType.File
+                or each.path.endswith(PARTIAL)
+                or (each is not info and _is_hidden(inside))
+            ):
                 continue
             if wanted is None or fnmatch.fnmatchcase(each.path, wanted):
                 found[f"{scheme}{there}{each.path}" if there else each.path] = f"{each.size} {each.mtime_ns}"
@@ -174,18 +182,24 @@ def read_all(spark: SparkSession, files: Files, folder: Path, wanted: Iterable[s
         InputError: a file or column is missing, or a file cannot be read.
     """
     declared = paths(files, folder)
-    away = any("://" in path for path in declared)
-    there = listed(files, folder) if away or any(path.endswith(".zst") for path in declared) else {}
-    found = [fetched(path, stamp) for path, stamp in there.items()] if there else declared
-    if away and not there:
+    found = [fetched(path, stamp) for path, stamp in listed(files, folder).items()]
+    if not found:
         raise InputError("no such file", where=", ".join(declared), cure="correct `path` in the dataset file")
-    frame = read(spark, files, found)
+    frame = read(spark, files, found, base_of(files, folder))
     require(frame, wanted, ", ".join(declared))
     return frame
 
 
+def base_of(files: Files, folder: Path) -> str | None:
+    """The folder whose subfolders `key=value` are columns."""
+    found = paths(files, folder)
+    return found[0] if len(found) == 1 and Path(found[0]).is_dir() else None
+
+
 def read(spark: SparkSession, files: Files, found: list[str], base: str | None = None) -> DataFrame:
     """The rows as they are: text for csv and jsonl, the file's own types for parquet.
+
+    Columns are put together by name. One that is not of the same type in all files is text.
 
     Args:
         files: how to read them.
@@ -195,6 +209,25 @@ def read(spark: SparkSession, files: Files, found: list[str], base: str | None =
     Raises:
         InputError: a file is missing or cannot be read.
     """
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for path in found:
+        alike[shape(files, Path(path))].append(path)
+    return united([_read_alike(spark, files, group, base) for group in alike.values()])
+
+
+def united(frames: Sequence[DataFrame]) -> DataFrame:
+    """The rows of all, columns by name; one that has several types is text."""
+    kinds: defaultdict[str, set[T.DataType]] = defaultdict(set)
+    for frame in frames:
+        for each in frame.schema:
+            kinds[each.name].add(each.dataType)
+    mixed = {name for name, types in kinds.items() if len(types) > 1}
+    same = [frame.withColumns({name: text(frame, name) for name in mixed & set(frame.columns)}) for frame in frames]
+    return reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), same)
+
+
+def _read_alike(spark: SparkSession, files: Files, found: list[str], base: str | None) -> DataFrame:
+    """The rows of files of one shape."""
     reader = spark.read if base is None else spark.read.option("basePath", base)
     with readable(found):
         if files.file_format == "parquet":
@@ -247,8 +280,8 @@ def _with_nanoseconds(frame: DataFrame, found: list[str]) -> DataFrame:
         return frame
     for field in pads.dataset(local[0], format="parquet").schema:
         if field.name in longs and pa.types.is_timestamp(field.type):
-            moment = F.timestamp_micros((column(field.name) / 1000).cast("long"))
-            frame = frame.withColumn(field.name, moment)
+            moment = F.timestamp_micros(F.expr(f"`{field.name.replace('`', '``')}` div 1000"))
+            frame = frame.withColumn(field.name, moment if field.type.tz else moment.cast("timestamp_ntz"))
     return frame
 
 

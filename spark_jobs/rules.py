@@ -14,14 +14,14 @@ _REQUIRED = ("user_id", "item_id", "event_type")
 _BOUNDED = [column for column in SILVER_EVENTS.columns if column.name in ("quantity", "price")]
 
 
-def reasons() -> Column:
-    """Why a row of bronze (with `quantity` filled in) is set aside, `array<string>`; empty for a sound one."""
+def _tests() -> list[Column]:
+    """What cleaning says against a row, beside the problems that reading it had."""
     tests: list[Column] = [
         F.when(F.col(name).isNull(), F.lit(f"{name}: {MISSING}")) for name in _REQUIRED if name != "event_type"
     ]
     # A type that is not known is a problem of landing already.
-    untold = F.col("event_type").isNull() & ~F.exists("problems", lambda problem: problem.startswith("event_type:"))
-    tests.append(F.when(untold, F.lit(f"event_type: {MISSING}")))
+    untyped = F.col("event_type").isNull() & ~F.exists("problems", lambda problem: problem.startswith("event_type:"))
+    tests.append(F.when(untyped, F.lit(f"event_type: {MISSING}")))
     tests.append(F.when(F.col("quantity") <= 0, F.lit(RETURNED)))
     for column in _BOUNDED:
         if column.minimum is not None and column.name != "quantity":
@@ -32,17 +32,27 @@ def reasons() -> Column:
             tests.append(
                 F.when(F.col(column.name) > column.maximum, F.lit(f"{column.name}: above {column.maximum:,.0f}"))
             )
-    unsound = F.size("problems") > 0
-    for test in tests:
-        unsound = unsound | test.isNotNull()
-    found = F.concat("problems", F.array_compact(F.array(*tests)))
-    # Higher-order functions are slow: only unsound rows go through them.
-    return F.when(unsound, found).otherwise(F.array().cast("array<string>"))
+    return tests
 
 
-def is_duplicate(*scope: str) -> Column:
-    """Whether another row that is equal in `scope` is kept instead. One that could be read whole is kept first."""
-    window = Window.partitionBy(*scope).orderBy(
+def is_fit() -> Column:
+    """Whether a row of bronze is fit for silver."""
+    fit = F.size("problems") == 0
+    for test in _tests():
+        fit = fit & test.isNull()
+    return fit
+
+
+def reasons() -> Column:
+    """Why a row of bronze is set aside, `array<string>`; empty for one that is fit."""
+    # Higher-order functions are slow: only unfit rows go through them.
+    found = F.concat("problems", F.array_compact(F.array(*_tests())))
+    return F.when(is_fit(), F.array().cast("array<string>")).otherwise(found)
+
+
+def is_duplicate() -> Column:
+    """Whether another row of the same interval and event_id is kept instead."""
+    window = Window.partitionBy("interval", "event_id").orderBy(
         F.size("problems"), "at", "user_id", "item_id", "event_type", "quantity", "price"
     )
     return F.row_number().over(window) > 1

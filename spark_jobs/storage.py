@@ -1,7 +1,7 @@
 """Delta tables: what they hold, what changed in them, how they are written. Only `read` and `write` need Spark.
 
 What a table was computed from is told by the user metadata of its commits: the state (`id@version`) of the table
-upstream. The intervals whose files differ between that state and now are the ones to compute again. That is exact,
+upstream. The intervals that were written between that state and now are the ones to compute again. That is exact,
 needs no clock, and reads transaction logs only.
 """
 
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import deltalake
 import pyarrow as pa
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import TableNotFoundError
 
+from contracts.errors import InputError
 from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import Table
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _HISTORY = 100
-"""How many commits back the newest one of ours is looked for (others may optimise or vacuum)."""
+"""How many commits back the newest one of ours is looked for at first (others may optimise or vacuum)."""
 
 
 @contextmanager
@@ -60,11 +61,12 @@ def recorded(table: Table, key: str = "") -> dict[str, Any]:
     opened = open_table(table)
     if opened is None:
         return {}
-    for commit in opened.history(_HISTORY):
-        if commit.get("userMetadata"):
-            found: dict[str, Any] = json.loads(commit["userMetadata"])
-            if not key or key in found:
-                return found
+    for limit in (_HISTORY, None):
+        for commit in opened.history(limit):
+            if commit.get("userMetadata"):
+                record: dict[str, Any] = json.loads(commit["userMetadata"])
+                if not key or key in record:
+                    return record
     return {}
 
 
@@ -82,16 +84,16 @@ def files(table: Table) -> dict[int, frozenset[str]]:
     return {} if opened is None else _files(opened, table.partition_by[-1])
 
 
-def rows(table: Table, **partition: str) -> dict[int, int]:
-    """Number of rows by the last partition column, among the files whose other partition columns fit."""
-    opened = open_table(table)
+def rows(table: Table, version: int | None = None) -> dict[int, int]:
+    """Number of rows by the last partition column."""
+    opened = open_table(table, version)
     if opened is None:
         return {}
     actions = pa.table(opened.get_add_actions(flatten=True))
     counts: defaultdict[int, int] = defaultdict(int)
-    for action in actions.to_pylist():
-        if all(action[f"partition.{column}"] == value for column, value in partition.items()):
-            counts[int(action[f"partition.{table.partition_by[-1]}"])] += action["num_records"]
+    values = actions[f"partition.{table.partition_by[-1]}"].to_pylist()
+    for value, number in zip(values, actions["num_records"].to_pylist(), strict=True):
+        counts[int(value)] += number
     return dict(counts)
 
 
@@ -101,26 +103,31 @@ def total_rows(table: Table) -> int:
 
 
 def changed(table: Table, since: str) -> set[int]:
-    """The intervals of `table` that are not what they were at `since` (a `state`), gone ones included."""
+    """The intervals of `table` whose rows were written or removed after `since` (a `state`), gone ones included.
+
+    A commit that only puts files together (OPTIMIZE) says so itself, and changes nothing.
+    Source: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#add-file-and-remove-file
+    """
     opened = open_table(table)
     if opened is None:
         return set()
-    if since == f"{opened.metadata().id}@{opened.version()}":
-        return set()
-    column = table.partition_by[-1]
-    now = _files(opened, column)
-    then: dict[int, frozenset[str]] = {}
-    known_id, _, version = since.partition("@")
-    if known_id == opened.metadata().id:
-        try:
-            before = open_table(table, int(version))
-            then = {} if before is None else _files(before, column)
-        except DeltaError:  # the log does not reach back that far any more: all is new
-            then = {}
-    return {value for value in now.keys() | then.keys() if now.get(value) != then.get(value)}
+    same_id, _, version = since.partition("@")
+    commits = [
+        table.path / "_delta_log" / f"{n:020d}.json" for n in range(int(version or -1) + 1, opened.version() + 1)
+    ]
+    if same_id != opened.metadata().id or not all(path.exists() for path in commits):
+        return set(_files(opened, table.partition_by[-1]))  # the log does not reach back that far: all is new
+    values = set()
+    for path in commits:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            action = json.loads(line)
+            written = action.get("add") or action.get("remove")
+            if written is not None and written["dataChange"]:
+                values.add(int(written["partitionValues"][table.partition_by[-1]]))
+    return values
 
 
-def one_of(column: str, values: Iterable[int]) -> str:
+def ranges_predicate(column: str, values: Iterable[int]) -> str:
     """A predicate for `replaceWhere`, as ranges so that it stays short."""
     ranges: list[list[int]] = []
     for value in sorted(values):
@@ -138,11 +145,36 @@ def empty(spark: SparkSession, table: Table) -> DataFrame:
     return spark.range(0).select(*[F.lit(None).cast(column.type).alias(column.name) for column in table.columns])
 
 
-def read(spark: SparkSession, table: Table) -> DataFrame:
-    """The table; without rows when it has not been written yet."""
+def read(spark: SparkSession, table: Table, version: int | None = None) -> DataFrame:
+    """The table; without rows when it has not been written yet. A column that it does not have yet is null."""
+    from pyspark.sql import functions as F
+
     if not exists(table):
         return empty(spark, table)
-    return spark.read.format("delta").load(str(table.path))
+    reader = spark.read.format("delta")
+    frame = (reader if version is None else reader.option("versionAsOf", version)).load(str(table.path))
+    later = [column for column in table.columns if column.name not in frame.columns]
+    return frame.withColumns({column.name: F.lit(None).cast(column.type) for column in later})
+
+
+def require_layout(table: Table) -> None:
+    """Check that a table that is there has the partitions of the contract, and columns that can be null where it says so.
+
+    Raises:
+        InputError: it is of an older layout.
+    """
+    opened = open_table(table)
+    if opened is None:
+        return
+    nullable = {field.name: field.nullable for field in opened.schema().fields}
+    missing = [column.name for column in table.columns if not column.nullable and column.name not in nullable]
+    strict = [column.name for column in table.columns if column.nullable and not nullable.get(column.name, True)]
+    if missing or strict or tuple(opened.metadata().partition_columns) != table.partition_by:
+        raise InputError(
+            f"the table {table.name} is of an older layout",
+            where=str(settings().tables_dir),
+            cure="delete this folder and run `ingest_events` again: all sources are landed anew",
+        )
 
 
 def write(frame: DataFrame, table: Table, *, where: str | None = None, record: dict[str, Any] | None = None) -> None:
@@ -153,7 +185,7 @@ def write(frame: DataFrame, table: Table, *, where: str | None = None, record: d
         where: predicate; all rows of `frame` must fit it.
         record: kept with the commit, for `recorded`.
     """
-    writer = _typed(frame, table).write.format("delta").mode("overwrite")
+    writer = _typed(frame, table).write.format("delta").mode("overwrite").option("mergeSchema", "true")
     if where is not None:
         writer = writer.option("replaceWhere", where)
     if record is not None:
@@ -166,11 +198,13 @@ def append(frame: DataFrame, table: Table, *, record: dict[str, Any], applicatio
 
     Source: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
     """
-    writer = _typed(frame, table).write.format("delta").mode("append").option("userMetadata", json.dumps(record))
-    writer.option("txnAppId", application).option("txnVersion", number).save(str(table.path))
+    writer = _typed(frame, table).write.format("delta").mode("append").option("mergeSchema", "true")
+    writer.option("userMetadata", json.dumps(record)).option("txnAppId", application).option("txnVersion", number).save(
+        str(table.path)
+    )
 
 
-def note(table: Table, record: dict[str, Any]) -> None:
+def commit_metadata(table: Table, record: dict[str, Any]) -> None:
     """Commit `record` alone. No Spark needed."""
     opened = deltalake.DeltaTable(str(table.path))
     nothing = pa.Table.from_batches([], pa.schema(opened.schema().to_arrow()))

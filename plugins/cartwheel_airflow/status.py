@@ -15,7 +15,7 @@ from typing import Any
 from contracts.dataset import load
 from contracts.files import read_json
 from contracts.settings import settings
-from contracts.tables import LEDGER, QUARANTINE, Table
+from contracts.tables import LEDGER, QUARANTINE, UNTIMED, Table
 
 GATES = ("raw", "clean", "features", "lists")
 SHOWN_INTERVALS = 60
@@ -61,14 +61,14 @@ class Source:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Quarantined rows of one stage, source and reason. `command` drives them in again."""
+    """Quarantined rows of one source and reason. `command` drives them in again."""
 
-    stage: str
     source: str
     reason: str
     num_rows: int
-    first_interval: int
-    last_interval: int
+    first_interval: int | None
+    """None: none of the rows has a time."""
+    last_interval: int | None
     command: str
 
 
@@ -93,7 +93,7 @@ def sources() -> list[Source]:
 
 
 def quarantine() -> list[SetAside]:
-    """The quarantine, counted by stage, source and reason; the most rows first."""
+    """The quarantine, counted by source and reason; the most rows first."""
     return list(_set_aside(*_state(QUARANTINE)))
 
 
@@ -157,7 +157,7 @@ def _source(name: str, rows: list[dict[str, Any]]) -> Source:
         balanced=all(_counts(row).balanced for row in rows),
         last_landing=max(row["committed_at"] for row in rows),
         bars=tuple(
-            Bar(_label(interval) if interval else "without a time", counts, counts.read / most)
+            Bar(_label(interval) if interval != UNTIMED else "without a time", counts, counts.read / most)
             for interval, counts in shown
         ),
     )
@@ -174,20 +174,21 @@ def _set_aside(path: str, version: int) -> tuple[SetAside, ...]:
     if version < 0:
         return ()
     dataset = DeltaTable(path, version).to_pyarrow_dataset()
-    columns = [name for name in ("stage", "source", "interval", "reasons") if name in dataset.schema.names]
-    num_rows: Counter[tuple[str, str, str]] = Counter()
-    intervals: dict[tuple[str, str, str], tuple[int, int]] = {}
-    for batch in dataset.to_batches(columns=columns):  # the rows themselves may be many and long: never all at once
+    num_rows: Counter[tuple[str, str]] = Counter()
+    intervals: dict[tuple[str, str], tuple[int, int]] = {}
+    # The rows themselves may be many and long: never all at once.
+    for batch in dataset.to_batches(columns=["source", "interval", "reasons"]):
         for row in batch.to_pylist():
             number = row["interval"]
             for kind in {_kind(reason) for reason in row["reasons"]}:
-                key = row["stage"], row.get("source", ""), kind
+                key = row["source"], kind
                 num_rows[key] += 1
-                low, high = intervals.get(key, (number, number))
-                intervals[key] = min(low, number), max(high, number)
+                if number != UNTIMED:
+                    low, high = intervals.get(key, (number, number))
+                    intervals[key] = min(low, number), max(high, number)
     return tuple(
-        SetAside(stage, source, reason, count, *intervals[stage, source, reason], _redrive(source, reason))
-        for (stage, source, reason), count in num_rows.most_common()
+        SetAside(source, reason, count, *intervals.get((source, reason), (None, None)), _redrive(source, reason))
+        for (source, reason), count in num_rows.most_common()
     )
 
 

@@ -11,18 +11,16 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ValidationError
 
 from contracts.dataset import Dataset, Events
 from contracts.errors import InputError
+from spark_jobs.ledger import Position
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
-
-Position = dict[str, Any]
-"""How far a source has been read, as JSON. Empty: not at all."""
+    from pyspark.sql import DataFrame, SparkSession
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,12 @@ class Batch:
     Attributes:
         rows: one column for each field, as text or with the source's own types; rows that are no record of the usual
             shape have their text in `reading.CORRUPT`. Must give the same rows each time it is evaluated.
-        position: where the source is to be read on from once `rows` have landed; committed together with them. Where
-            that depends on the rows: a function of the newest interval of each `part`.
-        after: only rows of intervals after this one are meant; None: all. The others are not counted as read.
-        part: tells parts of the source apart, such as files; for `position`.
+        position: the parts of the source that are further than before once `rows` have landed; committed with them.
         where: what is read, for messages to people.
     """
 
     rows: DataFrame
-    position: Position | Callable[[dict[str, int]], Position]
-    after: int | None = None
-    part: Column | None = None
+    position: Position
     where: str = ""
 
 
@@ -53,22 +46,19 @@ Land = Callable[[Batch], None]
 class Reader(Protocol):
     """Reads one source. Made by `Reader(name, declared, options, folder)`; making it touches nothing outside."""
 
-    holds_back: bool
-    """Whether rows of intervals after `through` can be read again later. Else they land with the rest."""
+    rereads: bool
+    """Whether all that the source ever held can be read again, in one batch, from an empty position."""
 
-    def news(self, position: Position, through: int) -> bool:
-        """Whether there may be something to read, told without Spark.
+    def news(self, position: Position) -> bool:
+        """Whether there may be something to read, found without Spark.
 
         Raises:
             InputError: the source cannot be asked.
         """
         ...
 
-    def run(self, spark: SparkSession, position: Position, through: int, land: Land) -> None:
+    def run(self, spark: SparkSession, position: Position, land: Land) -> None:
         """Read everything there is after `position`, and `land` it in batches, each from where the one before ended.
-
-        Args:
-            through: last interval to land; of use to a reader that holds back.
 
         Raises:
             InputError: the source cannot be read, or lacks a declared column.

@@ -32,10 +32,11 @@ from contracts.dataset import Events, look_back
 from contracts.errors import InputError
 from contracts.files import read_json, sync, write_json
 from contracts.settings import settings
+from spark_jobs.ledger import Position
 from spark_jobs.parsing import wanted_columns
 from spark_jobs.reading import CORRUPT
 from spark_jobs.session import say
-from spark_jobs.sources import Batch, Land, Position
+from spark_jobs.sources import Batch, Land
 
 Ask = str | int | None
 """What names a page: a cursor, a number or an address. None: the first page."""
@@ -235,7 +236,7 @@ class _Told:
 class Reader:
     """Position: the fields of `_Read`."""
 
-    holds_back = False
+    rereads = False
 
     def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
         self._name, self._source, self._options = name, source, options
@@ -243,10 +244,10 @@ class Reader:
         self._dotted = [column for column in dict.fromkeys(self._wanted) if "." in column]
         self._asked_s = float("-inf")
 
-    def news(self, position: Position, through: int) -> bool:
+    def news(self, position: Position) -> bool:
         return True
 
-    def run(self, spark: SparkSession, position: Position, through: int, land: Land) -> None:
+    def run(self, spark: SparkSession, position: Position, land: Land) -> None:
         spool = settings().home_dir / "spool" / self._name
         asked: set[Ask] = set()
         with self._client() as client:

@@ -30,9 +30,10 @@ from contracts.dataset import Events, look_back
 from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs import reading
+from spark_jobs.ledger import Position
 from spark_jobs.parsing import wanted_columns
 from spark_jobs.session import say
-from spark_jobs.sources import Batch, Land, Position
+from spark_jobs.sources import Batch, Land
 
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}
 _OVERLAP, _OVERLAP_NUMBER = timedelta(minutes=10), Decimal(1000)
@@ -95,15 +96,15 @@ class Reader:
     `rows` and `hash` tell what the next window will hold if nothing has changed, so that it is not landed in vain.
     """
 
-    holds_back = False
+    rereads = False
 
     def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
         self._name, self._source, self._options = name, source, options
 
-    def news(self, position: Position, through: int) -> bool:
+    def news(self, position: Position) -> bool:
         return True
 
-    def run(self, spark: SparkSession, position: Position, through: int, land: Land) -> None:
+    def run(self, spark: SparkSession, position: Position, land: Land) -> None:
         spool = settings().home_dir / "spool" / self._name
         spool.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # user ids as they came
         shutil.rmtree(spool, ignore_errors=True)  # of a killed run: its window had not landed, and is asked anew

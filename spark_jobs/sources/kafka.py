@@ -1,18 +1,13 @@
-"""Events from Apache Kafka: each message one row, read once whatever dies in between.
-
-The position that is committed together with the rows is the truth. Spark's checkpoint only says how a batch was cut
-that did not land; where the two disagree, or it is gone, it is made anew from the position.
-"""
+"""Events from Apache Kafka: each message one row, read from where the last batch ended to what there is at the start."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
@@ -32,7 +27,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from py4j.protocol import Py4JError
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pyspark.errors import PySparkException, StreamingQueryException
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -40,10 +35,11 @@ from pyspark.sql import types as T
 from contracts.dataset import Events, Many, resolve
 from contracts.errors import InputError
 from contracts.settings import settings
-from spark_jobs.parsing import wanted_columns
+from spark_jobs.ledger import Position
+from spark_jobs.parsing import MESSAGE_ID, wanted_columns
 from spark_jobs.reading import CORRUPT
 from spark_jobs.session import say
-from spark_jobs.sources import Batch, Land, Position
+from spark_jobs.sources import Batch, Land
 
 Offsets = dict[str, dict[int, int]]
 """An offset by topic and partition."""
@@ -80,7 +76,7 @@ class Options(BaseModel):
     """Address of a Confluent schema registry: the values start with the id of their schema."""
     starting: Literal["earliest", "latest"] = "earliest"
     """What the first run starts from: all there is, or only what comes after it."""
-    max_records_a_batch: int = Field(100_000, gt=0)
+    max_records_a_batch: int = Field(1_000_000, gt=0)
     """Messages that are landed in one commit."""
     on_data_loss: Literal["fail", "continue"] = "fail"
     """What to do when the broker has deleted messages that were not read yet."""
@@ -265,8 +261,7 @@ def _refusal(error: KafkaError, told: list[KafkaError], options: Options, topics
 
 def offsets_of(position: Position) -> Offsets:
     """The offsets in a position: the next to read."""
-    told = position.get("offsets", {})
-    return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in told.items()}
+    return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in position.items()}
 
 
 def gaps(next_: Offsets, there: Mapping[str, Mapping[int, Kept]]) -> list[str]:
@@ -297,32 +292,14 @@ def start_of(next_: Offsets, there: Mapping[str, Mapping[int, Kept]], starting: 
     return {topic: {part: begin(topic, part, has) for part, has in parts.items()} for topic, parts in there.items()}
 
 
-def planned(checkpoint: Path, batch_id: int) -> Offsets | None:
-    """Where batch `batch_id` ends, as Spark has written down before it reads it; None when it has not."""
-    try:
-        version, _, offsets = (checkpoint / "offsets" / str(batch_id)).read_text(encoding="utf-8").split("\n")
-        return offsets_of({"offsets": json.loads(offsets)}) if version == "v1" else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def fits(checkpoint: Path, position: Position, start: Offsets) -> bool:
-    """Whether the checkpoint goes on from just where we are: at its last batch, or the one before."""
-    batch_id = position.get("batch_id")
-    if not isinstance(batch_id, int) or batch_id < 0 or not (checkpoint / "metadata").is_file():
-        return False
-    numbers = [int(path.name) for path in (checkpoint / "offsets").glob("*") if path.name.isdigit()]
-    ahead = (checkpoint / "commits" / str(batch_id + 1)).exists()  # as when the tables are restored from a copy
-    return not ahead and max(numbers, default=-1) in (batch_id, batch_id + 1) and planned(checkpoint, batch_id) == start
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder so that none or all of it is seen."""
-    gone = folder.with_name(f"{folder.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+def end_of_batch(start: Offsets, there: Mapping[str, Mapping[int, Kept]], max_records: int) -> Offsets:
+    """Where a batch ends: at the end of all partitions, or the same share of each that has `max_records` in all."""
+    lag = {(t, p): max(has.end - start[t][p], 0) for t, parts in there.items() for p, has in parts.items()}
+    share = min(1.0, max_records / max(sum(lag.values()), 1))
+    end: Offsets = {topic: {} for topic in there}
+    for (topic, part), num_records in lag.items():
+        end[topic][part] = start[topic][part] + math.ceil(num_records * share)
+    return end
 
 
 # --- One message ---------------------------------------------------------------------------------------------------
@@ -580,24 +557,23 @@ def columns_of(parsed: DataFrame, declared: list[str]) -> DataFrame:
         kept_names = F.array(*[F.lit(name) for same in spellings.values() for name in same])
         strange = F.size(F.array_except(F.map_keys("fields"), kept_names)) > 0
         corrupt = F.coalesce(corrupt, F.when(strange, F.to_json("fields")))
-    return parsed.select(*columns, *[value.alias(name) for name, value in meta.items()], corrupt.alias(CORRUPT))
+    known_by = [F.col(MESSAGE_ID)] if MESSAGE_ID in parsed.columns else []
+    return parsed.select(
+        *columns, *[value.alias(name) for name, value in meta.items()], corrupt.alias(CORRUPT), *known_by
+    )
 
 
 class Reader:
     """Reads topics of Kafka. See `spark_jobs.sources.Reader`."""
 
-    holds_back = False
+    rereads = False
 
     def __init__(self, name: str, declared: Events, options: Options, folder: Path) -> None:
         self.name, self.options, self.folder = name, options, folder
         self.declared = list(dict.fromkeys(name for name in wanted_columns(declared) if name is not None))
         self.where = f"Kafka at {', '.join(options.servers)}, {', '.join(options.topics)}"
 
-    @property
-    def checkpoint(self) -> Path:
-        return settings().home_dir / "checkpoints" / self.name
-
-    def news(self, position: Position, through: int) -> bool:
+    def news(self, position: Position) -> bool:
         there = kept(self.options, self.folder)
         next_ = offsets_of(position)
         if self.options.starting == "latest" and there.keys() - next_.keys():
@@ -608,19 +584,30 @@ class Reader:
             for part, has in parts.items()
         ) or bool(gaps(next_, there))
 
-    def run(self, spark: SparkSession, position: Position, through: int, land: Land) -> None:
-        next_ = offsets_of(position)
-        there = kept(self.options, self.folder)
+    def run(self, spark: SparkSession, position: Position, land: Land) -> None:
+        next_, there = offsets_of(position), kept(self.options, self.folder)
         self._check(next_, there)
         start = start_of(next_, there, self.options.starting)
         if self.options.starting == "latest" and start.keys() - next_.keys():
             # The end of a topic is where we start: unless that is written down, what comes before the next run is lost.
-            position = {"batch_id": -1, "offsets": _merged(next_, start)}
-            land(Batch(self._nothing(spark), position, where=self.where))
-        if not fits(self.checkpoint, position, start):
-            remove(self.checkpoint)
-            position = position | {"batch_id": -1}
-        self._stream(spark, position, start, land)
+            land(Batch(self._nothing(spark), dict(start), where=self.where))
+        schema = schema_of_file(resolve(self.options.avro_schema, self.folder)) if self.options.avro_schema else None
+        schemas: dict[int, str] | None = {} if self.options.schema_registry is not None else None
+        while start != (end := end_of_batch(start, there, self.options.max_records_a_batch)):
+            with self._broken_off(start):
+                messages = self._messages(spark, start, end)
+                if schemas is not None:
+                    schemas.update(self._schemas(messages, schemas))
+                parsed = fields_of(messages, schema, schemas).persist()
+                try:
+                    land(Batch(columns_of(parsed, self.declared), dict(end), where=self.where))
+                finally:
+                    parsed.unpersist()
+            start = end
+            if self.options.on_data_loss == "continue":  # Spark goes on without a word
+                now = kept(self.options, self.folder)
+                self._check(start, now)
+                start = start_of(start, now, self.options.starting)
 
     def _check(self, next_: Offsets, there: Mapping[str, Mapping[int, Kept]]) -> None:
         """Messages that are gone stop us, or are told.
@@ -643,74 +630,35 @@ class Reader:
         fields = [T.StructField(name, kinds.get(name, T.StringType())) for name in [*self.declared, CORRUPT]]
         return spark.createDataFrame([], T.StructType(fields))
 
-    def _stream(self, spark: SparkSession, position: Position, start: Offsets, land: Land) -> None:
-        """Read to the end that the topics have now.
+    def _messages(self, spark: SparkSession, start: Offsets, end: Offsets) -> DataFrame:
+        """The messages from `start` on, before `end`."""
+        reader = (
+            spark.read.format("kafka")
+            .options(**{f"kafka.{key}": value for key, value in self.options.reading(self.folder).items()})
+            .option("kafka.isolation.level", "read_committed")
+            .option("assign", json.dumps({topic: sorted(parts) for topic, parts in start.items()}))
+            .option("startingOffsets", json.dumps(start))
+            .option("endingOffsets", json.dumps(end))
+            .option("failOnDataLoss", str(self.options.on_data_loss == "fail").lower())
+            .option("kafkaConsumer.pollTimeoutMs", 60_000)
+        )
+        known_by = F.concat_ws("-", "topic", "partition", "offset").alias(MESSAGE_ID)
+        return reader.load().select("value", *META.values(), known_by)
+
+    @contextmanager
+    def _broken_off(self, start: Offsets) -> Iterator[None]:
+        """Say in our words what a broker does to us while we read.
 
         Raises:
-            InputError: see `run`.
+            InputError: it is gone, or has deleted messages meanwhile.
         """
-        options, checkpoint = self.options, self.checkpoint
-        next_, last = _merged(offsets_of(position), start), int(position.get("batch_id", -1))
-        schema = schema_of_file(resolve(options.avro_schema, self.folder)) if options.avro_schema else None
-        known: dict[int, str] = {}
-        failures: list[BaseException] = []
-
-        def batch(frame: DataFrame, batch_id: int) -> None:
-            nonlocal next_
-            if batch_id <= last:
-                return  # it landed, and Spark was killed before it could write that down
-            try:
-                end = planned(checkpoint, batch_id)
-                if end is None:
-                    raise RuntimeError(f"Spark wrote no offsets of batch {batch_id} into {checkpoint}")
-                if options.on_data_loss == "continue":  # Spark goes on without a word
-                    self._check(next_, kept(options, self.folder))
-                raw = frame.select("value", *META.values())
-                if options.schema_registry is not None:
-                    known.update(self._schemas(raw, known))
-                parsed = fields_of(raw, schema, known if options.schema_registry is not None else None).persist()
-                try:
-                    merged = _merged(next_, end)
-                    rows = columns_of(parsed, self.declared)
-                    land(Batch(rows, {"batch_id": batch_id, "offsets": merged}, where=self.where))
-                    next_ = merged
-                finally:
-                    parsed.unpersist()
-            except BaseException as error:
-                failures.append(error)
-                raise
-
-        stream = (
-            spark.readStream.format("kafka")
-            .options(**{f"kafka.{key}": value for key, value in options.reading(self.folder).items()})
-            .option("kafka.isolation.level", "read_committed")
-            .option("subscribe", ",".join(options.topics))
-            .option("startingOffsets", json.dumps(start))
-            .option("failOnDataLoss", str(options.on_data_loss == "fail").lower())
-            .option("maxOffsetsPerTrigger", options.max_records_a_batch)
-            .option("kafkaConsumer.pollTimeoutMs", 60_000)
-            .load()
-        )
-        query = (
-            stream.writeStream.foreachBatch(batch)
-            .option("checkpointLocation", checkpoint.as_uri())
-            .trigger(availableNow=True)
-            .start()
-        )
         try:
-            query.awaitTermination()
-        except StreamingQueryException as error:
-            failure = failures[0] if failures else error
-            text = str(failure)
-            if isinstance(failure, (Py4JError, PySparkException)) and re.search(
-                "org.apache.kafka|KafkaIllegalState", text
-            ):
-                # A broker that is gone or has deleted messages meanwhile is told in the words for that.
-                self._check(next_, kept(options, self.folder))
-                raise InputError("the broker broke off while we read", where=self.where, cure="run it again") from None
-            raise failure from None
-        finally:
-            query.stop()
+            yield
+        except (Py4JError, PySparkException) as error:
+            if not re.search("org.apache.kafka|KafkaIllegalState|KAFKA_DATA_LOSS", str(error)):
+                raise
+            self._check(start, kept(self.options, self.folder))
+            raise InputError("the broker broke off while we read", where=self.where, cure="run it again") from None
 
     def _schemas(self, raw: DataFrame, known: Mapping[int, str]) -> dict[int, str]:
         """The schemas of a batch that are not known yet, by id. An id that the registry does not know is left out."""
@@ -719,8 +667,3 @@ class Reader:
         ids = {schema_id_of(bytes(row["head"])) for row in heads if row["head"] is not None} - known.keys() - {None}
         fetched = {number: fetch_schema(self.options.schema_registry, number) for number in sorted(filter(None, ids))}
         return {number: text for number, text in fetched.items() if text is not None}
-
-
-def _merged(before: Offsets, after: Offsets) -> Offsets:
-    """All topics that were ever read: one that is named again later goes on where it stopped."""
-    return before | {topic: before.get(topic, {}) | parts for topic, parts in after.items()}

@@ -68,12 +68,13 @@ def shop(home: Path) -> None:
         ledger_row("files", 1, 8, 5, 4, 0, 0),
     ]
     write_deltalake(tables.LEDGER.path, pa.Table.from_pylist(ledger))
-    rows = [("land", 0, ["occurred_at: 'when?'"]), ("land", 0, ["occurred_at: 'never'"]), ("clean", 8, ["returned"])]
+    untimed = tables.UNTIMED
+    rows = [(untimed, ["occurred_at: 'when?'"]), (untimed, ["occurred_at: 'never'"]), (8, ["returned"])]
     quarantine = [
-        {"stage": stage, "interval": interval, "source": "files", "batch": 1, "event_id": str(number), "reasons": reasons, "row": "{}"}
-        for number, (stage, interval, reasons) in enumerate(rows)
+        {"interval": interval, "source": "files", "event_id": str(number), "reasons": reasons, "row": "{}"}
+        for number, (interval, reasons) in enumerate(rows)
     ]  # fmt: skip
-    write_deltalake(tables.QUARANTINE.path, pa.Table.from_pylist(quarantine), partition_by=["stage", "interval"])
+    write_deltalake(tables.QUARANTINE.path, pa.Table.from_pylist(quarantine), partition_by=["interval"])
     reports = home / "reports"
     for folder in ("gates", "monitoring", "data_docs/expectations"):
         (reports / folder).mkdir(parents=True)
@@ -135,7 +136,7 @@ def test_the_page_tells_what_the_tables_say(shop: None, reader: TestClient) -> N
     assert html.count("✗ no<") == 1
     assert "2026-03-01 04:05 UTC" in html
     assert "10 read, 6 landed, 3 quarantined, 1 duplicates" in html
-    assert '<td>occurred_at</td><td class="number">2</td> <td>0</td>' in html
+    assert '<td>occurred_at</td><td class="number">2</td> <td>without a time</td>' in html
     assert "<code>python -m spark_jobs.quarantine redrive --reason occurred_at --source files</code>" in html
     assert "items.name: &lt;i&gt;2&lt;/i&gt; of 5 rows (must not be null)" in html
     assert '<a href="docs/expectations/items.html">items</a>' in html

@@ -63,6 +63,7 @@ def shop() -> Frames:
         source="shop",
         problems=[[] for _ in range(len(events))],
         extra=[[] for _ in range(len(events))],
+        record=None,
         ingested_at=MOMENT,
     )
     zeros = dict.fromkeys(("first_events", "gaps", "gap_intervals", "quantity", "spend", "priced_quantity"), 0.0)

@@ -208,7 +208,11 @@ BROKEN: dict[str, tuple[str, Callable[[Frames], None], str]] = {
         _set("category_shares", "share", 0.4),
         "category_shares.uneven_shares: 1 intervals have shares that do not add up to 1",
     ),
-    "bronze_key": ("raw", _replace("bronze_events", _again), "bronze_events.event_id: 2 of 31 rows break the rule"),
+    "bronze_key": (
+        "raw",
+        _replace("bronze_events", _again),
+        "bronze_events.interval+event_id: 2 of 31 rows break the rule",
+    ),
     "unbalanced": (
         "raw",
         lambda frames: frames.update(ledger=ledger().assign(landed=[6, 6, 5, 6, 6])),

@@ -23,6 +23,7 @@ from contracts.tables import (
     SILVER_EVENTS,
     TABLES,
     TRAINING_LISTS,
+    UNTIMED,
     USER_HISTORIES,
     USERS,
 )
@@ -33,18 +34,17 @@ EVENT_ROWS = 15
 
 
 def test_rows_that_landed(built_shop: Any) -> None:
-    """All rows are in bronze but the duplicate and the one without a time; that one is in quarantine with its row."""
-    assert [row["interval"] for row in sorted(built_shop.rows(BRONZE_EVENTS), key=lambda row: row["interval"])] == [
-        1
-    ] * 3 + [2] * 2 + [3] * 8
-    [aside] = [row for row in built_shop.rows(QUARANTINE) if row["stage"] == "land"]
-    assert (aside["interval"], aside["reasons"]) == (0, ["occurred_at: not a time: 'yesterday'"])
+    """All rows are in bronze but the duplicate, also the one without a time; that one is in quarantine as it came."""
+    intervals = sorted(row["interval"] for row in built_shop.rows(BRONZE_EVENTS))
+    assert intervals == [UNTIMED] + [1] * 3 + [2] * 2 + [3] * 8
+    [aside] = [row for row in built_shop.rows(QUARANTINE) if row["interval"] == UNTIMED]
+    assert aside["reasons"] == ["occurred_at: not a time: 'yesterday'"]
     assert json.loads(aside["row"])["when"] == "yesterday"
 
 
 def test_rows_set_aside(built_shop: Any) -> None:
     """Each bad row is in quarantine with its reason, and kept + set aside is what landed."""
-    aside = [row for row in built_shop.rows(QUARANTINE) if row["stage"] == "clean"]
+    aside = [row for row in built_shop.rows(QUARANTINE) if row["interval"] != UNTIMED]
     assert sorted(reason for row in aside for reason in row["reasons"]) == [
         "event_type: not known: 'wishlist'",
         "excluded: postage",
@@ -54,8 +54,8 @@ def test_rows_set_aside(built_shop: Any) -> None:
         "returned",
         "user_id: missing",
     ]
-    assert all(json.loads(row["row"])["interval"] == 3 for row in aside)
-    assert len(built_shop.rows(SILVER_EVENTS)) + len(aside) == len(built_shop.rows(BRONZE_EVENTS)) == EVENT_ROWS - 2
+    assert all(row["interval"] == 3 and json.loads(row["row"])["when"][:10] == "2024-01-03" for row in aside)
+    assert len(built_shop.rows(SILVER_EVENTS)) + len(aside) + 1 == len(built_shop.rows(BRONZE_EVENTS)) == EVENT_ROWS - 1
 
 
 def test_silver(built_shop: Any) -> None:
@@ -193,7 +193,7 @@ def test_running_again_changes_nothing(copied_shop: Any, capsys: pytest.CaptureF
     before = {table.name: copied_shop.rows(table) for table in tables}
     assert copied_shop.land(through=3, from_interval=1) == 0
     assert pending.main("clean", None, None) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1,2,3"  # what Airflow takes for the result
+    assert capsys.readouterr().out.splitlines()[-1] == "untimed,1,2,3"  # what Airflow takes for the result
     assert (copied_shop.clean(), copied_shop.features()) == (0, 0)
     assert {table.name: copied_shop.rows(table) for table in tables} == before
 
@@ -208,7 +208,7 @@ def test_late_change_touches_only_what_it_must(copied_shop: Any, spark: Any, ope
     text = (copied_shop.folder / "events.csv").read_text()
     copied_shop.write(events__csv=text + late)
     assert copied_shop.land(through=2, from_interval=2) == 0
-    assert pending.clean() == [2]
+    assert pending.clean() == [UNTIMED, 2]
     assert copied_shop.clean() == 0
     todo = pending.features()
     assert (todo.item_intervals, todo.training_lists, todo.item_features) == ([2, 3], [2], [3, 4])
@@ -299,7 +299,7 @@ def test_interval_of_bad_rows_only_is_cleaned_once(copied_shop: Any) -> None:
     assert 4 in storage.files(BRONZE_EVENTS)
     assert 4 not in storage.files(SILVER_EVENTS)
     assert pending.clean() == []
-    assert len([row for row in copied_shop.rows(QUARANTINE) if row["stage"] == "land"]) == 1
+    assert len([row for row in copied_shop.rows(QUARANTINE) if row["interval"] == UNTIMED]) == 1
 
 
 def test_settings_point_at_a_tmp_folder(built_shop: Any) -> None:

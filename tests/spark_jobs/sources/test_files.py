@@ -69,10 +69,9 @@ def run(spark: Any, source: Reader, position: dict[str, Any]) -> tuple[list[str]
     def land(batch: Batch) -> None:
         nonlocal position
         told.extend(row["who"] for row in batch.rows.collect())
-        assert callable(batch.position)
-        position = json.loads(json.dumps(batch.position({})))
+        position = json.loads(json.dumps(position | batch.position))
 
-    source.run(spark, position, 1, land)
+    source.run(spark, position, land)
     return sorted(told), position
 
 
@@ -84,8 +83,8 @@ def test_an_object_store(spark: Any, bucket: Any, tmp_path: Path) -> None:
     source = reader("s3://shop/in/", tmp_path)
     told, position = run(spark, source, {})
     assert told == ["ann", "bob"]
-    assert sorted(position["files"]) == ["s3://shop/in/a.jsonl", "s3://shop/in/b.jsonl.zst"]
-    assert not source.news(position, 1)
+    assert sorted(position) == ["s3://shop/in/a.jsonl", "s3://shop/in/b.jsonl.zst"]
+    assert not source.news(position)
     bucket.put_object(Key="in/d.jsonl", Body=LINE.format("dan").encode())
     bucket.put_object(Key="in/a.jsonl", Body=(LINE.format("ann") + LINE.format("ann2")).encode())
     assert run(spark, source, position)[0] == ["ann", "ann2", "dan"]
@@ -97,7 +96,7 @@ def test_an_object_store(spark: Any, bucket: Any, tmp_path: Path) -> None:
 def test_a_store_that_does_not_answer(bucket: Any, tmp_path: Path) -> None:
     """A bucket that is not there is one line that names it."""
     with pytest.raises(InputError, match=r"cannot list: .*s3://nobody/in"):
-        reader("s3://nobody/in", tmp_path).news({}, 1)
+        reader("s3://nobody/in", tmp_path).news({})
 
 
 def test_zstd_here(spark: Any, tmp_path: Path) -> None:
@@ -117,6 +116,6 @@ def test_folders_named_like_columns(spark: Any, tmp_path: Path) -> None:
         (tmp_path / "in" / f"day={day}" / "a.jsonl").write_text(LINE.format(f"ann{day}"))
     found: list[tuple[str, int]] = []
     reader("in", tmp_path).run(
-        spark, {}, 1, lambda batch: found.extend((row["who"], int(row["day"])) for row in batch.rows.collect())
+        spark, {}, lambda batch: found.extend((row["who"], int(row["day"])) for row in batch.rows.collect())
     )
     assert sorted(found) == [("ann1", 1), ("ann2", 2)]

@@ -137,7 +137,7 @@ def run(spark: Any, source: Reader, position: Position | None = None) -> tuple[l
         batches.append([{name: value for name, value in row.items() if value is not None} for row in rows])
         reached = json.loads(json.dumps(batch.position))  # as the ledger keeps it
 
-    source.run(spark, reached, 1, land)
+    source.run(spark, reached, land)
     return batches, reached
 
 
@@ -198,7 +198,7 @@ def test_columns_that_no_record_has_are_null(spark: Any, api: Api) -> None:
         rows = batch.rows.select("who", reading.column("buyer.id"), "at").collect()
         landed.extend([set(batch.rows.columns), [tuple(row) for row in rows]])
 
-    reader(api, columns).run(spark, {}, 1, land)
+    reader(api, columns).run(spark, {}, land)
     assert landed == [
         {"who", "buyer", "buyer.id", "at", reading.CORRUPT},
         [("ann", "7.5", None), ("bob", "8", None), ("cid", None, None)],
@@ -510,7 +510,7 @@ def test_a_failed_landing_asks_for_nothing_twice(spark: Any, api: Api) -> None:
         raise RuntimeError("the disk is full")
 
     with suppress(RuntimeError):
-        source.run(spark, {}, 1, land)
+        source.run(spark, {}, land)
     assert spooled() == ["00000001.json", "00000001.jsonl.gz", "00000002.json", "00000002.jsonl.gz"]
     assert ids(run(spark, source)[0]) == [[1, 2], [3]]
     assert len(api.asked) == 3
@@ -527,7 +527,7 @@ def test_what_has_landed_is_not_landed_from_the_spool_again(spark: Any, api: Api
         raise RuntimeError("killed")
 
     with suppress(RuntimeError):
-        source.run(spark, {}, 1, land)
+        source.run(spark, {}, land)
     batches, _ = run(spark, source, committed[0])
     assert ids(batches) == [[3]]
     assert len(api.asked) == 3
@@ -542,7 +542,7 @@ def test_a_spool_of_other_options_is_not_used(spark: Any, api: Api) -> None:
         raise RuntimeError
 
     with suppress(RuntimeError):
-        reader(api, **CURSOR, pages_a_batch=1).run(spark, {}, 1, land)
+        reader(api, **CURSOR, pages_a_batch=1).run(spark, {}, land)
     assert ids(run(spark, reader(api, **CURSOR, parameters={"x": 1}))[0]) == [[1, 2]]
     assert api.queries == [{}, {"x": "1"}, {"x": "1", "cursor": "p1"}]
 
@@ -560,7 +560,7 @@ from contracts.dataset import Events
 from spark_jobs.sources.http import Options, Reader
 
 options, columns = Options.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
-Reader("orders", Events.model_validate({"columns": columns, "http": {}}), options, Path()).run(None, {}, 1, None)
+Reader("orders", Events.model_validate({"columns": columns, "http": {}}), options, Path()).run(None, {}, None)
 """
 
 

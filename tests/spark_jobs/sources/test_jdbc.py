@@ -60,7 +60,7 @@ def run(spark: Any, source: Reader, position: Position | None = None) -> tuple[l
         # As the ledger keeps it, which is JSON.
         landed.append(([row.asDict() for row in frame.collect()], json.loads(json.dumps(batch.position))))
 
-    source.run(spark, position or {}, 1, land)
+    source.run(spark, position or {}, land)
     assert len(landed) <= 1
     return landed[0] if landed else (None, position or {})
 
@@ -193,7 +193,7 @@ def test_partitioned_reads_give_the_same_rows(spark: Any, database: Database, co
     def land(batch: Batch) -> None:
         parts.append(len(list((settings().home_dir / "spool" / "orders").glob("part-*"))))
 
-    source.run(spark, {}, 1, land)
+    source.run(spark, {}, land)
     assert parts == [4]
     rows, position = run(spark, source)
     assert ids(rows) == ids(whole[0]) == list(range(1, 502))
@@ -342,7 +342,7 @@ def land(batch):
 
 options = Options(url=url, user="postgres", password_secret="shop_db", table="orders", watermark="at")
 Reader("orders", Events.model_validate({"columns": columns, "jdbc": {}}), options, Path()).run(
-    session("killed"), {}, 1, land)
+    session("killed"), {}, land)
 """
 
 

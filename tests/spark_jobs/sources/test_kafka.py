@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import struct
 import subprocess
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 from contracts.dataset import EventColumns, Events, load
 from contracts.errors import InputError
 from contracts.settings import settings
+from spark_jobs.parsing import MESSAGE_ID
 from spark_jobs.reading import CORRUPT
 from spark_jobs.sources import Batch, kafka, open_source
 
@@ -219,7 +219,7 @@ def test_a_secret_that_is_missing_is_named(table: Table) -> None:
     """Without the secret it is an error before any broker is asked."""
     login = {"sasl_mechanism": "SCRAM-SHA-512", "username": "ann", "password_secret": "nobody_has_this"}
     with pytest.raises(InputError, match="no secret 'nobody_has_this'"):
-        reader("localhost:9092", "events", **login).news({}, 1)
+        reader("localhost:9092", "events", **login).news({})
 
 
 def test_gaps_are_found_and_where_to_start() -> None:
@@ -238,25 +238,12 @@ def test_gaps_are_found_and_where_to_start() -> None:
     assert kafka.start_of(next_, there, "latest") == {"a": {0: 7, 1: 0, 3: 4, 4: 1}, "b": {0: 8}}
 
 
-def test_a_checkpoint_is_used_only_where_it_goes_on_from_the_position(tmp_path: Path) -> None:
-    """It fits when the position is that of its last batch or the one before, and that one is not done."""
-
-    def fits(batch_id: int, offset: int) -> bool:
-        return kafka.fits(tmp_path, {"batch_id": batch_id}, {"a": {0: offset}})
-
-    (tmp_path / "metadata").touch()
-    for folder in ("offsets", "commits"):
-        (tmp_path / folder).mkdir()
-    for batch_id in range(3):
-        (tmp_path / "offsets" / str(batch_id)).write_text(f'v1\n{{}}\n{{"a":{{"0":{10 * batch_id + 10}}}}}')
-    (tmp_path / "commits" / "0").touch()
-    assert fits(2, 30)
-    assert fits(1, 20)
-    assert not fits(0, 10)  # batch 2 goes on from another place
-    assert not fits(2, 29)
-    assert not fits(-1, 0)
-    (tmp_path / "commits" / "2").touch()
-    assert not fits(1, 20)  # batch 2 will not be given again
+def test_a_batch_ends_at_the_same_share_of_each_partition() -> None:
+    """10, 5 and 0 messages are waiting: a batch of 6 takes 4 and 2, and one of many takes all."""
+    start = {"a": {0: 5, 1: 9}, "b": {0: 3}}
+    there = {"a": {0: kafka.Kept(0, 15), 1: kafka.Kept(7, 14)}, "b": {0: kafka.Kept(0, 3)}}
+    assert kafka.end_of_batch(start, there, 6) == {"a": {0: 9, 1: 11}, "b": {0: 3}}
+    assert kafka.end_of_batch(start, there, 100) == {"a": {0: 15, 1: 14}, "b": {0: 3}}
 
 
 # --- With a broker -------------------------------------------------------------------------------------------------
@@ -401,9 +388,8 @@ class Table:
     def land(self, batch: Batch) -> None:
         from pyspark.sql import functions as F
 
-        assert not callable(batch.position)
         number = len(self.entries) + 1
-        names = [f"`{name}`" for name in batch.rows.columns]
+        names = [f"`{name}`" for name in batch.rows.columns if name != MESSAGE_ID]
         (
             batch.rows.select(F.to_json(F.struct(*names)).alias("row"))
             .write.format("delta")
@@ -441,7 +427,7 @@ def reader(
 
 
 def run(broker: Kafka, table: Table, *topics: str, address: str = "", **more: Any) -> None:
-    reader(address or broker.address, *topics, **more).run(broker.spark, table.position, 1, table.land)
+    reader(address or broker.address, *topics, **more).run(broker.spark, table.position, table.land)
 
 
 def click(who: str, **more: Any) -> str:
@@ -472,11 +458,11 @@ def test_messages_become_rows_and_bad_ones_are_kept(broker: Kafka, table: Table)
         landed.append((batch.rows.columns, dict(batch.rows.dtypes)))
         table.land(batch)
 
-    reader(broker.address, "shapes", columns=columns).run(broker.spark, {}, 1, land)
+    reader(broker.address, "shapes", columns=columns).run(broker.spark, {}, land)
     (names, types), *others = landed
     assert not others
     assert set(names) == {
-        "who", "what", "when", "visit", "price", "basket", "x.y", "kafka.partition", "kafka.offset", CORRUPT,
+        "who", "what", "when", "visit", "price", "basket", "x.y", "kafka.partition", "kafka.offset", CORRUPT, MESSAGE_ID,
     }  # fmt: skip
     assert types["visit"] == "string"
     by_offset = sorted(table.rows, key=lambda row: row.pop("kafka.offset"))
@@ -491,7 +477,7 @@ def test_messages_become_rows_and_bad_ones_are_kept(broker: Kafka, table: Table)
         {CORRUPT: "[1]"},
         {"x.y": "z"},
     ]
-    assert table.position == {"batch_id": 0, "offsets": {"shapes": {"0": 8}}}
+    assert table.position == {"shapes": {"0": 8}}
 
 
 @pytest.mark.slow
@@ -515,36 +501,20 @@ def test_each_run_goes_on_where_the_last_one_stopped(broker: Kafka, table: Table
         broker.produce("first", *[click(f"f{partition}{n}") for n in range(5)], partition=partition)
     broker.produce("second", click("s0"))
     both = reader(broker.address, "first", "second", max_records_a_batch=4)
-    assert both.news({}, 1)
-    both.run(broker.spark, {}, 1, table.land)
+    assert both.news({})
+    both.run(broker.spark, {}, table.land)
     everyone = sorted([f"f{p}{n}" for p in range(2) for n in range(5)] + ["s0"])
     assert table.told() == everyone
     assert len(table.entries) == 3
-    assert table.position["offsets"] == {"first": {"0": 5, "1": 5}, "second": {"0": 1}}
-    assert not both.news(table.position, 1)
+    assert table.position == {"first": {"0": 5, "1": 5}, "second": {"0": 1}}
+    assert not both.news(table.position)
 
-    both.run(broker.spark, table.position, 1, table.land)
+    both.run(broker.spark, table.position, table.land)
     assert len(table.entries) == 3
     broker.produce("second", click("s1"))
-    assert both.news(table.position, 1)
-    both.run(broker.spark, table.position, 1, table.land)
+    assert both.news(table.position)
+    both.run(broker.spark, table.position, table.land)
     assert table.told() == sorted([*everyone, "s1"])
-
-
-@pytest.mark.slow
-def test_a_lost_or_strange_checkpoint_is_made_anew(broker: Kafka, table: Table) -> None:
-    """Without its checkpoint, or with one that is ahead of the table, reading goes on from the table's position."""
-    broker.create("lost")
-    broker.produce("lost", click("a"), click("b"))
-    run(broker, table, "lost")
-    checkpoint = settings().home_dir / "checkpoints" / "clicks"
-    shutil.rmtree(checkpoint)
-    broker.produce("lost", click("c"))
-    run(broker, table, "lost")
-    assert table.told() == ["a", "b", "c"]
-    shutil.rmtree(table.path)  # as if it had never been there
-    run(broker, table, "lost")
-    assert table.told() == ["a", "b", "c"]
 
 
 @pytest.mark.slow
@@ -564,20 +534,19 @@ def test_a_failure_around_the_commit_repeats_nothing(broker: Kafka, table: Table
 
     source = reader(broker.address, topic, max_records_a_batch=2)
     with pytest.raises(InputError, match="the disk is full"):
-        source.run(broker.spark, {}, 1, land)
+        source.run(broker.spark, {}, land)
     assert len(table.entries) == 1 + committed
-    source.run(broker.spark, table.position, 1, table.land)
+    source.run(broker.spark, table.position, table.land)
     assert table.told() == list("012345")
     assert len(table.entries) == 3
 
 
 @pytest.mark.slow
 def test_latest_starts_from_the_first_run(broker: Kafka, table: Table) -> None:
-    """With `latest`, what came after the first run is read even when that run found nothing and lost its checkpoint."""
+    """With `latest`, what came after the first run is read even when that run found nothing."""
     broker.create("late")
     broker.produce("late", click("before"))
     run(broker, table, "late", starting="latest")
-    shutil.rmtree(settings().home_dir / "checkpoints", ignore_errors=True)
     broker.produce("late", click("after"))
     run(broker, table, "late", starting="latest")
     assert table.told() == ["after"]
@@ -592,7 +561,7 @@ def test_aborted_transactions_are_not_read(broker: Kafka, table: Table) -> None:
     source = reader(broker.address, "transactions")
     run(broker, table, "transactions")
     assert table.told() == ["sold"]
-    assert not source.news(table.position, 1)
+    assert not source.news(table.position)
 
 
 @pytest.mark.slow
@@ -608,7 +577,7 @@ def test_messages_deleted_before_they_were_read(
     told = r"topic 'gap', partition 0: offsets 3 to 4 were deleted.*on_data_loss = \"continue\""
     with pytest.raises(InputError, match=told):
         run(broker, table, "gap")
-    assert reader(broker.address, "gap").news(table.position, 1)
+    assert reader(broker.address, "gap").news(table.position)
     run(broker, table, "gap", on_data_loss="continue")
     assert table.told() == list("0125678")
     assert "offsets 3 to 4 were deleted" in capsys.readouterr().out
@@ -626,8 +595,8 @@ def test_messages_deleted_while_they_are_read(broker: Kafka, table: Table) -> No
         broker.delete_before("meanwhile", 9)
 
     with pytest.raises(InputError, match=r"topic 'meanwhile', partition 0: offsets \d to 8 were deleted"):
-        reader(broker.address, "meanwhile", max_records_a_batch=2).run(broker.spark, {}, 1, land)
-    next_offset = table.position["offsets"]["meanwhile"]["0"]
+        reader(broker.address, "meanwhile", max_records_a_batch=2).run(broker.spark, {}, land)
+    next_offset = table.position["meanwhile"]["0"]
     assert table.told() == [str(n) for n in range(next_offset)]
 
 
@@ -763,9 +732,9 @@ def test_an_unreachable_broker(spark: Any, table: Table, monkeypatch: pytest.Mon
         closed.bind(("127.0.0.1", 0))
         source = reader(f"127.0.0.1:{closed.getsockname()[1]}", "events")
         with pytest.raises(InputError, match=r"no answer of the broker \(Connection refused\)"):
-            source.news({}, 1)
+            source.news({})
         with pytest.raises(InputError, match=r"no answer of the broker \(Connection refused\)"):
-            source.run(spark, {}, 1, table.land)
+            source.run(spark, {}, table.land)
 
 
 @pytest.mark.slow
@@ -779,7 +748,7 @@ spec = importlib.util.spec_from_file_location("driver", {__file__!r})
 driver = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(driver)
 source = driver.reader({broker.address!r}, "news")
-print(source.news({{}}, 1), source.news({{"offsets": {{"news": {{"0": 1}}}}}}, 1), len(psutil.Process().children()))
+print(source.news({{}}), source.news({{"news": {{"0": 1}}}}), len(psutil.Process().children()))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True", "False", "0"], done.stderr

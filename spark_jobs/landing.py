@@ -1,0 +1,230 @@
+"""Land the batches of one source: each is one atomic commit of `bronze_events`.
+
+The commit holds the rows that are new, the position to read on from, and the account of every record. A record is known
+by its interval and event_id, so duplicates are looked for in the intervals of the batch only, never in all of history.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NoReturn
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from contracts.dataset import Dataset, Events
+from contracts.errors import InputError
+from contracts.settings import settings
+from contracts.tables import BRONZE_EVENTS, UNTIMED
+from spark_jobs import ledger, reading, rules, sources, storage
+from spark_jobs.parsing import MESSAGE_ID, parse, wanted_columns
+from spark_jobs.pseudonyms import without_erased
+from spark_jobs.session import say
+
+_KEY = ["interval", "event_id"]
+
+
+def parsed_events(
+    rows: DataFrame,
+    source: Events,
+    dataset: Dataset,
+    now: datetime,
+    *,
+    where: str,
+    identity: list[str] | None = None,
+    oldest: int | None = None,
+) -> DataFrame:
+    """Rows of a source as BRONZE_EVENTS, without those of erased users.
+
+    Raises:
+        InputError: a declared column is missing.
+    """
+    if source.kind != "files":  # a batch of JSON has the fields that its records have
+        of_items = set(wanted_columns(source, dataset.items)) - set(wanted_columns(source))
+        absent = sorted(name for name in of_items if name is not None and name not in rows.columns)
+        rows = rows.withColumns({name: F.lit(None).cast("string") for name in absent})
+    reading.require(rows, wanted_columns(source, dataset.items), where)
+    return without_erased(parse(rows, source, dataset, now, identity=identity or (), oldest=oldest))
+
+
+def refuse_empty_range(first: int, last: int) -> NoReturn:
+    """Say that a range that a person asked for holds nothing.
+
+    Raises:
+        InputError: always.
+    """
+    intervals = sorted(interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED)
+    raise InputError(
+        f"no events in intervals {first} to {last}: there are intervals {intervals[0]} to {intervals[-1]}",
+        where=settings().dataset_path.name,
+        cure="land a range that holds events, or correct interval.first and time_zone",
+    )
+
+
+@dataclass(frozen=True)
+class Range:
+    """The intervals to land again, with the records without a time. `last` None: all from `first` on."""
+
+    first: int
+    last: int | None
+
+    @property
+    def predicate(self) -> str:
+        until = "" if self.last is None else f" AND interval <= {self.last}"
+        return f"(interval >= {self.first}{until}) OR interval = {UNTIMED}"
+
+    def __str__(self) -> str:
+        return f"intervals from {self.first}" + ("" if self.last is None else f" to {self.last}")
+
+
+@dataclass
+class Landing:
+    """Lands the batches of one source. Call it with each in order.
+
+    Attributes:
+        through: last interval that has landed as a whole. Each batch repeats it, so that it is found near the log's end.
+        replace: the batch is all that the source holds, and replaces what has landed of it in these intervals.
+        allow_fewer: whether fewer rows may replace more.
+        is_complete: whether the source gives all of its records at once, so that a wrong declaration shows.
+    """
+
+    spark: SparkSession
+    dataset: Dataset
+    source: Events
+    now: datetime
+    through: int | None = None
+    replace: Range | None = None
+    allow_fewer: bool = False
+    is_complete: bool = False
+    num_landed: int = 0
+    _token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(self, batch: sources.Batch) -> None:
+        """Land one batch; see `sources.Land`.
+
+        Raises:
+            InputError: a declared column is missing, no time can be read, or fewer rows would replace more.
+            RuntimeError: another run has landed a batch meanwhile, or other rows were written than counted.
+        """
+        name = self.dataset.source_name(self.source)
+        number, position, identity = ledger.latest(name)
+        if identity is None:
+            columns = {*batch.rows.columns, *wanted_columns(self.source)} - {reading.CORRUPT, MESSAGE_ID, None}
+            identity = sorted(filter(None, columns))
+        events = parsed_events(
+            batch.rows, self.source, self.dataset, self.now,
+            where=batch.where or name, identity=identity, oldest=self._oldest(number),
+        )  # fmt: skip
+        if self.replace is not None:
+            events = events.where(self.replace.predicate)
+        new, accounts = self._new(events)
+        try:
+            self._refuse_unreadable(accounts, first=number == 0, where=batch.where or name)
+            moved = {part: value for part, value in batch.position.items() if position.get(part) != value}
+            if self.replace is not None and self.replace.last is not None:
+                moved = {}  # what lies beyond is still to be read
+            entry = ledger.Entry(name, number + 1, moved | {ledger.IDENTITY: identity}, accounts, self._token)
+            self._commit(new, entry)
+        finally:
+            new.unpersist()
+        read, landed, aside, twice = (
+            sum(getattr(account, kind) for account in accounts)
+            for kind in ("read", "landed", "quarantined", "duplicates")
+        )
+        self.num_landed += landed
+        say(
+            f"{name}, batch {number + 1}: {read:,} read = {landed:,} landed + {aside:,} quarantined + {twice:,} duplicates"
+        )
+
+    def _oldest(self, number: int) -> int | None:
+        """First interval that is in time. The first batch of a source is its history, which is never late."""
+        timed = [interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED]
+        if number == 0 or not timed or self.replace is not None:
+            return None
+        grid = self.dataset.interval
+        return max(timed) - -(-grid.lateness_limit // grid.length)
+
+    def _new(self, events: DataFrame) -> tuple[DataFrame, tuple[ledger.Account, ...]]:
+        """The rows that are not there yet, and the account of all.
+
+        The usual batch has no duplicate: a look at its narrow keys shows that, and nothing else is compared or kept.
+        """
+        keys = events.select("interval", F.xxhash64("event_id").alias("hash")).groupBy("interval", "hash").count()
+        keys = keys.persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            counts = (
+                keys.groupBy("interval").agg(F.sum("count").alias("read"), F.count("*").alias("distinct")).collect()
+            )
+            read = {row["interval"]: int(row["read"]) for row in counts}
+            repeated = any(row["read"] > row["distinct"] for row in counts)
+            there = self._there(read)
+            hashes = there.select("interval", F.xxhash64("event_id").alias("hash")) if there is not None else None
+            hits = [] if hashes is None else [
+                row["interval"]
+                for row in hashes.join(keys, ["interval", "hash"], "left_semi").select("interval").distinct().collect()
+            ]  # fmt: skip
+        finally:
+            keys.unpersist()
+        if not repeated and not hits:
+            return events, tuple(ledger.Account.of(interval, count, count) for interval, count in sorted(read.items()))
+        new = events.withColumn("again", rules.is_duplicate()).where("NOT again").drop("again")
+        if hits and there is not None:
+            old = there.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
+            new = new.join(old, _KEY, "left_anti")
+        new = new.persist(StorageLevel.MEMORY_AND_DISK)
+        kept = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
+        return new, tuple(
+            ledger.Account.of(interval, count, kept.get(interval, 0)) for interval, count in sorted(read.items())
+        )
+
+    def _there(self, read: dict[int, int]) -> DataFrame | None:
+        """What bronze holds in the intervals of the batch, but for what the batch replaces; None: nothing."""
+        common = storage.files(BRONZE_EVENTS).keys() & read.keys()
+        if not common:
+            return None
+        there = storage.read(self.spark, BRONZE_EVENTS).where(storage.ranges_predicate("interval", common))
+        return there if self.replace is None else there.where(f"NOT ({self._replaced})")
+
+    @property
+    def _replaced(self) -> str:
+        assert self.replace is not None
+        return f"source = '{self.dataset.source_name(self.source)}' AND ({self.replace.predicate})"
+
+    def _refuse_unreadable(self, accounts: tuple[ledger.Account, ...], *, first: bool, where: str) -> None:
+        read = sum(account.read for account in accounts)
+        if first and self.is_complete and read and all(account.interval == UNTIMED for account in accounts):
+            raise InputError(
+                f"none of {read:,} rows has a time that can be read",
+                where=where,
+                cure="correct columns.occurred_at or time_format",
+            )
+
+    def _refuse_fewer(self, entry: ledger.Entry) -> None:
+        assert self.replace is not None
+        if all(account.interval == UNTIMED for account in entry.accounts) and self.replace.last is not None:
+            there = storage.files(BRONZE_EVENTS)
+            if not any(self.replace.first <= interval <= self.replace.last for interval in there):
+                refuse_empty_range(self.replace.first, self.replace.last)
+        before = storage.read(self.spark, BRONZE_EVENTS).where(self._replaced).count()
+        if entry.num_new < before and not self.allow_fewer:
+            raise InputError(
+                f"{entry.num_new:,} rows would replace {before:,}",
+                where=f"{entry.source}, {self.replace}",
+                cure="bring the missing files back, or land with --allow-fewer (`allow_fewer` of ingest_events)",
+            )
+
+    def _commit(self, new: DataFrame, entry: ledger.Entry) -> None:
+        through = {} if self.through is None else {"through": self.through}
+        record = {"dataset": self.dataset.name, **through, **entry.record()}
+        rows = new.repartition("interval")
+        if self.replace is not None:
+            self._refuse_fewer(entry)
+            storage.write(rows, BRONZE_EVENTS, where=self._replaced, record=record)
+        else:
+            storage.append(rows, BRONZE_EVENTS, record=record, application=entry.source, number=entry.batch)
+        entries = [each for each in ledger.catch_up() if (each.source, each.batch) == (entry.source, entry.batch)]
+        if [each.token for each in entries] != [self._token]:
+            raise RuntimeError(f"another run has landed batch {entry.batch} of {entry.source}: run it again")
