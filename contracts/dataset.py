@@ -6,6 +6,7 @@ reads the data itself.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import re
 import tomllib
@@ -404,8 +405,10 @@ def resolve(path: str, folder: Path) -> str:
     elif "://" in path:
         return path
     else:
-        # Spark takes `..` out of a path as text, and tells its files so: what is left must be the real place.
-        found = (folder / path).parent.resolve() / Path(path).name
-    if not (any(found.parent.glob(found.name)) if re.search(r"[*?\[]", found.name) else found.exists()):
+        # Files are told apart by their paths: `..` and links are taken out of it, up to the first pattern.
+        parts = (folder / path).parts
+        fixed = next((place for place, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
+        found = Path(*parts[:fixed]).resolve().joinpath(*parts[fixed:])
+    if not (found.exists() or glob.glob(str(found))):
         raise InputError("no such file", where=str(found), cure="correct `path` in the dataset file")
     return str(found)

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import bz2
 import fnmatch
-import gzip
 import hashlib
 import os
 import re
-import shutil
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from py4j.protocol import Py4JError
 from pyarrow import fs
 from pydantic import BaseModel
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from contracts.dataset import Files, resolve
 from contracts.errors import InputError
-from contracts.settings import settings
+from spark_jobs import staging
+from spark_jobs.staging import CORRUPT
 
+_DATA = r"^(-?\d+([.,]\d+)?|\d{4}-\d\d-\d\d.*)$"
+"""A number or a date, which names no column."""
 PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".inprogress")
 """Endings of files that somebody still writes."""
-CORRUPT = "_corrupt_record"
-"""Column with the text of a row that does not have the shape of the others."""
-
-
 _FAILURES = {
     "AccessControlException|Permission denied": "no permission to read it",
-    "CSV header does not conform|number of columns in CSV header": "its header differs from that of the other files",
     "FAILED_READ_FILE.*[.](gz|bz2)$": "it is damaged or not what its ending says (decompression failed)",
     "is not a Parquet file|CANNOT_READ_FILE_FOOTER|Could not read footer|FAILED_READ_FILE.*[.]parquet$": (
         "it is not a Parquet file, or is damaged"
@@ -64,8 +58,8 @@ def paths(files: Files, folder: Path) -> list[str]:
 def listed(files: Files, folder: Path) -> dict[str, str]:
     """The files there are, by path or address, each with a stamp that changes with it: size and time in ns.
 
-    As Spark does, those whose name begins with a dot or underscore are left out, and those that somebody still writes. An address (`s3://`, `gs://`) is
-    listed by Arrow, with the credentials of the environment.
+    As Spark does, those whose name begins with a dot or underscore are left out, and those that somebody still writes.
+    An address (`s3://`, `gs://`) is listed by Arrow, with the credentials of the environment.
 
     Raises:
         InputError: an address cannot be listed.
@@ -82,8 +76,8 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
             if info.type == fs.FileType.File:
                 infos = [info]
             else:
-                selector = fs.FileSelector(root, recursive=not is_glob)
-                infos = system.get_file_info(selector)
+                is_deep = not is_glob or "/" in path.removeprefix(start).strip("/")
+                infos = system.get_file_info(fs.FileSelector(root, recursive=is_deep))
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0][:200]
             raise InputError(
@@ -98,56 +92,15 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
                 or (each is not info and _is_hidden(inside))
             ):
                 continue
-            if wanted is None or fnmatch.fnmatchcase(each.path, wanted):
+            if wanted is None or _fits(each.path, wanted):
                 found[f"{scheme}{there}{each.path}" if there else each.path] = f"{each.size} {each.mtime_ns}"
     return dict(sorted(found.items()))
 
 
-def fetched(path: str, stamp: str) -> str:
-    """The file as Spark can read it here: itself, or a copy of an address or of what zstd has packed.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    packed = path.endswith(".zst")
-    if "://" not in path and not packed:
-        return path
-    name = hashlib.sha256(f"{path} {stamp}".encode()).hexdigest()[:16]
-    target = settings().home_dir / "spool" / "fetched" / name / Path(path).name.removesuffix(".zst")
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            system, place = fs.FileSystem.from_uri(path)
-            with (
-                system.open_input_stream(place, compression="zstd" if packed else None) as source,
-                beside.open("wb") as copy,
-            ):
-                shutil.copyfileobj(source, copy, 1 << 20)
-        except (OSError, pa.ArrowException) as error:
-            beside.unlink(missing_ok=True)
-            reason = str(error).splitlines()[0][:200]
-            raise InputError(
-                f"cannot read the file: {reason}", where=path, cure="replace or correct the file"
-            ) from None
-        beside.rename(target)
-    return str(target)
-
-
-def shape(files: Files, path: Path) -> str:
-    """What files that are read together have in common: a CSV's header, the schema of Parquet; empty for JSON lines."""
-    if files.file_format == "jsonl":
-        return ""
-    try:
-        if files.file_format == "parquet":
-            return str(pq.read_schema(path).remove_metadata())
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding=files.encoding, errors="replace") as file:
-            return str(file.readline())
-    except (OSError, EOFError, zlib.error, pa.ArrowException):
-        return ""  # Spark says what is wrong with it
-
-
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+def _fits(path: str, pattern: str) -> bool:
+    """Whether each part of a path fits that of the pattern: `*` does not go beyond a folder."""
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _is_hidden(path: Path) -> bool:
@@ -175,19 +128,17 @@ def readable(where: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def read_all(spark: SparkSession, files: Files, folder: Path, wanted: Iterable[str | None]) -> DataFrame:
-    """All rows of `files`, as `read` gives them, with the declared columns.
+def read_all(spark: SparkSession, files: Files, folder: Path, wanted: Sequence[str | None]) -> DataFrame:
+    """All rows of `files`, as `read` gives them.
 
     Raises:
-        InputError: a file or column is missing, or a file cannot be read.
+        InputError: a file or a declared column is missing, or a file cannot be read.
     """
-    declared = paths(files, folder)
-    found = [fetched(path, stamp) for path, stamp in listed(files, folder).items()]
+    found = list(listed(files, folder))
     if not found:
-        raise InputError("no such file", where=", ".join(declared), cure="correct `path` in the dataset file")
-    frame = read(spark, files, found, base_of(files, folder))
-    require(frame, wanted, ", ".join(declared))
-    return frame
+        where = ", ".join(paths(files, folder))
+        raise InputError("no such file", where=where, cure="correct `path` in the dataset file")
+    return read(spark, files, found, wanted, base=base_of(files, folder))
 
 
 def base_of(files: Files, folder: Path) -> str | None:
@@ -196,23 +147,83 @@ def base_of(files: Files, folder: Path) -> str | None:
     return found[0] if len(found) == 1 and Path(found[0]).is_dir() else None
 
 
-def read(spark: SparkSession, files: Files, found: list[str], base: str | None = None) -> DataFrame:
+def read(
+    spark: SparkSession,
+    files: Files,
+    found: Sequence[str],
+    wanted: Sequence[str | None],
+    *,
+    base: str | None = None,
+    unfinished: Collection[str] = (),
+) -> DataFrame:
     """The rows as they are: text for csv and jsonl, the file's own types for parquet.
 
     Columns are put together by name. One that is not of the same type in all files is text.
 
     Args:
         files: how to read them.
-        found: which ones.
+        found: which ones, as `listed` names them. Empty ones are passed over.
+        wanted: columns that each of them must have.
         base: the folder whose subfolders `key=value` are columns.
+        unfinished: those of which a last line without its line feed is left out.
 
     Raises:
-        InputError: a file is missing or cannot be read.
+        InputError: a file or column is missing, or a file cannot be read.
     """
-    alike: defaultdict[str, list[str]] = defaultdict(list)
+    groups = (
+        _csv(spark, files, found, base, unfinished)
+        if files.file_format == "csv"
+        else _others(spark, files, found, base)
+    )
+    frames = []
+    for frame, where in groups:
+        require(frame, wanted, ", ".join([*where[:3], *(["..."] if len(where) > 3 else [])]))
+        frames.append(frame)
+    if not frames:
+        names = [*dict.fromkeys(name for name in wanted if name is not None), CORRUPT]
+        return spark.createDataFrame([], T.StructType([T.StructField(name, T.StringType()) for name in names]))
+    return united(frames)
+
+
+def _csv(
+    spark: SparkSession, files: Files, found: Sequence[str], base: str | None, unfinished: Collection[str]
+) -> Iterator[tuple[DataFrame, list[str]]]:
+    """The rows of files with the same header, and which these are."""
+    alike: defaultdict[tuple[str, ...], list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     for path in found:
-        alike[shape(files, Path(path))].append(path)
-    return united([_read_alike(spark, files, group, base) for group in alike.values()])
+        beside = partitions(path, base)
+        made = staging.staged_csv(files, staging.fetched(path), beside, without_tail=path in unfinished)
+        if made.names:
+            alike[made.names].append((path, made.paths))
+    for names, group in alike.items():
+        rows = spark.read.parquet(*[path for _, paths_ in group for path in paths_])
+        yield rows.toDF(*names, CORRUPT), [path for path, _ in group]
+
+
+def partitions(path: str, base: str | None) -> dict[str, str]:
+    """The columns that the folders `key=value` between `base` and a file stand for."""
+    if base is None or not path.startswith(f"{base.rstrip('/')}/"):
+        return {}
+    folders = path.removeprefix(base).strip("/").split("/")[:-1]
+    return {key: unquote(value) for key, sign, value in (each.partition("=") for each in folders) if sign}
+
+
+def _others(
+    spark: SparkSession, files: Files, found: Sequence[str], base: str | None
+) -> Iterator[tuple[DataFrame, list[str]]]:
+    """The rows of files of one schema, and which these are: of Parquet; JSON lines have none."""
+    alike: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for path in found:
+        here = staging.fetched(path)
+        schema = ""
+        if files.file_format == "parquet":
+            with suppress(OSError, pa.ArrowException):  # Spark says what is wrong with it
+                schema = str(pq.read_schema(here).remove_metadata())
+        alike[schema][here] = path
+    for group in alike.values():
+        own_base = base if all(here == path for here, path in group.items()) else None
+        with readable(list(group.values())):
+            yield _read_alike(spark, files, list(group), own_base), list(group.values())
 
 
 def united(frames: Sequence[DataFrame]) -> DataFrame:
@@ -227,36 +238,13 @@ def united(frames: Sequence[DataFrame]) -> DataFrame:
 
 
 def _read_alike(spark: SparkSession, files: Files, found: list[str], base: str | None) -> DataFrame:
-    """The rows of files of one shape."""
+    """The rows of files of Parquet of one schema, or of JSON lines."""
     reader = spark.read if base is None else spark.read.option("basePath", base)
-    with readable(found):
-        if files.file_format == "parquet":
-            return _with_nanoseconds(reader.parquet(*found), found)
-        if files.file_format == "jsonl":
-            keys = [name for name in _json_keys(reader, files.encoding, found) if name != CORRUPT]
-            fields = T.StructType([T.StructField(name, T.StringType()) for name in [*keys, CORRUPT]])
-            return reader.json(
-                found, schema=fields, encoding=files.encoding, lineSep="\n", columnNameOfCorruptRecord=CORRUPT
-            )
-        options: dict[str, Any] = {
-            "header": True,
-            "sep": files.separator,
-            "encoding": files.encoding,
-            "escape": '"',
-            "enforceSchema": False,
-        }
-        try:
-            names = reader.csv(found, **options).columns
-        except AnalysisException as error:
-            if "UNABLE_TO_INFER_SCHEMA" not in str(error):
-                raise
-            names = []
-        if not names:
-            raise InputError("the file is empty", where=", ".join(found), cure="name a file with a header and rows")
-        schema = T.StructType([T.StructField(name, T.StringType()) for name in [*names, CORRUPT]])
-        return (spark.read if base is None else spark.read.option("basePath", base)).csv(
-            found, schema=schema, columnNameOfCorruptRecord=CORRUPT, **options
-        )
+    if files.file_format == "parquet":
+        return _with_nanoseconds(reader.parquet(*found), found)
+    keys = [name for name in _json_keys(reader, files.encoding, found) if name != CORRUPT]
+    fields = T.StructType([T.StructField(name, T.StringType()) for name in [*keys, CORRUPT]])
+    return reader.json(found, schema=fields, encoding=files.encoding, lineSep="\n", columnNameOfCorruptRecord=CORRUPT)
 
 
 def _json_keys(reader: DataFrameReader, encoding: str, found: list[str]) -> list[str]:
@@ -292,13 +280,20 @@ def require(frame: DataFrame, wanted: Iterable[str | None], where: str) -> None:
         InputError: one is not; the ones that are there are named.
     """
     there = [name for name in frame.columns if name != CORRUPT]
-    for name in wanted:
-        if name is not None and name not in there:
-            raise InputError(
-                f"no column {name!r}; there are: {', '.join(there)}",
-                where=where,
-                cure="correct the column's name in the dataset file",
-            )
+    absent = next((name for name in wanted if name is not None and name not in there), None)
+    if absent is None:
+        return
+    if any(re.match(_DATA, name) for name in there):
+        raise InputError(
+            f"no column {absent!r}: the file seems to have no header, its first line looks like data: {', '.join(there)}",
+            where=where,
+            cure="put a line with the names of the columns before it",
+        )
+    raise InputError(
+        f"no column {absent!r}; there are: {', '.join(there)}",
+        where=where,
+        cure="correct the column's name in the dataset file",
+    )
 
 
 def text(frame: DataFrame, name: str) -> Column:
@@ -320,8 +315,8 @@ def text(frame: DataFrame, name: str) -> Column:
 
 def fingerprint(parts: Iterable[BaseModel | str | None], files: Iterable[Files | None], folder: Path) -> str:
     """A hash that changes when a declaration changes, or path, size or time of a file."""
-    told = [part.model_dump_json() if isinstance(part, BaseModel) else str(part) for part in parts]
+    made_of = [part.model_dump_json() if isinstance(part, BaseModel) else str(part) for part in parts]
     for declared in files:
         for path, stamp in listed(declared, folder).items() if declared is not None else ():
-            told.append(f"{path if '://' in path else os.path.relpath(path, folder)} {stamp}")
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+            made_of.append(f"{path if '://' in path else os.path.relpath(path, folder)} {stamp}")
+    return hashlib.sha256("\n".join(made_of).encode()).hexdigest()

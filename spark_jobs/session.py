@@ -61,6 +61,8 @@ def session(name: str) -> SparkSession:
         "spark.sql.session.timeZone": "UTC",
         # A shop's columns may differ in case only.
         "spark.sql.caseSensitive": "true",
+        # `store=007` is no number.
+        "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.shuffle.partitions": str(settings().spark_shuffle_partitions),
         "spark.databricks.delta.snapshotPartitions": "2",
         # A commit without files still says what it was made of: an interval of bad rows only is clean.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,12 @@ from pyspark.sql import SparkSession
 from contracts.dataset import Events
 from spark_jobs import reading
 from spark_jobs.ledger import Position
+from spark_jobs.parsing import wanted_columns
+from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
+
+UNFINISHED_S = 300
+"""A last line without its line feed is taken when the file has not changed for so long."""
 
 
 class Options(BaseModel, extra="forbid"):
@@ -28,6 +33,7 @@ class Reader:
     def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
         assert source.files is not None
         self._source, self._files, self._folder = source, source.files, folder
+        self._wanted = wanted_columns(source)
 
     def news(self, position: Position) -> bool:
         return bool(self._to_read(position))
@@ -39,22 +45,35 @@ class Reader:
             to_read = self._to_read(position)
         if not to_read:
             return
-        copies = {reading.fetched(path, stamp): path for path, stamp in to_read.items()}
+        unfinished = [path for path, stamp in to_read.items() if self._is_unfinished(path, stamp)]
+        for path in unfinished:
+            say(f"{path}: its last line has no line feed, and waits until the file is {UNFINISHED_S // 60} minutes old")
         where = ", ".join([*list(to_read)[:3], *(["..."] if len(to_read) > 3 else [])])
-        with reading.readable(list(copies)):
-            rows = reading.read(spark, self._files, list(copies), reading.base_of(self._files, self._folder))
-            land(Batch(rows, dict(to_read), where))
-        for copy, path in copies.items():
-            if copy != path:
-                shutil.rmtree(Path(copy).parent)
+        with reading.readable(list(to_read)):
+            base = reading.base_of(self._files, self._folder)
+            rows = reading.read(spark, self._files, list(to_read), self._wanted, base=base, unfinished=unfinished)
+            # What is unfinished has changed as soon as it is old enough.
+            stamps = {path: f"{stamp} unfinished" if path in unfinished else stamp for path, stamp in to_read.items()}
+            land(Batch(rows, stamps, where))
 
     def _to_read(self, position: Position) -> dict[str, str]:
         """Files that are new or have changed, with their stamps."""
         return {
             path: stamp
             for path, stamp in reading.listed(self._files, self._folder).items()
-            if position.get(path) != stamp
+            if position.get(path) not in (stamp, f"{stamp} unfinished")
+            or (position[path] != stamp and not self._is_unfinished(path, stamp))
         }
+
+    def _is_unfinished(self, path: str, stamp: str) -> bool:
+        """Whether a text may still be written: it is young, and its last line has no line feed."""
+        age_s = time.time() - int(stamp.split()[1]) / 1e9
+        is_text = self._files.file_format == "csv" and "://" not in path and not path.endswith((".gz", ".bz2", ".zst"))
+        if not is_text or age_s > UNFINISHED_S or stamp.startswith("0 "):
+            return False
+        with Path(path).open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) not in b"\r\n\0"
 
     def _settles_in_s(self, stamps: Iterable[str]) -> float:
         """Seconds until the youngest file is old enough to be taken for finished."""

@@ -26,9 +26,8 @@ def events(path: Any, **options: Any) -> Events:
 def read(spark: Any, folder: Path, path: Any, **options: Any) -> list[dict[str, Any]]:
     declared = events(path, **options).files
     assert declared is not None
-    found = reading.paths(declared, folder)
-    with reading.readable(found):
-        return [row.asDict() for row in reading.read(spark, declared, found).collect()]
+    with reading.readable(reading.paths(declared, folder)):
+        return [row.asDict() for row in reading.read_all(spark, declared, folder, []).collect()]
 
 
 def test_csv_folder_glob_and_compression(spark: Any, tmp_path: Path) -> None:
@@ -52,9 +51,42 @@ def test_encoding_and_separator(spark: Any, tmp_path: Path) -> None:
 
 
 def test_rows_of_another_shape_are_told(spark: Any, tmp_path: Path) -> None:
-    """A row with a field too few or too many is kept as its text."""
-    (tmp_path / "a.csv").write_text("when,who,what\n1,2,3\n1,2\n1,2,3,4\n")
-    assert [row[reading.CORRUPT] for row in read(spark, tmp_path, "a.csv")] == [None, "1,2", "1,2,3,4"]
+    """A row with a field too few or too many, or with broken quotes or text, is kept with its line and the reason."""
+    text = b'when,who,what\n1,2,3\n1,2\n1,2,3,4\n1,"2" x,3\n1,\xff\xfe,3\n"1\n1",2,3\n'
+    (tmp_path / "a.csv").write_bytes(text)
+    rows = read(spark, tmp_path, "a.csv")
+    assert [row["when"] for row in rows if row[reading.CORRUPT] is None] == ["1", "1\n1"]
+    assert [row[reading.CORRUPT] for row in rows if row[reading.CORRUPT] is not None] == [
+        "line 3, missing columns: 1,2",
+        "line 4, too many columns: 1,2,3,4",
+        'line 5, unquoted value: 1,"2" x,3',
+        "line 6, invalid encoding: 1,??,3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "rows"),
+    [
+        (b"when,who,\n1,ann,\n", {}, [("1", "ann")]),  # a comma at the end of each line
+        (b"when,who\n1,ann,\n", {}, [("1", "ann")]),  # but not of the header
+        (b"\xef\xbb\xbfwhen,who\r\n1,ann\r\n", {}, [("1", "ann")]),  # a mark of Windows
+        (b"when,who\n1,ann\r\n2,bob\n", {}, [("1", "ann"), ("2", "bob")]),  # line ends of two kinds
+        (b"when,who\r1,ann\r", {}, [("1", "ann")]),  # of an old Mac
+        ("when\twho\r\n1\tJürgen\r\n".encode("utf-16"), {"separator": "\t", "encoding": "UTF-16"}, [("1", "Jürgen")]),
+        ("when;who\n1;5 €\n".encode("cp1252"), {"separator": ";", "encoding": "cp1252"}, [("1", "5 €")]),
+        (b'when,who\n1,"ann\n2,bob"\n', {}, [("1", "ann\n2,bob")]),  # lines in quotes
+        (b'when,who\n1,5" pipe\n', {}, [("1", '5" pipe')]),  # a quote that is an inch
+        (b"when,who,when\n1,ann,2\n", {}, [("1", "ann")]),  # a name twice
+        (b"\n\nwhen,who\n1,ann\n", {}, [("1", "ann")]),  # blank lines before the header
+        (b"when,who\n", {}, []),
+    ],
+)
+def test_csv_as_people_export_it(
+    spark: Any, tmp_path: Path, text: bytes, options: dict[str, str], rows: list[tuple[str, str]]
+) -> None:
+    """Whatever wrote the file, the rows are those that its author saw."""
+    (tmp_path / "a.csv").write_bytes(text)
+    assert [(row["when"], row["who"]) for row in read(spark, tmp_path, "a.csv", **options)] == rows
 
 
 def test_json_lines(spark: Any, tmp_path: Path) -> None:
@@ -80,7 +112,6 @@ def test_parquet_nanoseconds(spark: Any, tmp_path: Path) -> None:
         ("bad.csv.gz", b"this is no gzip", "decompression failed"),
         ("torn.csv.gz", gzip.compress(os.urandom(9000).hex().encode())[:-2000], "decompression failed"),
         ("bad.parquet", b"PAR1 this is no parquet", "not a Parquet file"),
-        ("empty.csv", b"", "empty"),
     ],
 )
 def test_damaged_file_is_one_line(spark: Any, tmp_path: Path, name: str, content: bytes, why: str) -> None:
@@ -92,12 +123,43 @@ def test_damaged_file_is_one_line(spark: Any, tmp_path: Path, name: str, content
     assert "\n" not in str(error.value)
 
 
-def test_headers_that_differ_are_an_error(spark: Any, tmp_path: Path) -> None:
-    """Columns are never silently taken for others."""
+def test_headers_that_differ(spark: Any, tmp_path: Path) -> None:
+    """Columns are put together by name, never by place, and an empty file says nothing."""
     (tmp_path / "a.csv").write_text("when,who,what\n1,2,3\n")
-    (tmp_path / "b.csv").write_text("who,when,what\n1,2,3\n")
-    with pytest.raises(InputError, match="header differs"):
-        read(spark, tmp_path, "*.csv")
+    (tmp_path / "b.csv").write_text("who,when,what,colour\n2,1,3,red\n")
+    (tmp_path / "c.csv").touch()
+    rows = read(spark, tmp_path, "*.csv")
+    assert {(row["when"], row["who"], row["what"]) for row in rows} == {("1", "2", "3")}
+    assert [row["colour"] for row in rows] == [None, "red"]
+
+
+def test_types_that_differ(spark: Any, tmp_path: Path) -> None:
+    """A number, a float and a text are one column of text; times of three units are one column of times."""
+    for name, user, unit in (("a", pa.array([7]), "us"), ("b", pa.array([7.0]), "ns"), ("c", pa.array(["7"]), "ms")):
+        moment = pa.array([1704196800 * {"ms": 10**3, "us": 10**6, "ns": 10**9}[unit]], pa.timestamp(unit))
+        pq.write_table(pa.table({"who": user, "when": moment}), tmp_path / f"{name}.parquet")
+    rows = read(spark, tmp_path, "*.parquet")
+    assert [row["who"] for row in rows] == ["7", "7", "7"]
+    assert len({row["when"] for row in rows}) == 1
+
+
+def test_names_and_folders_that_spark_cannot_say(spark: Any, tmp_path: Path) -> None:
+    """Colons and brackets in names are no trouble; folders `key=value` are columns of text."""
+    folder = tmp_path / "in" / "store=007"
+    folder.mkdir(parents=True)
+    (folder / "a_2025-03-03T00:00:00 [x].csv").write_text("when,who\n1,ann\n")
+    assert [(row["who"], row["store"]) for row in read(spark, tmp_path, "in", format="csv")] == [("ann", "007")]
+    (tmp_path / "b:1.jsonl").write_text('{"who": "bob"}\n')
+    assert [row["who"] for row in read(spark, tmp_path, "*.jsonl")] == ["bob"]
+
+
+def test_a_file_without_a_header_is_said_to_be(spark: Any, tmp_path: Path) -> None:
+    """Nobody is led to name columns after the first event."""
+    (tmp_path / "a.csv").write_text("1000,2025-03-03T09:00:00Z,214530001\n1001,2025-03-03T09:00:00Z,214530002\n")
+    files = events("a.csv").files
+    assert files is not None
+    with pytest.raises(InputError, match="seems to have no header"):
+        reading.read_all(spark, files, tmp_path, ["who"])
 
 
 def test_fingerprint(tmp_path: Path) -> None:
