@@ -254,6 +254,10 @@ def _bronze(snapshot: Snapshot, rows: pa.Table, changed: Sequence[str], around: 
     words = "of the new rows have problems (as a share)"
     return [
         (Fact("problem_share", words, maximum=MAX_PROBLEM_SHARE), problem_share(rows["problems"])),
+        (
+            Fact("untimed_share", "of all records have no time (as a share)", maximum=MAX_PROBLEM_SHARE),
+            snapshot.untimed_share,
+        ),
         (_IN_INTERVAL, outside_interval(rows["interval"], rows["at"])),
         _lag("landing", MAX_QUIET_INTERVALS, snapshot.through, snapshot.newest),
         _lag("clock", MAX_QUIET_INTERVALS, last_interval_of_the_clock(), snapshot.newest),

@@ -76,6 +76,12 @@ class Snapshot:
         return [file for file in self._all_files if UNTIMED < int(file[0]) <= through]
 
     @property
+    def untimed_share(self) -> float:
+        """Share of the records without a time among all."""
+        untimed = sum(rows for label, _, rows in self._all_files if label == str(UNTIMED))
+        return untimed / max(1, sum(rows for _, _, rows in self._all_files))
+
+    @property
     def partition_column(self) -> str | None:
         return self.table.partition_by[0] if self.table.partition_by else None
 

@@ -25,7 +25,7 @@ from contracts.settings import settings
 from contracts.tables import UNTIMED
 from spark_jobs import reading, rules, sources
 from spark_jobs.landing import parsed_events
-from spark_jobs.parsing import wanted_columns
+from spark_jobs.parsing import epoch_unit, number, wanted_columns
 from spark_jobs.session import plain_failures, session
 
 MINIMUM_INTERVALS = 3
@@ -34,8 +34,14 @@ COMPLETE_SHARE = 0.9
 """An interval counts as complete when the data reaches this far into it."""
 MUCH = 0.05
 """Share of rows from which on a defect is worth a warning."""
+MUCH_OF_ONE = 0.1
+"""Share of all events from which on one user is more than a person."""
+MAX_PROBLEM_SHARE = 0.2
+"""What the gate raw lets pass (`expectations.facts`)."""
+MANY_USERS = 20
 _BARS = 20
 _BAR_WIDTH = 40
+_UNITS = {"epoch_s": "seconds", "epoch_ms": "milliseconds", "epoch_us": "microseconds", "epoch_ns": "nanoseconds"}
 
 
 def arg_parser() -> argparse.ArgumentParser:
@@ -72,6 +78,8 @@ def judge(events: DataFrame) -> DataFrame:
         "item_id",
         "event_type",
         F.col("price").isNotNull().alias("priced"),
+        F.xxhash64("interval", "event_id").alias("key"),
+        ((F.size("problems") > 0) | (F.col("interval") == UNTIMED)).alias("unread"),
         "reasons",
         "record",
     )
@@ -93,13 +101,18 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
         F.count("*").alias("rows"),
         F.count_if(usable).alias("usable_rows"),
         F.count_if(usable & F.col("priced")).alias("priced_rows"),
+        F.count_if("unread").alias("unread_rows"),
+        (F.count("*") - F.count_distinct("key")).alias("duplicate_rows"),
         F.min(F.when(usable, F.col("at"))).alias("first_at"),
         F.max(F.when(usable, F.col("at"))).alias("last_at"),
         F.count_distinct(F.when(usable, F.col("user_id"))).alias("users"),
         F.count_distinct(F.when(usable, F.col("item_id"))).alias("items"),
     ).first()
     assert total is not None
-    found: dict[str, Any] = {name: total[name] for name in ("rows", "usable_rows", "priced_rows", "users", "items")}
+    found: dict[str, Any] = {
+        name: total[name]
+        for name in ("rows", "usable_rows", "unread_rows", "duplicate_rows", "priced_rows", "users", "items")
+    }
     found["problems"] = count_problems(judged) if found["usable_rows"] < found["rows"] else []
     if not found["usable_rows"]:
         return found
@@ -108,6 +121,8 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
         (row["interval"], row["event_type"]): row["count"]
         for row in sound.groupBy("interval", "event_type").count().collect()
     }
+    busiest = sound.groupBy("user_id").count().orderBy(F.desc("count"), "user_id").first()
+    found["busiest_user"] = {"user_id": busiest["user_id"], "events": busiest["count"]} if busiest is not None else None
     intervals = sorted({interval for interval, _ in counts})
     is_complete = total["last_at"] - (intervals[-1] - 1) >= COMPLETE_SHARE
     found |= {
@@ -162,9 +177,44 @@ def check_files(spark: SparkSession, dataset: Dataset, folder: Path, item_ids: D
         return int(item_ids.join(described, "item_id", "left_semi").count())
 
 
-def counted(number: int, noun: str) -> str:
+def looks_wrong(spark: SparkSession, source: Events, dataset: Dataset, folder: Path) -> Iterator[str]:
+    """What is legal in a source of files, but hardly meant.
+
+    Raises:
+        InputError: most times are of another unit than the dataset file says.
+    """
+    assert source.files is not None
+    columns = source.columns
+    raw = reading.read_all(spark, source.files, folder, wanted_columns(source, dataset.items))
+    declared = source.time_format or ""
+    if declared.startswith("epoch"):
+        units = raw.groupBy(epoch_unit(number(raw, columns.occurred_at)).alias("unit")).count().orderBy(F.desc("count"))
+        most = units.where("unit IS NOT NULL").first()
+        if most is not None and most["unit"] != declared:
+            raise InputError(
+                f"column {columns.occurred_at!r} looks like {_UNITS[most['unit']]}, and time_format says {declared}",
+                where=", ".join(source.files.path),
+                cure=f'set time_format = "{most["unit"]}"',
+            )
+    if columns.session_id is None:
+        return
+    for name in dict.fromkeys(exclusion.column for exclusion in source.exclude):
+        if name in columns.model_dump().values():
+            continue
+        lines = raw.groupBy(reading.text(raw, columns.session_id).alias("session")).agg(
+            F.count("*").alias("lines"), F.count(reading.text(raw, name)).alias("filled")
+        )
+        several = lines.where("lines > 1 AND filled > 0").agg(F.count("*"), F.max("filled")).first()
+        if several is not None and several[0] and several[1] == 1:
+            yield (
+                f"{name!r} is filled in on one line of each {columns.session_id!r} only: a rule on it excludes that line, "
+                "and not the rest of the order. Export it on each line"
+            )
+
+
+def counted(count: int, noun: str) -> str:
     """`1 user`, `1,234 users`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
@@ -172,11 +222,31 @@ def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     unusable = 1 - found["usable_rows"] / found["rows"]
     if unusable > MUCH:
         yield f"{unusable:.0%} of the rows cannot be used: see the problems above"
+    if found["unread_rows"] > MAX_PROBLEM_SHARE * found["rows"]:
+        yield (
+            f"{found['unread_rows'] / found['rows']:.0%} of the rows have problems: "
+            f"the gate raw stops the run at {MAX_PROBLEM_SHARE:.0%}"
+        )
+    if found["duplicate_rows"] > MUCH * found["rows"]:
+        named = [source.columns.event_id for source in dataset.events if source.columns.event_id is not None]
+        why = (
+            f"is {' or '.join(named)} unique? Leave event_id out, or name it session_id"
+            if named
+            else "they are equal in every column"
+        )
+        yield f"{found['duplicate_rows']:,} of {found['rows']:,} rows would count as duplicates: {why}"
+    busiest = found["busiest_user"]
+    if busiest["events"] > MUCH_OF_ONE * found["usable_rows"] and found["users"] >= MANY_USERS:
+        share = busiest["events"] / found["usable_rows"]
+        yield (
+            f"user {busiest['user_id']!r} has {share:.0%} of all events: if that stands for guests, or is a machine, "
+            "leave it out with a rule of [[events.exclude]]"
+        )
     if all(source.columns.price is None for source in dataset.events):
         yield "no column of prices: what features know of price stays neutral"
     elif found["usable_rows"] - found["priced_rows"] > MUCH * found["usable_rows"]:
         yield f"{found['usable_rows'] - found['priced_rows']:,} usable rows have no price: check columns.price and decimal_comma"
-    if found["users"] < 20:
+    if found["users"] < MANY_USERS:
         yield f"only {counted(found['users'], 'user')}: too few to learn from others"
     if found["usable_rows"] < 2 * found["users"]:
         yield f"{found['usable_rows'] / found['users']:.1f} events for each user: little to learn from; is columns.user_id right?"
@@ -265,12 +335,13 @@ def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last
         events = [judge(read_events(spark, source, dataset, folder, now)) for source in in_files]
         judged = reduce(DataFrame.unionByName, events).persist(StorageLevel.MEMORY_AND_DISK)
         found = look(judged, dataset, users_of_last)
+    warned = [warning for source in in_files for warning in looks_wrong(spark, source, dataset, folder)]
     seen = judged.where(F.size("reasons") == 0).select("item_id").distinct()
     found["items_described"] = check_files(spark, dataset, folder, seen)
     print("\n".join(report(found, dataset)), flush=True)
     for what, cure in errors(found, dataset):
         raise InputError(what, where=", ".join(where), cure=cure)
-    for line in warnings(found, dataset):
+    for line in (*warnings(found, dataset), *warned):
         print(f"  warning: {line}")
     if path is not None:
         write_json(path, found)

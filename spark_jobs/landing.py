@@ -175,10 +175,23 @@ class Landing:
             old = there.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
             new = new.join(old, _KEY, "left_anti")
         new = new.persist(StorageLevel.MEMORY_AND_DISK)
+        if hits and there is not None and self.source.columns.event_id is None:
+            self._warn_of_versions(new, there)
         kept = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
         return new, tuple(
             ledger.Account.of(interval, count, kept.get(interval, 0)) for interval, count in sorted(read.items())
         )
+
+    def _warn_of_versions(self, new: DataFrame, there: DataFrame) -> None:
+        """Say how many new rows mean the same as one that has landed: a status has changed, and they count twice."""
+        meaning = ["interval", "user_id", "item_id", "event_type", "occurred_at", "session_id", "quantity", "price"]
+        pairs = [F.col(f"new.{name}").eqNullSafe(F.col(f"there.{name}")) for name in meaning]
+        again = new.where("record IS NULL").alias("new").join(there.alias("there"), pairs, "left_semi").count()
+        if again:
+            say(
+                f"warning: {again:,} rows are equal to one that has landed already but for columns that mean nothing here, "
+                "and count as other events: declare columns.event_id, or land the files again with --from-interval"
+            )
 
     def _there(self, read: dict[int, int]) -> DataFrame | None:
         """What bronze holds in the intervals of the batch, but for what the batch replaces; None: nothing."""

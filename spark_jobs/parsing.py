@@ -24,6 +24,7 @@ INTERVAL = next(each for each in SILVER_EVENTS.columns if each.name == "interval
 TOO_LATE = "occurred_at: older than the lateness limit"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)?(,\d*)?([eE][+-]?\d+)?$"
+_NESTED_TEXT = r'^(\[\s*["{\[\d].*\]|\{\s*".*\})$'
 _ISO_DATE = r"^\d{4}-\d{1,2}-\d{1,2}"
 _SHOWN = 60
 """Characters of a value that a problem shows."""
@@ -35,6 +36,7 @@ _YEARS = (datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 """Years that neither Python nor a person has a date for are typing errors."""
 MESSAGE_ID = "_message_id"
 """Column with what a record without an id of its own is known by, such as its offset in a topic."""
+_UNITS_US = {"epoch_s": 1e6, "epoch_ms": 1e3, "epoch_us": 1.0, "epoch_ns": 1e-3}
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
 _RAW = "_raw_"
@@ -95,9 +97,19 @@ def _epoch_moment(value: Column) -> Column:
 
     Clients mix them. The ranges do not overlap for any time from 1973 to 2286.
     """
-    size = F.abs(value)
-    unit_us = F.when(size < 1e11, 1e6).when(size < 1e14, 1e3).when(size < 1e17, 1.0).when(size < 1e20, 1e-3)
+    unit_us = F.element_at(F.create_map(*map(F.lit, chain(*_UNITS_US.items()))), epoch_unit(value))
     return F.timestamp_micros(F.round(value * unit_us).cast("long"))
+
+
+def epoch_unit(value: Column) -> Column:
+    """`epoch_s`, `epoch_ms`, `epoch_us` or `epoch_ns`, by the size of a number; null of one that is no time."""
+    size = F.abs(value)
+    return (
+        F.when(size < 1e11, "epoch_s")
+        .when(size < 1e14, "epoch_ms")
+        .when(size < 1e17, "epoch_us")
+        .when(size < 1e20, "epoch_ns")
+    )
 
 
 def moment(frame: DataFrame, events: Events, time_zone: str) -> Column:
@@ -266,6 +278,9 @@ def parse(
     if names.event_type:
         unknown = named_type.isNotNull() & event_type.isNull()
         problems.append(_problem(frame, names.event_type, unknown, "event_type: not known"))
+    for own, name in (("user_id", names.user_id), ("item_id", names.item_id)):
+        nested = F.coalesce(text(frame, name).rlike(_NESTED_TEXT), F.lit(False))
+        problems.append(_problem(frame, name, nested, f"{own}: a list or an object, not an id"))
     if CORRUPT in theirs:
         problems.append(F.when(column(CORRUPT).isNotNull(), F.lit("row: not in the shape of the other rows")))
     problems += [column(f"{_EXCLUDED}{place}") for place in range(len(events.exclude))]
