@@ -88,15 +88,13 @@ def _land(
         return 0
 
     say(f"land {dataset.name} through interval {end}")
-    num_landed = 0
+    spark, num_landed = session("land"), 0  # before the threads, which share it
     with ThreadPoolExecutor(2) as beside:
         others = [beside.submit(land, dataset, folder) for land in (references.land_promotions, references.land_users)]
         for source, reader, replace in waiting:
-            landing = Landing(
-                session("land"), dataset, source, now, before, replace, allow_fewer, is_complete=reader.rereads
-            )
+            landing = Landing(spark, dataset, source, now, before, replace, allow_fewer, is_complete=reader.rereads)
             position = {} if replace is not None else ledger.latest(dataset.source_name(source)).position
-            reader.run(landing.spark, position, landing)
+            reader.run(spark, position, landing)
             num_landed += landing.num_landed
         for each in others:
             each.result()
