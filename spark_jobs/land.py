@@ -74,15 +74,18 @@ def _land(
     before = pending.landed_through()
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
     end = end if before is None else max(end, before)
-    waiting = []
+    waiting, failures = [], []
     for source in dataset.events:
         reader = sources.open_source(source, dataset, folder)
         replace = Range(from_interval, through) if from_interval is not None and reader.rereads else None
         if from_interval is not None and replace is None:
             say(f"{dataset.source_name(source)}: cannot be read again, so what has landed of it stays")
-        if replace is not None or reader.news(ledger.latest(dataset.source_name(source)).position):
-            waiting.append((source, reader, replace))
-    if not waiting and before is not None and before >= end:
+        try:
+            if replace is not None or reader.news(ledger.latest(dataset.source_name(source)).position):
+                waiting.append((source, reader, replace))
+        except InputError as error:  # the other sources land all the same
+            failures.append(error)
+    if not waiting and not failures and before is not None and before >= end:
         print(f"nothing to do: everything through interval {before} has landed")
         references.land_all(dataset, folder)
         return 0
@@ -94,10 +97,15 @@ def _land(
         for source, reader, replace in waiting:
             landing = Landing(spark, dataset, source, now, before, replace, allow_fewer, is_complete=reader.rereads)
             position = {} if replace is not None else ledger.latest(dataset.source_name(source)).position
-            reader.run(spark, position, landing)
+            try:
+                reader.run(spark, position, landing)
+            except InputError as error:
+                failures.append(error)
             num_landed += landing.num_landed
         for each in others:
             each.result()
+    if failures:
+        raise failures[0]
     if through is not None and not num_landed:
         _refuse_empty_range(dataset, folder, from_interval, before, through)
     if storage.exists(BRONZE_EVENTS) and (before is None or end > before):

@@ -156,14 +156,14 @@ class Reader:
             InputError: it has gone back by more than the overlap.
         """
         watermark = _quoted(spark, self._options.url, self._options.watermark)
-        asked = f"MAX({watermark}) AS highest"
-        highest = self._bounds(spark, _select(asked, self._from), kind)[0]
+        asked, settled = f"MAX({watermark}) AS highest", self._settled(spark)
+        highest = self._bounds(spark, _select(asked, self._from, *settled), kind)[0]
         if highest is not None and kind != "number":
             limit = (datetime.now(UTC) + _AHEAD).replace(tzinfo=None)
             if _sortable(kind, highest) > limit:
                 say(f"{self._name}: rows with {self._options.watermark} after {limit:%Y-%m-%d %H:%M} wait until then")
                 in_time = f"{watermark} <= {_literal(kind, _written(kind, limit))}"
-                highest = self._bounds(spark, _select(asked, self._from, in_time), kind)[0]
+                highest = self._bounds(spark, _select(asked, self._from, " AND ".join([in_time, *settled])), kind)[0]
         if before is None or low is None or highest is None:
             return highest if highest is not None else before
         if _sortable(kind, highest) < _sortable(kind, low):
@@ -175,6 +175,22 @@ class Reader:
                 "landed again if event_ids_are = 'of the shop'",
             )
         return max(highest, before, key=lambda text: _sortable(kind, text))
+
+    def _settled(self, spark: SparkSession) -> list[str]:
+        """What holds for rows of PostgreSQL's tables that are older than all open transactions.
+
+        An open transaction may hold a lower watermark than rows that can be seen: what is younger waits until it ends.
+        Source: https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
+        """
+        if not self._options.url.startswith("jdbc:postgresql:") or not self._options.table:
+            return []
+        name = self._options.table.replace("'", "''")
+        asked = _select("relkind::text AS kind", "pg_class", f"oid = to_regclass('{name}')")
+        kinds = self._load(spark, asked).collect()
+        if [row["kind"] for row in kinds] not in (["r"], ["p"]):  # a view has no xmin
+            return []
+        oldest = "(pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text::xid"
+        return [f"age(xmin) > age({oldest})"]
 
     def _before(self, position: Position, kind: str) -> str | None:
         """The last watermark.

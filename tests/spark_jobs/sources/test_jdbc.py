@@ -374,3 +374,17 @@ def test_killed_in_the_middle(spark: Any, database: Database, tmp_path: Path) ->
     assert list((tmp_path / "spool" / "orders").glob("part-*"))
     database.execute(insert(1001, "2024-01-02 00:00:00"))
     assert ids(run(spark, reader(database))[0]) == list(range(1, 1002))
+
+
+def test_what_is_younger_than_an_open_transaction_waits(spark: Any, database: Database) -> None:
+    """However many numbers others take meanwhile: rows of a transaction that was open are not passed over."""
+    database.execute(TABLE, insert(1, "2024-01-01 10:00:00"))
+    source = reader(database, watermark="id", overlap=0)
+    late = database.connect()
+    late.cursor().execute(insert(2, "2024-01-01 10:01:00"))
+    database.execute(insert(9000, "2024-01-01 10:02:00"))
+    rows, position = run(spark, source)
+    assert (ids(rows), position["watermark"]) == ([1], "1")
+    late.commit()
+    late.close()
+    assert ids(run(spark, source, position)[0]) == [1, 2, 9000]
