@@ -37,6 +37,7 @@ from spark_jobs.sources import Batch, Land
 
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}
 _OVERLAP, _OVERLAP_NUMBER = timedelta(minutes=10), Decimal(1000)
+ALL = "all"
 _AHEAD = timedelta(days=1)
 """Watermarks further ahead of our clock wait until their time: one wrong date would hide all rows to come."""
 
@@ -91,7 +92,7 @@ class Options(BaseModel):
 
 
 class Reader:
-    """Position: `{"watermark": text or None, "column": its name, "type": its type, "rows": n, "hash": h}`.
+    """Position: `{"watermark": text or None, "settled": see `_settled`, "column": name, "type": type, "rows": n, "hash": h}`.
 
     `rows` and `hash` tell what the next window will hold if nothing has changed, so that it is not landed in vain.
     """
@@ -125,9 +126,9 @@ class Reader:
         kind = self._kind(columns, options.watermark)
         overlap = self._overlap_of(kind)
         before = self._before(position, kind)
-        low = None if before is None else _earlier(kind, before, overlap)
+        low = self._start(kind, before, overlap, position.get("settled", ALL))
+        settled = self._settled(spark, kind)  # before the rows themselves are asked for
         high = self._highest(spark, kind, before, low)
-
         watermark = _quoted(spark, options.url, options.watermark)
         tests = [f"{watermark} {sign} {_literal(kind, value)}" for sign, value in ((">=", low), ("<=", high)) if value]
         inside = f"{watermark} IS NULL OR ({' AND '.join(tests)})" if high is not None else f"{watermark} IS NULL"
@@ -137,11 +138,11 @@ class Reader:
         rows = spark.read.parquet(str(spool))
         if rows.isEmpty():
             return None
-        reached = {"watermark": high, "column": options.watermark, "type": kind}
+        reached = {"watermark": high, "settled": settled, "column": options.watermark, "type": kind}
         again = rows
-        if high is not None:
+        least = self._start(kind, high, overlap, settled)
+        if least is not None:
             column = reading.column(options.watermark)
-            least = _earlier(kind, high, overlap)
             literal = F.lit(Decimal(least)) if kind == "number" else F.lit(least).cast(kind)
             again = rows.where(column.isNull() | (column >= literal))
         hashes = F.sum(F.xxhash64(*[reading.column(name) for name in rows.columns]).cast("decimal(38,0)"))
@@ -156,14 +157,14 @@ class Reader:
             InputError: it has gone back by more than the overlap.
         """
         watermark = _quoted(spark, self._options.url, self._options.watermark)
-        asked, settled = f"MAX({watermark}) AS highest", self._settled(spark)
-        highest = self._bounds(spark, _select(asked, self._from, *settled), kind)[0]
+        asked = f"MAX({watermark}) AS highest"
+        highest = self._bounds(spark, _select(asked, self._from), kind)[0]
         if highest is not None and kind != "number":
-            limit = (datetime.now(UTC) + _AHEAD).replace(tzinfo=None)
+            limit = _limit()
             if _sortable(kind, highest) > limit:
                 say(f"{self._name}: rows with {self._options.watermark} after {limit:%Y-%m-%d %H:%M} wait until then")
                 in_time = f"{watermark} <= {_literal(kind, _written(kind, limit))}"
-                highest = self._bounds(spark, _select(asked, self._from, " AND ".join([in_time, *settled])), kind)[0]
+                highest = self._bounds(spark, _select(asked, self._from, in_time), kind)[0]
         if before is None or low is None or highest is None:
             return highest if highest is not None else before
         if _sortable(kind, highest) < _sortable(kind, low):
@@ -176,21 +177,32 @@ class Reader:
             )
         return max(highest, before, key=lambda text: _sortable(kind, text))
 
-    def _settled(self, spark: SparkSession) -> list[str]:
-        """What holds for rows of PostgreSQL's tables that are older than all open transactions.
+    @staticmethod
+    def _start(kind: str, watermark: str | None, overlap: timedelta | Decimal, settled: str | None) -> str | None:
+        """Where reading goes on after a window that ended at `watermark`; None: at the start."""
+        if watermark is None or settled is None:
+            return None
+        earlier = _earlier(kind, watermark, overlap)
+        return earlier if settled == ALL else min(earlier, settled, key=lambda text: _sortable(kind, text))
 
-        An open transaction may hold a lower watermark than rows that can be seen: what is younger waits until it ends.
+    def _settled(self, spark: SparkSession, kind: str) -> str | None:
+        """The highest watermark of rows that are older than all open transactions; ALL where that cannot be asked.
+
+        An open transaction may hold a lower watermark than rows that can be seen, so reading goes on from there.
         Source: https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
         """
-        if not self._options.url.startswith("jdbc:postgresql:") or not self._options.table:
-            return []
-        name = self._options.table.replace("'", "''")
+        options = self._options
+        if not options.url.startswith("jdbc:postgresql:") or not options.table:
+            return ALL
+        name = options.table.replace("'", "''")
         asked = _select("relkind::text AS kind", "pg_class", f"oid = to_regclass('{name}')")
-        kinds = self._load(spark, asked).collect()
-        if [row["kind"] for row in kinds] not in (["r"], ["p"]):  # a view has no xmin
-            return []
-        oldest = "(pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text::xid"
-        return [f"age(xmin) > age({oldest})"]
+        if [row["kind"] for row in self._load(spark, asked).collect()] not in (["r"], ["p"]):  # a view has no xmin
+            return ALL
+        watermark = _quoted(spark, options.url, options.watermark)
+        tests = ["age(xmin) > age((pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text::xid)"]
+        if kind != "number":
+            tests.append(f"{watermark} <= {_literal(kind, _written(kind, _limit()))}")
+        return self._bounds(spark, _select(f"MAX({watermark}) AS highest", self._from, " AND ".join(tests)), kind)[0]
 
     def _before(self, position: Position, kind: str) -> str | None:
         """The last watermark.
@@ -349,6 +361,10 @@ def _utc(spark: SparkSession) -> Iterator[None]:
 def _quoted(spark: SparkSession, url: str, name: str) -> str:
     dialects: Any = spark._jvm.org.apache.spark.sql.jdbc.JdbcDialects
     return str(dialects.get(url).quoteIdentifier(name))
+
+
+def _limit() -> datetime:
+    return (datetime.now(UTC) + _AHEAD).replace(tzinfo=None)
 
 
 def _select(what: str, source: str, where: str = "") -> str:
