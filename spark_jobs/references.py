@@ -157,7 +157,8 @@ def land_items(dataset: Dataset, folder: Path) -> None:
     def build() -> DataFrame:
         spark = session("land")
         # What lies beyond the last complete interval is still to come: in a replay nobody may know of it.
-        complete = F.col("interval").between(UNTIMED + 1, pending.landed_through() or UNTIMED)
+        through = pending.landed_through()
+        complete = F.col("interval").between(UNTIMED + 1, UNTIMED if through is None else through)
         sound = storage.read(spark, BRONZE_EVENTS).where("item_id IS NOT NULL AND size(problems) = 0").where(complete)
         if items is None or files is None:
             return all_items(items_of_events(sound, dataset), None, items.not_recommended if items is not None else ())

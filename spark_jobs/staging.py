@@ -15,7 +15,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -54,18 +54,27 @@ class Staged:
 
 
 @functools.cache
-def scratch() -> Path:
+def _scratch() -> Path:
     """A folder for copies, gone when this process ends. They hold user ids as they came."""
     spool = settings().home_dir / "spool"
-    spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = Path(tempfile.mkdtemp(prefix="files-", dir=spool))
+    for left in spool.glob("process-*"):
+        if not psutil.pid_exists(int(left.name.removeprefix("process-"))):  # it was killed
+            shutil.rmtree(left, ignore_errors=True)
+    folder = spool / f"process-{os.getpid()}"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _beside(path: str, ending: str) -> Path:
-    """A place in `scratch` for what is made of a file."""
-    return scratch() / f"{hashlib.sha256(path.encode()).hexdigest()[:16]}{ending}"
+def _copy_of(path: str, stamp: object, ending: str) -> Path:
+    """Where a copy of a file lies that has this stamp."""
+    folder = _scratch()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / f"{hashlib.sha256(f'{path} {stamp}'.encode()).hexdigest()[:16]}{ending}"
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def fetched(path: str) -> str:
@@ -75,22 +84,27 @@ def fetched(path: str) -> str:
         InputError: it cannot be read.
     """
     is_packed = path.endswith(".zst")
+    name = _UNSAFE.sub("_", path.removesuffix(".zst"))
+    ending = "".join(Path(name).suffixes[-2:])
     if "://" not in path and not is_packed:
-        if not _UNSAFE.search(path):
+        if name == path:
             return path
-        link = _beside(path, "".join(Path(_UNSAFE.sub("_", path)).suffixes[-2:]))
-        link.unlink(missing_ok=True)
-        link.symlink_to(path)
+        link = _copy_of(path, "", ending)
+        if not link.is_symlink():
+            link.symlink_to(path)
         return str(link)
-    name = Path(path.removesuffix(".zst"))
-    target = _beside(path, "".join(Path(_UNSAFE.sub("_", name.name)).suffixes[-2:]))
     try:
         system, place = fs.FileSystem.from_uri(path)
-        with (
-            system.open_input_stream(place, compression="zstd" if is_packed else None) as source,
-            target.open("wb") as copy,
-        ):
-            shutil.copyfileobj(source, copy, 1 << 20)
+        info = system.get_file_info(place)
+        target = _copy_of(path, (info.size, info.mtime_ns), ending)
+        if not target.exists():
+            unfinished = target.with_name(f"{target.name}.unfinished")
+            with (
+                system.open_input_stream(place, compression="zstd" if is_packed else None) as source,
+                unfinished.open("wb") as copy,
+            ):
+                shutil.copyfileobj(source, copy, 1 << 20)
+            unfinished.rename(target)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError(f"cannot read the file: {reason}", where=path, cure="replace or correct the file") from None
@@ -172,31 +186,41 @@ def _header(files: Files, path: str) -> tuple[list[str], int]:
 
 def _plain_copy(files: Files, path: str, *, without_tail: bool = False, same_line_ends: bool = False) -> str:
     """The text in UTF-8, not packed."""
-    target = _beside(path, ".csv")
+    target = _copy_of(path, (_stamp(path), files, without_tail, same_line_ends), ".csv")
     with (
         _opened(files, path, newline=None if same_line_ends else "") as source,
         target.open("w", encoding="utf-8", newline="") as copy,
     ):
         shutil.copyfileobj(source, copy, 1 << 20)
     if without_tail:
-        with target.open("rb+") as copy_:
-            end = copy_.seek(0, os.SEEK_END)
-            while end > 0:
-                start = max(0, end - (1 << 16))
-                copy_.seek(start)
-                found = max(copy_.read(end - start).rfind(mark) for mark in (b"\n", b"\r"))
-                if found >= 0:
-                    copy_.truncate(start + found + 1)
-                    break
-                end = start
+        _cut_tail(target)
     return str(target)
+
+
+def _cut_tail(path: Path) -> None:
+    """Cut off what comes after the last end of a line."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            block = file.read(end - start)
+            last = max(block.rfind(b"\n"), block.rfind(b"\r"))
+            end = start + last + 1 if last >= 0 else start
+            if last >= 0:
+                break
+        file.truncate(end)
 
 
 def _convert(files: Files, source: str, names: list[str], num_blank: int, beside: dict[str, str]) -> tuple[str, ...]:
     """Write the records of a text in UTF-8, and in a file of their own those that do not have its shape."""
-    target, texts = _beside(f"{source} {files.separator}", ".parquet"), [f"c{place}" for place in range(len(names))]
+    made_of = (_stamp(source), files, tuple(names), num_blank, tuple(beside.items()))
+    target, texts = _copy_of(source, made_of, ".parquet"), [f"c{place}" for place in range(len(names))]
+    aside, unfinished = target.with_suffix(".rejected.parquet"), target.with_suffix(".unfinished")
+    if target.exists():
+        return (str(target), str(aside)) if aside.exists() else (str(target),)
     text, nothing = duckdb.sqltype("VARCHAR"), duckdb.ConstantExpression(None)
-    with duckdb.connect(config={"threads": 2, "memory_limit": "1GB"}) as database:
+    with duckdb.connect(config={"memory_limit": "1GB"}) as database:
         records = database.read_csv(
             source, header=True, sep=files.separator, quotechar='"', escapechar='"', auto_detect=False,
             columns=dict.fromkeys(texts, "VARCHAR"), skiprows=num_blank, store_rejects=True, max_line_size=_LONGEST_RECORD,
@@ -207,7 +231,7 @@ def _convert(files: Files, source: str, names: list[str], num_blank: int, beside
         ]
         records.select(
             *[duckdb.ColumnExpression(name) for name in texts], *constants, nothing.cast(text).alias(CORRUPT)
-        ).write_parquet(str(target))
+        ).write_parquet(str(unfinished))
         # A record with several defects is there once for each.
         rejected = {
             record[:2]: f"line {record[0]}, {record[2].lower()}: {record[3]}"
@@ -215,11 +239,10 @@ def _convert(files: Files, source: str, names: list[str], num_blank: int, beside
             .select("line", "line_byte_position", "error_type", "csv_line")
             .fetchall()
         }
-    if not rejected:
-        return (str(target),)
-    shape = pa.schema([(name, pa.string()) for name in [*texts, *(f"c{len(texts) + n}" for n in range(len(beside)))]])
-    rows = pa.Table.from_pylist([{}] * len(rejected), shape)
-    rows = rows.append_column(CORRUPT, pa.array([rejected[place] for place in sorted(rejected)], pa.string()))
-    aside = target.with_suffix(".rejected.parquet")
-    pq.write_table(rows, aside)
-    return str(target), str(aside)
+    if rejected:
+        columns = [*texts, *(f"c{len(texts) + place}" for place in range(len(beside)))]
+        rows = pa.Table.from_pylist([{}] * len(rejected), pa.schema([(name, pa.string()) for name in columns]))
+        reasons = pa.array([rejected[place] for place in sorted(rejected)], pa.string())
+        pq.write_table(rows.append_column(CORRUPT, reasons), aside)
+    unfinished.rename(target)
+    return (str(target), str(aside)) if rejected else (str(target),)

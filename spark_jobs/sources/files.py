@@ -52,18 +52,14 @@ class Reader:
         with reading.readable(list(to_read)):
             base = reading.base_of(self._files, self._folder)
             rows = reading.read(spark, self._files, list(to_read), self._wanted, base=base, unfinished=unfinished)
-            # What is unfinished has changed as soon as it is old enough.
+            # What is unfinished is read again until it is whole.
             stamps = {path: f"{stamp} unfinished" if path in unfinished else stamp for path, stamp in to_read.items()}
             land(Batch(rows, stamps, where))
 
     def _to_read(self, position: Position) -> dict[str, str]:
         """Files that are new or have changed, with their stamps."""
-        return {
-            path: stamp
-            for path, stamp in reading.listed(self._files, self._folder).items()
-            if position.get(path) not in (stamp, f"{stamp} unfinished")
-            or (position[path] != stamp and not self._is_unfinished(path, stamp))
-        }
+        listed = reading.listed(self._files, self._folder)
+        return {path: stamp for path, stamp in listed.items() if position.get(path) != stamp}
 
     def _is_unfinished(self, path: str, stamp: str) -> bool:
         """Whether a text may still be written: it is young, and its last line has no line feed."""

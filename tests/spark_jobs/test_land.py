@@ -522,3 +522,21 @@ def test_a_column_that_joins_a_table_later(copied_shop: Any) -> None:
     storage.write(before.where("interval = 1").withColumn("channel", F.lit("web")), wider, where="interval = 1")
     there = {row["interval"]: row["channel"] for row in copied_shop.rows(wider)}
     assert (there[1], there[2]) == ("web", None)
+
+
+@pytest.mark.parametrize("event_id", ["", 'event_id = "id"\n'])
+def test_a_file_whose_writer_stalled(drop: Any, event_id: str) -> None:
+    """A last line without its line feed waits: the row lands whole, once, or as it is when the file has not changed for long."""
+    drop.write(shop__toml=FOLDER_TOML + event_id + 'price = "cost"\n')
+    path = drop.folder / "in" / "a.csv"
+    path.write_text("id,when,who,what,cost\n1,2024-01-01T12:00:00,ann,apple,12")
+    assert drop.land(through=1) == 0
+    assert pending.landed_through() in (None, 1)
+    with path.open("a") as file:
+        file.write(".50\n2,2024-01-01T12:00:00,bob,apple,3")
+    assert drop.land(through=1) == 0
+    assert drop.values(BRONZE_EVENTS, "user_id", "price") == [("ann", 12.5)]
+    long_ago = path.stat().st_mtime - 301
+    os.utime(path, (long_ago, long_ago))
+    assert drop.land(through=1) == 0
+    assert drop.values(BRONZE_EVENTS, "user_id", "price") == [("ann", 12.5), ("bob", 3.0)]
