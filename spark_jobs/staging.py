@@ -34,6 +34,7 @@ from contracts.settings import settings
 CORRUPT = "_corrupt_record"
 """Column with the text of a record that does not have the shape of the others, and why."""
 _LONGEST_RECORD = 8 * 1024**2
+csv.field_size_limit(_LONGEST_RECORD)
 _UNSAFE = re.compile(r"[:*?\[\]{},\\]")
 """What a path of Hadoop cannot hold, or takes for a pattern."""
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
@@ -135,7 +136,7 @@ def staged_csv(files: Files, path: str, beside: dict[str, str] | None = None, *,
             if "invalid state" not in str(error):  # what DuckDB says of line ends of two kinds
                 raise
             paths = _convert(files, _plain_copy(files, path, same_line_ends=True), names, num_blank, beside)
-    except (UnicodeError, LookupError, OSError, EOFError, zlib.error, duckdb.Error) as error:
+    except (UnicodeError, LookupError, OSError, EOFError, csv.Error, zlib.error, duckdb.Error) as error:
         raise InputError(
             f"cannot read the file: {_reason(error, path)}", where=path, cure="replace or correct the file"
         ) from None
@@ -234,15 +235,23 @@ def _convert(files: Files, source: str, names: list[str], num_blank: int, beside
         ).write_parquet(str(unfinished))
         # A record with several defects is there once for each.
         rejected = {
-            record[:2]: f"line {record[0]}, {record[2].lower()}: {record[3]}"
+            record[:2]: record[2:]
             for record in database.table("reject_errors")
             .select("line", "line_byte_position", "error_type", "csv_line")
             .fetchall()
         }
     if rejected:
-        columns = [*texts, *(f"c{len(texts) + place}" for place in range(len(beside)))]
-        rows = pa.Table.from_pylist([{}] * len(rejected), pa.schema([(name, pa.string()) for name in columns]))
-        reasons = pa.array([rejected[place] for place in sorted(rejected)], pa.string())
-        pq.write_table(rows.append_column(CORRUPT, reasons), aside)
+        constant = {f"c{len(texts) + place}": value for place, value in enumerate(beside.values())}
+        rows = []
+        for (line, _), (reason, record) in sorted(rejected.items()):
+            # As far as it can be read: a user who was erased, or is personal, must be known here too.
+            fields = next(csv.reader(io.StringIO(record, newline=""), delimiter=files.separator), [])
+            rows.append(
+                dict(zip(texts, fields, strict=False))
+                | constant
+                | {CORRUPT: f"line {line}, {reason.lower()}: {record}"}
+            )
+        columns = [(name, pa.string()) for name in [*texts, *constant, CORRUPT]]
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), aside)
     unfinished.rename(target)
     return (str(target), str(aside)) if rejected else (str(target),)
