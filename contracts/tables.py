@@ -49,6 +49,8 @@ class Table:
         return [c.name for c in self.columns]
 
 
+MAX_PROBLEM_SHARE = 0.2
+"""Share of records with problems that the gate of raw events lets pass."""
 UNTIMED = -2_000_000_000
 """Stands for the interval of records whose time cannot be read."""
 _INTERVAL = Column(

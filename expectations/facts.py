@@ -27,6 +27,7 @@ from contracts.tables import (
     ITEM_INTERVALS,
     ITEMS,
     LEDGER,
+    MAX_PROBLEM_SHARE,
     SILVER_EVENTS,
     TRAINING_LISTS,
     USER_HISTORIES,
@@ -35,7 +36,6 @@ from contracts.tables import (
 from contracts.trainings import coming_interval
 from expectations.snapshot import Snapshot
 
-MAX_PROBLEM_SHARE = 0.2
 MIN_INTERVALS = 4
 """Fewer intervals than this say nothing about the usual volume."""
 RECENT_INTERVALS = 13

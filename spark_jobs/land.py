@@ -16,10 +16,10 @@ from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
 from contracts.files import locked
 from contracts.settings import settings
-from contracts.tables import BRONZE_EVENTS, UNTIMED
+from contracts.tables import BRONZE_EVENTS
 from spark_jobs import ledger, pending, references, sources, storage
 from spark_jobs.arguments import add_flag, add_interval
-from spark_jobs.landing import Landing, Range, refuse_empty_range
+from spark_jobs.landing import Landing, Range, landed_intervals, refuse_empty_range
 from spark_jobs.session import plain_failures, say, session
 
 
@@ -80,9 +80,10 @@ def _land(
         replace = Range(from_interval, through) if from_interval is not None and reader.rereads else None
         if from_interval is not None and replace is None:
             say(f"{dataset.source_name(source)}: cannot be read again, so what has landed of it stays")
+        position = {} if replace is not None else ledger.latest(dataset.source_name(source)).position
         try:
-            if replace is not None or reader.news(ledger.latest(dataset.source_name(source)).position):
-                waiting.append((source, reader, replace))
+            if replace is not None or reader.news(position):
+                waiting.append((source, reader, replace, position))
         except InputError as error:  # the other sources land all the same
             failures.append(error)
     if not waiting and not failures and before is not None and before >= end:
@@ -94,9 +95,8 @@ def _land(
     spark, num_landed = session("land"), 0  # before the threads, which share it
     with ThreadPoolExecutor(2) as beside:
         others = [beside.submit(land, dataset, folder) for land in (references.land_promotions, references.land_users)]
-        for source, reader, replace in waiting:
+        for source, reader, replace, position in waiting:
             landing = Landing(spark, dataset, source, now, before, replace, allow_fewer, is_complete=reader.rereads)
-            position = {} if replace is not None else ledger.latest(dataset.source_name(source)).position
             try:
                 reader.run(spark, position, landing)
             except InputError as error:
@@ -119,7 +119,7 @@ def _refuse_empty_range(
     dataset: Dataset, folder: Path, from_interval: int | None, before: int | None, end: int
 ) -> None:
     """A range that a person asked for and that lies beside all events is a mistake; between others one may be empty."""
-    intervals = sorted(interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED)
+    intervals = landed_intervals()
     if not intervals:
         for source in dataset.events:
             if sources.open_source(source, dataset, folder).news(ledger.latest(dataset.source_name(source)).position):

@@ -50,13 +50,18 @@ def parsed_events(
     return without_erased(parse(rows, source, dataset, now, identity=identity or (), oldest=oldest))
 
 
+def landed_intervals() -> list[int]:
+    """The intervals of bronze that hold events, in order."""
+    return sorted(interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED)
+
+
 def refuse_empty_range(first: int, last: int) -> NoReturn:
     """Say that a range that a person asked for holds nothing.
 
     Raises:
         InputError: always.
     """
-    intervals = sorted(interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED)
+    intervals = landed_intervals()
     raise InputError(
         f"no events in intervals {first} to {last}: there are intervals {intervals[0]} to {intervals[-1]}",
         where=settings().dataset_path.name,
@@ -141,11 +146,11 @@ class Landing:
 
     def _oldest(self, number: int) -> int | None:
         """First interval that is in time. The first batch of a source is its history, which is never late."""
-        timed = [interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED]
-        if number == 0 or not timed or self.replace is not None:
+        intervals = landed_intervals()
+        if number == 0 or not intervals or self.replace is not None:
             return None
         grid = self.dataset.interval
-        return max(timed) - -(-grid.lateness_limit // grid.length)
+        return intervals[-1] - -(-grid.lateness_limit // grid.length)
 
     def _new(self, events: DataFrame) -> tuple[DataFrame, tuple[ledger.Account, ...]]:
         """The rows that are not there yet, and the account of all.

@@ -18,7 +18,7 @@ from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, UNTIMED
 from spark_jobs import rules
 from spark_jobs.pseudonyms import pseudonym_of
-from spark_jobs.reading import CORRUPT, column, text
+from spark_jobs.reading import CORRUPT, column, float_text, text
 
 INTERVAL = next(each for each in SILVER_EVENTS.columns if each.name == "interval")
 TOO_LATE = "occurred_at: older than the lateness limit"
@@ -196,7 +196,7 @@ def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:
 
 
 def _extra(frame: DataFrame, events: Events, theirs: list[str]) -> Column:
-    """The columns of the source that have no place of their own; null ones are left out of rows that cannot be read."""
+    """The columns of the source that have no place of their own."""
     mapped = {name for name in events.columns.model_dump().values() if name is not None} | {CORRUPT}
     others = [name for name in theirs if name not in mapped]
     values = chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))
@@ -217,8 +217,7 @@ def _canonical(kind: T.DataType, value: Column) -> Column:
     if isinstance(kind, T.DecimalType):
         return F.regexp_replace(value.cast("string"), r"\.?0+$", "") if kind.scale else value.cast("string")
     if isinstance(kind, (T.DoubleType, T.FloatType)):
-        whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
-        return F.when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
+        return float_text(value)
     return F.to_json(value) if isinstance(kind, _NESTED) else value.cast("string")
 
 

@@ -162,7 +162,7 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
 def _parsed(spark: SparkSession, there: list[Any], source: Events, dataset: Dataset, now: datetime) -> DataFrame:
     """Records of bronze, read again; those with a time keep it."""
     from spark_jobs.landing import parsed_events
-    from spark_jobs.parsing import MESSAGE_ID
+    from spark_jobs.parsing import MESSAGE_ID, wanted_columns
 
     name, records = dataset.source_name(source), []
     for row in there:
@@ -170,7 +170,8 @@ def _parsed(spark: SparkSession, there: list[Any], source: Events, dataset: Data
         if row["occurred_at"] is not None:
             record[source.columns.occurred_at] = row["occurred_at"]
         records.append(record | {MESSAGE_ID: row["event_id"].removeprefix(f"{name}:"), _FORMER: row["event_id"]})
-    own = [*_declared(source), MESSAGE_ID, _FORMER]
+    # JSON leaves out what is null.
+    own = [*filter(None, wanted_columns(source, dataset.items)), MESSAGE_ID, _FORMER]
     columns = list(dict.fromkeys([*(name for record in records for name in record), *own]))
     schema = ", ".join(f"`{column.replace('`', '``')}` string" for column in columns)
     raw = spark.createDataFrame([[record.get(column) for column in columns] for record in records], schema)
@@ -181,10 +182,6 @@ def _parsed(spark: SparkSession, there: list[Any], source: Events, dataset: Data
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) or value is None else json.dumps(value)
-
-
-def _declared(source: Events) -> list[str]:
-    return [name for name in source.columns.model_dump().values() if name is not None]
 
 
 def main(dataset: Dataset, verb: str, reason: str, source: str, now: datetime) -> int:

@@ -177,7 +177,7 @@ def read(
     )
     frames = []
     for frame, where in groups:
-        require(frame, wanted, ", ".join([*where[:3], *(["..."] if len(where) > 3 else [])]))
+        require(frame, wanted, some(where))
         frames.append(frame)
     if not frames:
         names = [*dict.fromkeys(name for name in wanted if name is not None), CORRUPT]
@@ -198,6 +198,11 @@ def _csv(
     for names, group in alike.items():
         rows = spark.read.parquet(*[path for _, paths_ in group for path in paths_])
         yield rows.toDF(*names, CORRUPT), [path for path, _ in group]
+
+
+def some(paths_: Sequence[str]) -> str:
+    """A few of many paths, for a message."""
+    return ", ".join([*paths_[:3], *(["..."] if len(paths_) > 3 else [])])
 
 
 def partitions(path: str, base: str | None) -> dict[str, str]:
@@ -296,6 +301,12 @@ def require(frame: DataFrame, wanted: Iterable[str | None], where: str) -> None:
     )
 
 
+def float_text(value: Column) -> Column:
+    """A double as text: whole ones without `.0`."""
+    whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
+    return F.when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
+
+
 def text(frame: DataFrame, name: str) -> Column:
     """A column as trimmed text; null where it is blank. Whole numbers kept as doubles lose their `.0`."""
     kind = frame.schema[name].dataType
@@ -304,10 +315,7 @@ def text(frame: DataFrame, name: str) -> Column:
         trimmed = F.trim(value)
         return F.when(trimmed != "", trimmed)
     if isinstance(kind, (T.DoubleType, T.FloatType)):
-        whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
-        return (
-            F.when(F.isnan(value), None).when(whole, value.cast("long").cast("string")).otherwise(value.cast("string"))
-        )
+        return F.when(F.isnan(value), None).otherwise(float_text(value))
     if isinstance(kind, (T.StructType, T.ArrayType, T.MapType)):
         return F.to_json(value)
     return value.cast("string")

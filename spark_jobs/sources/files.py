@@ -48,13 +48,12 @@ class Reader:
         unfinished = [path for path, stamp in to_read.items() if self._is_unfinished(path, stamp)]
         for path in unfinished:
             say(f"{path}: its last line has no line feed, and waits until the file is {UNFINISHED_S // 60} minutes old")
-        where = ", ".join([*list(to_read)[:3], *(["..."] if len(to_read) > 3 else [])])
         with reading.readable(list(to_read)):
             base = reading.base_of(self._files, self._folder)
             rows = reading.read(spark, self._files, list(to_read), self._wanted, base=base, unfinished=unfinished)
             # What is unfinished is read again until it is whole.
             stamps = {path: f"{stamp} unfinished" if path in unfinished else stamp for path, stamp in to_read.items()}
-            land(Batch(rows, stamps, where))
+            land(Batch(rows, stamps, reading.some(list(to_read))))
 
     def _to_read(self, position: Position) -> dict[str, str]:
         """Files that are new or have changed, with their stamps."""

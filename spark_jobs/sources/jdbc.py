@@ -38,6 +38,7 @@ from spark_jobs.sources import Batch, Land
 _DRIVERS = {"jdbc:postgresql:": "org.postgresql.Driver"}
 _OVERLAP, _OVERLAP_NUMBER = timedelta(minutes=10), Decimal(1000)
 ALL = "all"
+"""Stands for a watermark below which nothing can come any more: there is no asking for one."""
 _AHEAD = timedelta(days=1)
 """Watermarks further ahead of our clock wait until their time: one wrong date would hide all rows to come."""
 

@@ -23,6 +23,7 @@ def test_report(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["events_by_interval"] == {"1": 3, "2": 2, "3": 2}
     assert found["events_by_type"] == {"purchase": 5, "view": 2}
     assert found["items_described"] == 2
+    assert "busiest_user" not in found
     printed = capsys.readouterr().out
     assert "1 row   quantity: not a number\n              e.g. {" in printed
     assert "from 2024-01-01 06:00:00 to 2024-01-03 12:00:00" in printed

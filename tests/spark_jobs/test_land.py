@@ -540,3 +540,20 @@ def test_a_file_whose_writer_stalled(drop: Any, event_id: str) -> None:
     os.utime(path, (long_ago, long_ago))
     assert drop.land(through=1) == 0
     assert drop.values(BRONZE_EVENTS, "user_id", "price") == [("ann", 12.5), ("bob", 3.0)]
+
+
+def test_columns_that_are_blank_in_all_rows_are_redriven(drop: Any) -> None:
+    """JSON leaves out what is null: a rule on such a column, and an item's name in it, are no reason to refuse."""
+    from spark_jobs import quarantine
+
+    toml = FOLDER_TOML.replace(
+        "[events.columns]", '{more}\nexclude = [{{ reason = "no", column = "void", one_of = "x" }}]\n[events.columns]'
+    )
+    toml += '[items.columns]\nitem_id = "what"\nname = ["title"]\n'
+    (drop.folder / "in" / "a.csv").write_text(
+        "when,who,what,void,title\n01.01.2024 11:00,ann,apple,,\n2024-01-01,bob,apple,,\n"
+    )
+    drop.write(shop__toml=toml.format(more=""))
+    assert (drop.land(through=1), drop.clean()) == (0, 0)
+    drop.write(shop__toml=toml.format(more='time_format = "dd.MM.yyyy HH:mm"'))
+    assert quarantine.redrive(drop.dataset, "occurred_at", "", drop.now) == (1, 1)
