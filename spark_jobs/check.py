@@ -83,15 +83,6 @@ def judge(events: DataFrame) -> DataFrame:
     )
 
 
-def count_problems(judged: DataFrame) -> list[dict[str, Any]]:
-    """Each kind of problem with its number of rows and an example, most frequent first."""
-    said = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), "record")
-    # `price: not a number: '12,x'`: the kind is what stands before the value.
-    by_kind = said.groupBy(F.substring_index("reason", ": '", 1).alias("kind"))
-    found = by_kind.agg(F.count("*").alias("rows"), F.min("record").alias("example"))
-    return [row.asDict() for row in found.orderBy(F.desc("rows"), "kind").collect()]
-
-
 def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, Any]:
     """What the data holds, as JSON."""
     usable = F.size("reasons") == 0
@@ -111,7 +102,7 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
         name: total[name]
         for name in ("rows", "usable_rows", "unread_rows", "duplicate_rows", "priced_rows", "users", "items")
     }
-    found["problems"] = count_problems(judged) if found["usable_rows"] < found["rows"] else []
+    found["problems"] = rules.count_reasons(judged) if found["usable_rows"] < found["rows"] else []
     if not found["usable_rows"]:
         return found
     sound = judged.where(usable)
@@ -265,9 +256,7 @@ def errors(found: dict[str, Any], dataset: Dataset) -> Iterator[tuple[str, str]]
     if not found["rows"]:
         yield "there are no rows", "name files with events in events.path"
     elif not found["usable_rows"]:
-        worst = found["problems"][0]
-        what = f"none of {found['rows']:,} rows can be used: {worst['kind']} ({worst['rows']:,} rows)"
-        yield what, "correct [events.columns], types or time_format"
+        yield rules.none_usable(found["rows"], found["problems"][0]), rules.NONE_USABLE_CURE
     elif len(found["events_by_interval"]) < MINIMUM_INTERVALS:
         intervals = len(found["events_by_interval"])
         lie = f"all events lie in {'one interval' if intervals == 1 else f'{intervals} intervals'} of {dataset.interval.length}"

@@ -102,12 +102,8 @@ def _clean(dataset: Dataset) -> int:
             record={"bronze": bronze_state, "through": through, "meaning": pending.meaning(dataset)},
         )
         say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
-        if not num_aside:
-            return 0
-        by_reason = F.explode(F.transform("reasons", lambda reason: F.split_part(reason, F.lit(": '"), F.lit(1))))
-        kinds = aside.select(by_reason.alias("reason")).groupBy("reason").count()
-        for row in kinds.orderBy(F.desc("count"), "reason").limit(12).collect():
-            say(f"  {row['count']:,} {row['reason']}")
+        for kind in rules.count_reasons(judged.withColumnRenamed("row", "record"))[:12]:
+            say(f"  {kind['rows']:,} {kind['kind']}")
     finally:
         judged.unpersist()
     return 0

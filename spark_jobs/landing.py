@@ -111,7 +111,7 @@ class Landing:
         """Land one batch; see `sources.Land`.
 
         Raises:
-            InputError: a declared column is missing, no time can be read, or fewer rows would replace more.
+            InputError: a declared column is missing, nothing can be used, or fewer rows would replace more.
             RuntimeError: another run has landed a batch meanwhile, or other rows were written than counted.
         """
         name = self.dataset.source_name(self.source)
@@ -125,9 +125,10 @@ class Landing:
         )  # fmt: skip
         if self.replace is not None:
             events = events.where(self.replace.predicate)
+        if number == 0 and self.is_complete:
+            self._refuse_unusable(events, batch.where or name)
         new, accounts = self._new(events)
         try:
-            self._refuse_unreadable(accounts, first=number == 0, where=batch.where or name)
             moved = {part: value for part, value in batch.position.items() if position.get(part) != value}
             if self.replace is not None and self.replace.last is not None:
                 moved = {}  # what lies beyond is still to be read
@@ -211,14 +212,14 @@ class Landing:
         assert self.replace is not None
         return f"source = '{self.dataset.source_name(self.source)}' AND ({self.replace.predicate})"
 
-    def _refuse_unreadable(self, accounts: tuple[ledger.Account, ...], *, first: bool, where: str) -> None:
-        read = sum(account.read for account in accounts)
-        if first and self.is_complete and read and all(account.interval == UNTIMED for account in accounts):
-            raise InputError(
-                f"none of {read:,} rows has a time that can be read",
-                where=where,
-                cure="correct columns.occurred_at or time_format",
-            )
+    def _refuse_unusable(self, events: DataFrame, where: str) -> None:
+        """Where one thing is wrong with every row of a first batch, it is the dataset file that is wrong."""
+        if not events.where("record IS NULL").isEmpty():
+            return
+        reasons = rules.count_reasons(events.withColumn("reasons", rules.reasons()))
+        num_rows = events.count()
+        if reasons and reasons[0]["rows"] == num_rows:
+            raise InputError(rules.none_usable(num_rows, reasons[0]), where=where, cure=rules.NONE_USABLE_CURE)
 
     def _refuse_fewer(self, entry: ledger.Entry) -> None:
         assert self.replace is not None

@@ -26,6 +26,8 @@ _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)?(,\d*)?([eE][+-]?\d+)?$"
 _NESTED_TEXT = r'^(\[\s*["{\[\d].*\]|\{\s*".*\})$'
 _ISO_DATE = r"^\d{4}-\d{1,2}-\d{1,2}"
+_SHORT_ZONE = "yyyy-M-d['T'][ ]H:mm:ss[.SSSSSS] z"
+"""A time with the short name of a zone, as `date` writes it: `CEST`."""
 _SHOWN = 60
 """Characters of a value that a problem shows."""
 
@@ -77,7 +79,12 @@ def _iso_moment(written: Column) -> tuple[Column, Column]:
     )
     with_seconds = F.regexp_replace(plain, r"([T ]\d\d?:\d\d?)( ?(Z|[+-]).*)$", "$1:00$2")
     parsed = F.when(
-        plain.rlike(_ISO_DATE), F.coalesce(*[text_.try_cast("timestamp") for text_ in (plain, with_seconds)])
+        plain.rlike(_ISO_DATE),
+        F.coalesce(
+            plain.try_cast("timestamp"),
+            with_seconds.try_cast("timestamp"),
+            F.try_to_timestamp(plain, F.lit(_SHORT_ZONE)),
+        ),
     )
     has_seconds = plain.rlike(r":\d+[:Z+ -]")
     return parsed, has_seconds & F.concat(plain, F.lit("Z")).try_cast("timestamp").isNull()

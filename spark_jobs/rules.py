@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pyspark.sql import Column, Window
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from contracts.tables import SILVER_EVENTS
@@ -48,6 +50,27 @@ def reasons() -> Column:
     # Higher-order functions are slow: only unfit rows go through them.
     found = F.concat("problems", F.array_compact(F.array(*_tests())))
     return F.when(is_fit(), F.array().cast("array<string>")).otherwise(found)
+
+
+def count_reasons(judged: DataFrame) -> list[dict[str, Any]]:
+    """Each kind of reason with its number of rows and an example, most frequent first.
+
+    Args:
+        judged: has `reasons` and, for the example, `record`.
+    """
+    said = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), "record")
+    # `price: not a number: '12,x'`: the kind is what stands before the value.
+    by_kind = said.groupBy(F.substring_index("reason", ": '", 1).alias("kind"))
+    found = by_kind.agg(F.count("*").alias("rows"), F.min("record").alias("example"))
+    return [row.asDict() for row in found.orderBy(F.desc("rows"), "kind").collect()]
+
+
+def none_usable(num_rows: int, worst: dict[str, Any]) -> str:
+    """What to say of rows none of which is fit, by the first of `count_reasons`."""
+    return f"none of {num_rows:,} rows can be used: {worst['kind']} ({worst['rows']:,} rows)"
+
+
+NONE_USABLE_CURE = "correct [events.columns], types or time_format"
 
 
 def is_duplicate() -> Column:

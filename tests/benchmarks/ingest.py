@@ -1,26 +1,29 @@
-"""`make bench-ingest`: how fast each source lands, beside a plain copy of the same rows by Spark, in one run.
+"""`make bench-ingest`: how fast each source lands, beside a plain Spark job that copies the same input, in one run.
 
-Writes `docs/benchmarks/ingest.json`: records of source, rows, seconds, rows_per_s and share_of_floor. The floor of every
-source is Spark reading the same rows from files and writing them to Delta, partitioned as bronze is: CSV for csv, JSON
-lines for jsonl, Kafka and HTTP, Parquet for parquet and the database. Each figure is the median of the runs.
+Writes `docs/benchmarks/ingest.json`: records of source, rows, batch, seconds, rows_per_s, floor_seconds and
+share_of_floor. The floor reads the same input (HTTP: pages fetched by a plain client first) and writes the same columns,
+partitioned by interval, to Delta, without ids and checks. Batch 1 meets an empty installation, batch 50 one that 49
+batches have landed in. Each batch goes on four weeks after the one before it, and overlaps it by a day. Each figure is
+the median of the runs; floor and landing take turns, so that a busy moment hits both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from contracts import dataset as datasets
@@ -29,11 +32,15 @@ from contracts.settings import REPOSITORY, settings
 
 RESULT = REPOSITORY / "docs" / "benchmarks" / "ingest.json"
 PAGE = 5000
+FIRST_S = 1_704_067_200
+DAY_S = 86_400
+COLUMNS = ("id", "who", "what", "at", "visit", "pieces", "cost")
 SHOP = """
 name = "bench"
 [interval]
 length = "1d"
 first = 2024-01-01T00:00:00
+lateness_limit = "3650d"
 [events]
 settle_s = 0
 {source}
@@ -48,25 +55,197 @@ price = "cost"
 """
 
 
-def made(spark: Any, rows: int, folder: Path) -> None:
-    """Files of the same events in each format."""
+class Input(Protocol):
+    """A source that holds batches of the same rule."""
+
+    source: str
+    """Of the dataset file."""
+
+    def put(self, batch: Path, number: int) -> None:
+        """Add a batch (a folder of JSON lines)."""
+
+    def read(self, spark: Any) -> Any:
+        """The batch that was put last, by a plain reader."""
+
+
+def make_batch(spark: Any, number: int, rows: int, folder: Path) -> Path:
+    """JSON lines of the batch with this number."""
     from pyspark.sql import functions as F
 
-    number = F.col("id")
-    events = spark.range(rows, numPartitions=4).select(
-        number.cast("string").alias("id"),
-        F.concat(F.lit("u"), number % 20_000).alias("who"),
-        F.concat(F.lit("i"), (number * 7919) % 50_000).alias("what"),
-        F.date_format(
-            F.timestamp_seconds(F.lit(1_704_067_200) + number % (28 * 86_400)), "yyyy-MM-dd'T'HH:mm:ss'Z'"
-        ).alias("at"),
-        F.concat(F.lit("s"), F.floor(number / 5)).alias("visit"),
-        (1 + number % 4).cast("string").alias("pieces"),
-        F.format_number(number % 1000 / 10, 2).alias("cost"),
-    )
-    events.write.parquet(str(folder / "parquet"))
-    spark.read.parquet(str(folder / "parquet")).write.option("header", True).csv(str(folder / "csv"))
-    spark.read.parquet(str(folder / "parquet")).write.json(str(folder / "jsonl"))
+    each, path = F.col("id"), folder / "batches" / str(number)
+    when = F.lit(FIRST_S + (number - 1) * 27 * DAY_S) + each % (28 * DAY_S)
+    spark.range(rows, numPartitions=4).select(
+        F.concat_ws("-", F.lit(number), each).alias("id"),
+        F.concat(F.lit("u"), each % 20_000).alias("who"),
+        F.concat(F.lit("i"), (each * 7919) % 50_000).alias("what"),
+        F.date_format(F.timestamp_seconds(when), "yyyy-MM-dd'T'HH:mm:ss'Z'").alias("at"),
+        F.concat(F.lit("s"), F.floor(each / 5)).alias("visit"),
+        (1 + each % 4).cast("string").alias("pieces"),
+        F.format_number(each % 1000 / 10, 2).alias("cost"),
+    ).write.mode("overwrite").json(str(path))
+    return path
+
+
+def lines_of(batch: Path) -> Iterator[bytes]:
+    for path in sorted(batch.glob("*.json")):
+        with path.open("rb") as file:
+            yield from (line.rstrip() for line in file)
+
+
+def chunks(lines: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
+    return iter(lambda: list(islice(lines, size)), [])
+
+
+class Files:
+    def __init__(self, folder: Path, kind: str, spark: Any) -> None:
+        self.source, self._folder, self._kind, self._spark = f'path = "{kind}"\nformat = "{kind}"', folder, kind, spark
+        self._last = ""
+
+    def put(self, batch: Path, number: int) -> None:
+        self._last = str(self._folder / self._kind / str(number))
+        writer = self._spark.read.json(str(batch)).select(*COLUMNS).write.mode("overwrite").option("header", True)
+        getattr(writer, self._format)(self._last)
+
+    def read(self, spark: Any) -> Any:
+        return getattr(spark.read.option("header", True), self._format)(self._last)
+
+    @property
+    def _format(self) -> str:
+        return "json" if self._kind == "jsonl" else self._kind
+
+
+class Kafka:
+    def __init__(self, address: str) -> None:
+        from confluent_kafka import Producer
+
+        self._address, self._first, self._end = address, 0, 0
+        self._producer = Producer(
+            {"bootstrap.servers": address, "linger.ms": 50, "queue.buffering.max.messages": 1_000_000}
+        )
+        self.source = f'[events.kafka]\nservers = "{address}"\ntopics = "events"'
+
+    def put(self, batch: Path, number: int) -> None:
+        self._first = self._end
+        for line in lines_of(batch):
+            self._producer.produce("events", line, partition=0)
+            self._producer.poll(0)
+            self._end += 1
+        self._producer.flush()
+
+    def read(self, spark: Any) -> Any:
+        from pyspark.sql import functions as F
+
+        offsets = [json.dumps({"events": {"0": offset}}) for offset in (self._first, self._end)]
+        messages = (
+            spark.read.format("kafka").option("kafka.bootstrap.servers", self._address).option("subscribe", "events")
+            .option("startingOffsets", offsets[0]).option("endingOffsets", offsets[1]).load()
+        )  # fmt: skip
+        schema = ", ".join(f"{name} string" for name in COLUMNS)
+        return messages.select(F.from_json(F.col("value").cast("string"), schema).alias("row")).select("row.*")
+
+
+class Database:
+    def __init__(self, server: Any) -> None:
+        self._server, self._first, self._end = server, 1, 0
+        server.execute(
+            "CREATE TABLE events"
+            " (id text, who text, what text, at text, visit text, pieces text, cost text, n bigserial primary key)"
+        )
+        os.environ["CARTWHEEL_SECRET_BENCH_DB"] = server.password
+        self.source = (
+            f'[events.jdbc]\nurl = "{server.url}"\nuser = "postgres"\npassword_secret = "bench_db"\n'
+            'table = "events"\nwatermark = "n"\noverlap = 0\npartition_column = "n"\npartitions = 2'
+        )
+
+    def put(self, batch: Path, number: int) -> None:
+        import io
+
+        self._first = self._end + 1
+        with closing(self._server.connect()) as shop, shop, shop.cursor() as cursor:
+            for lines in chunks(lines_of(batch), 100_000):
+                rows = ["\t".join(json.loads(line)[name] for name in COLUMNS) for line in lines]
+                cursor.copy_expert(f"COPY events ({', '.join(COLUMNS)}) FROM STDIN", io.StringIO("\n".join(rows)))
+                self._end += len(rows)
+
+    def read(self, spark: Any) -> Any:
+        middle = (self._first + self._end) // 2
+        return spark.read.jdbc(
+            self._server.url, "events",
+            predicates=[f"n >= {self._first} AND n < {middle}", f"n >= {middle} AND n <= {self._end}"],
+            properties={"user": "postgres", "password": self._server.password, "driver": "org.postgresql.Driver", "fetchsize": "10000"},
+        )  # fmt: skip
+
+
+def serve_pages(folder: Path, connection: Any) -> None:
+    """A server of the files in `folder`, page n is `n`; says its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = folder / parse_qs(urlsplit(self.path).query)["page"][0]
+            body = path.read_bytes() if path.exists() else b"[]"
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    connection.send(server.server_port)
+    server.serve_forever()
+
+
+class Api:
+    def __init__(self, folder: Path, port: int) -> None:
+        self._pages, self._first, self._next = folder, 1, 1
+        self._url = f"http://127.0.0.1:{port}/"
+        self.source = f'[events.http]\nurl = "{self._url}"\nrequests_per_second = 10000\noldest_first = true\npage = {{}}'
+
+    def put(self, batch: Path, number: int) -> None:
+        self._first = self._next
+        for lines in chunks(lines_of(batch), PAGE):
+            (self._pages / str(self._next)).write_bytes(b"[" + b",".join(lines) + b"]")
+            self._next += 1
+
+    def read(self, spark: Any) -> Any:
+        import httpx
+
+        fetched = Path(tempfile.mkdtemp(dir=self._pages.parent))
+        with httpx.Client() as client:
+            for number in range(self._first, self._next):
+                (fetched / f"{number}.json").write_bytes(client.get(self._url, params={"page": number}).content)
+        return spark.read.option("multiLine", True).json(str(fetched))
+
+
+@contextmanager
+def opened(kind: str, folder: Path, spark: Any) -> Iterator[Input]:
+    """A source of a kind, without batches."""
+    with ExitStack() as stack:
+        if kind == "kafka":
+            from deploy.local import kafka as local
+            from deploy.local.java import find_java
+
+            java = find_java(settings(), os.environ)
+            broker = local.start(java, local.jars(settings(), java), folder / "kafka")
+            stack.callback(local.stop, broker)
+            yield Kafka(broker.address)
+        elif kind == "jdbc":
+            from tests.conftest import running_postgres
+
+            yield Database(stack.enter_context(running_postgres()))
+        elif kind == "http":
+            (folder / "pages").mkdir()
+            ours, theirs = multiprocessing.get_context("spawn").Pipe()
+            process = multiprocessing.get_context("spawn").Process(target=serve_pages, args=(folder / "pages", theirs))
+            process.start()
+            stack.callback(process.terminate)
+            yield Api(folder / "pages", ours.recv())
+        else:
+            yield Files(folder, kind, spark)
 
 
 @contextmanager
@@ -84,164 +263,106 @@ def home(folder: Path, source: str) -> Iterator[datasets.Dataset]:
     shutil.rmtree(own)
 
 
-def land(folder: Path, source: str, rows: int) -> float:
-    """Seconds to land everything; all of it must have landed."""
+def land_s(dataset: datasets.Dataset, folder: Path, rows: int) -> float:
+    """Seconds to land what is new, which must be `rows`."""
     from contracts.tables import BRONZE_EVENTS
-    from spark_jobs import land as landing
-    from spark_jobs import storage
+    from spark_jobs import land, storage
 
-    with home(folder, source) as dataset:
-        started = time.monotonic()
-        assert landing.main(dataset, folder, None, 40, datetime.now(UTC)) == 0
-        seconds = time.monotonic() - started
-        landed = storage.total_rows(BRONZE_EVENTS)
-        assert landed == rows, f"{landed} of {rows} have landed"
+    before = storage.total_rows(BRONZE_EVENTS)
+    started = time.monotonic()
+    assert land.main(dataset, folder, None, None, datetime.now(UTC)) == 0
+    seconds = time.monotonic() - started
+    landed = storage.total_rows(BRONZE_EVENTS) - before
+    assert landed == rows, f"{landed} of {rows} have landed"
     return seconds
 
 
-def floor(spark: Any, folder: Path, kind: str, rows: int) -> float:
-    """Seconds of a plain copy of the files to Delta."""
+def floor_s(spark: Any, source: Input, folder: Path, rows: int) -> float:
+    """Seconds of a plain copy of the batch that was put last."""
     from pyspark.sql import functions as F
 
-    target = folder / "floor"
+    target = str(folder / "floor")
     started = time.monotonic()
-    found = getattr(spark.read.option("header", True), "json" if kind == "jsonl" else kind)(str(folder / kind))
-    copied = found.withColumn("interval", F.datediff(F.to_date("at"), F.lit("2024-01-01")) + 1).repartition("interval")
-    copied.write.format("delta").partitionBy("interval").save(str(target))
+    at = (F.unix_micros(F.col("at").cast("timestamp")) - FIRST_S * 1_000_000) / (DAY_S * 1e6)
+    nothing = F.lit(None).cast("string")
+    source.read(spark).select(
+        F.lit("bench").alias("source"), (F.floor(at) + 1).cast("int").alias("interval"), F.col("id").alias("event_id"),
+        F.col("who").alias("user_id"), F.col("what").alias("item_id"), F.lit("event").alias("event_type"),
+        F.col("at").cast("timestamp").alias("occurred_at"), at.alias("at"), F.col("visit").alias("session_id"),
+        F.col("pieces").cast("double").alias("quantity"), F.col("cost").cast("double").alias("price"),
+        F.array().cast("array<string>").alias("problems"), F.create_map().cast("map<string,string>").alias("extra"),
+        nothing.alias("record"), F.current_timestamp().alias("ingested_at"),
+    ).write.format("delta").partitionBy("interval").save(target)  # fmt: skip
     seconds = time.monotonic() - started
-    assert spark.read.format("delta").load(str(target)).count() == rows
+    assert spark.read.format("delta").load(target).count() == rows
     shutil.rmtree(target)
     return seconds
 
 
-@contextmanager
-def kafka(folder: Path) -> Iterator[str]:
-    """A broker that holds the events."""
-    from confluent_kafka import Producer
+def measure(spark: Any, kind: str, folder: Path, rows: int, runs: int, batches: int) -> Iterator[dict[str, Any]]:
+    """Records of one source: for its batch with the number `batches` and its first one."""
+    with opened(kind, folder, spark) as source:
+        numbers = count(1)
 
-    from deploy.local import kafka as local
-    from deploy.local.java import find_java
+        def put(num_rows: int) -> None:
+            batch = make_batch(spark, number := next(numbers), num_rows, folder)
+            source.put(batch, number)
+            shutil.rmtree(batch)
 
-    chosen = settings()
-    java = find_java(chosen, os.environ)
-    broker = local.start(java, local.jars(chosen, java), folder / "kafka")
-    producer = Producer(
-        {"bootstrap.servers": broker.address, "linger.ms": 50, "queue.buffering.max.messages": 1_000_000}
-    )
-    for path in sorted((folder / "jsonl").glob("*.json")):
-        for line in path.open("rb"):
-            producer.produce("events", line.rstrip())
-            producer.poll(0)
-    producer.flush()
-    yield f'[events.kafka]\nservers = "{broker.address}"\ntopics = "events"\nmax_records_a_batch = 1000000'
-    local.stop(broker)
+        def record(batch: int, seconds: list[float], floors: list[float]) -> dict[str, Any]:
+            middle, least = statistics.median(seconds), statistics.median(floors)
+            return {
+                "source": kind, "rows": rows, "batch": batch, "seconds": round(middle, 1),
+                "rows_per_s": round(rows / middle), "floor_seconds": round(least, 1), "share_of_floor": round(least / middle, 2),
+            }  # fmt: skip
 
-
-@contextmanager
-def database(folder: Path) -> Iterator[str]:
-    """An embedded PostgreSQL that holds the events."""
-    from tests.conftest import running_postgres
-
-    with running_postgres() as server:
-        server.execute(
-            "CREATE TABLE events"
-            " (id text, who text, what text, at text, visit text, pieces text, cost text, n bigserial primary key)"
-        )
-        with server.connect() as shop, shop.cursor() as cursor:
-            for path in sorted((folder / "csv").glob("*.csv")):
-                with path.open() as file:
-                    cursor.copy_expert(
-                        "COPY events (id, who, what, at, visit, pieces, cost) FROM STDIN CSV HEADER", file
-                    )
-        shop.close()
-        os.environ["CARTWHEEL_SECRET_BENCH_DB"] = server.password
-        yield (
-            f'[events.jdbc]\nurl = "{server.url}"\nuser = "postgres"\npassword_secret = "bench_db"\n'
-            'table = "events"\nwatermark = "n"\npartition_column = "n"\npartitions = 2'
-        )
-
-
-@contextmanager
-def api(folder: Path) -> Iterator[str]:
-    """A server in a thread of this process that hands out the events in pages made beforehand."""
-    lines = [line.rstrip() for path in sorted((folder / "jsonl").glob("*.json")) for line in path.open("rb")]
-    pages = [b"[" + b",".join(lines[start : start + PAGE]) + b"]" for start in range(0, len(lines), PAGE)]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            number = int(parse_qs(urlsplit(self.path).query)["page"][0])
-            body = pages[number - 1] if number <= len(pages) else b"[]"
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'[events.http]\nurl = "http://127.0.0.1:{server.server_port}/"\nrequests_per_second = 10000\npages_a_batch = 1000\npage = {{}}'
-    server.shutdown()
-
-
-@contextmanager
-def files(kind: str) -> Iterator[str]:
-    yield f'path = "{kind}"\nformat = "{kind}"'
-
-
-def measured(spark: Any, folder: Path, rows: int, runs: int) -> list[dict[str, Any]]:
-    """A record for each source."""
-    declared: dict[str, tuple[Callable[[], Any], str]] = {
-        "parquet": (lambda: files("parquet"), "parquet"),
-        "csv": (lambda: files("csv"), "csv"),
-        "jsonl": (lambda: files("jsonl"), "jsonl"),
-        "kafka": (lambda: kafka(folder), "jsonl"),
-        "jdbc": (lambda: database(folder), "parquet"),
-        "http": (lambda: api(folder), "jsonl"),
-    }
-    records = []
-    for name, (opened, kind) in declared.items():
-        with opened() as source:
-            times, floors = [], []
-            for _ in range(runs):  # in turn, so that a busy moment hits both
-                floors.append(floor(spark, folder, kind, rows))
-                times.append(land(folder, source, rows))
-        seconds, least = statistics.median(times), statistics.median(floors)
-        records.append(
-            {
-                "source": name,
-                "rows": rows,
-                "seconds": round(seconds, 1),
-                "rows_per_s": round(rows / seconds),
-                "floor_seconds": round(least, 1),
-                "share_of_floor": round(least / seconds, 2),
-            }
-        )
-        print(json.dumps(records[-1]), flush=True)
-    return records
+        times: list[float] = []
+        floors: list[float] = []
+        if batches > 1:
+            with home(folder, source.source) as dataset:
+                small = max(rows // 10, 1)
+                for _ in range(batches - 1):
+                    put(small)
+                    land_s(dataset, folder, small)
+                for _ in range(runs):
+                    put(rows)
+                    floors.append(floor_s(spark, source, folder, rows))
+                    times.append(land_s(dataset, folder, rows))
+            yield record(batches, times, floors)
+    for own in (folder / kind, folder / "pages"):
+        shutil.rmtree(own, ignore_errors=True)
+    with opened(kind, folder, spark) as source:
+        put(rows)
+        times, floors = [], []
+        for _ in range(runs + 1):
+            with home(folder, source.source) as dataset:
+                floors.append(floor_s(spark, source, folder, rows))
+                times.append(land_s(dataset, folder, rows))
+        yield record(1, times[1:], floors[1:])  # in the first one the JVM warms up
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=50, help="1: only the first batch is measured")
+    parser.add_argument("--sources", nargs="+", default=["parquet", "csv", "jsonl", "kafka", "jdbc", "http"])
     parser.add_argument("--write", type=Path, default=RESULT, help="where the records go")
     chosen = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
     from spark_jobs.session import session
 
-    folder = Path(tempfile.mkdtemp(prefix="cartwheel-bench-"))
+    records = []
     spark = session("bench")
     try:
-        made(spark, chosen.rows, folder)
-        with files("parquet") as source:  # the JVM warms up
-            floor(spark, folder, "parquet", chosen.rows)
-            land(folder, source, chosen.rows)
-        records = measured(spark, folder, chosen.rows, chosen.runs)
+        for kind in chosen.sources:
+            for rows in chosen.rows:
+                with tempfile.TemporaryDirectory(prefix="cartwheel-bench-") as folder:
+                    for record in measure(spark, kind, Path(folder), rows, chosen.runs, chosen.batches):
+                        print(json.dumps(record), flush=True)
+                        records.append(record)
     finally:
         spark.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     write_json(chosen.write, records)
 
 

@@ -264,7 +264,7 @@ def test_a_batch_that_lands_nothing_new_says_so_and_is_not_read_again(drop: Any)
 def test_a_wrong_time_format_lands_nothing(drop: Any) -> None:
     """Where no time at all can be read, nothing is set aside: the declaration is wrong, and may be corrected."""
     put(drop, "a.csv", "01.02.2024,ann,apple\n")
-    with pytest.raises(InputError, match="none of 1 rows has a time that can be read"):
+    with pytest.raises(InputError, match="none of 1 rows can be used: occurred_at: not a time"):
         drop.land(through=1)
     assert not storage.exists(BRONZE_EVENTS)
     assert pending.landed_through() is None
