@@ -1,4 +1,5 @@
 """Clean what landed: `bronze_events` into `silver_events`, and every row set aside into `quarantine` with its reasons.
+What is sold goes into `items`, by its file or by these events.
 
 Only intervals that changed since silver was last made are read. The rules are those of `spark_jobs.rules`.
 """
@@ -17,8 +18,8 @@ from contracts.dataset import Dataset, load
 from contracts.errors import reported
 from contracts.files import locked
 from contracts.settings import settings
-from contracts.tables import BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS
-from spark_jobs import pending, rules, storage
+from contracts.tables import BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS, UNTIMED
+from spark_jobs import items, pending, rules, storage
 from spark_jobs.session import plain_failures, say, session
 
 
@@ -78,15 +79,20 @@ def _clean(dataset: Dataset) -> int:
     # Before asking what is pending: what lands from here on is for the next run.
     bronze_state, through = storage.state(BRONZE_EVENTS), pending.landed_through()
     intervals = pending.clean()
-    if not intervals:
+    folder = settings().data_path
+    if through is None or not (intervals or items.is_outdated(dataset, folder)):
         print("nothing to do: silver is made of all that landed")
         return 0
-    say(f"clean {pending.named(intervals)}")
     spark = session("clean")
     these = storage.ranges_predicate("interval", intervals)
     version = int(bronze_state.partition("@")[2])
-    bronze = storage.read(spark, BRONZE_EVENTS, version).where(these)
-    judged = judge(bronze, dataset).persist(StorageLevel.MEMORY_AND_DISK)
+    bronze = storage.read(spark, BRONZE_EVENTS, version)
+    complete = bronze.where(F.col("interval").between(UNTIMED + 1, through) & F.col("record").isNull())
+    items.refresh_items(dataset, folder, complete, intervals)
+    if not intervals:
+        return 0
+    say(f"clean {pending.named(intervals)}")
+    judged = judge(bronze.where(these), dataset).persist(StorageLevel.MEMORY_AND_DISK)
     try:
         aside = set_aside(judged)
         num_read = sum(storage.rows(BRONZE_EVENTS, version).get(interval, 0) for interval in intervals)

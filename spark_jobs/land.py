@@ -1,4 +1,4 @@
-"""Land what a shop's sources hold: events into `bronze_events`, and what is known of items, users and promotions.
+"""Land what a shop's sources hold: events into `bronze_events`, and what is known of users and promotions.
 
 A run may be repeated or killed at any instant: a record that has landed is not landed again. Everything that a source
 holds lands; how far all of it is complete is written down beside it, and cleaning goes no further.
@@ -40,7 +40,7 @@ def main(
     *,
     allow_fewer: bool = False,
 ) -> int:
-    """Land what is new in the sources, and what has changed of items, users and promotions.
+    """Land what is new in the sources, and what has changed of users and promotions.
 
     Args:
         folder: what relative paths in the dataset file start from.
@@ -88,7 +88,8 @@ def _land(
             failures.append(error)
     if not waiting and not failures and before is not None and before >= end:
         print(f"nothing to do: everything through interval {before} has landed")
-        references.land_all(dataset, folder)
+        references.land_promotions(dataset, folder)
+        references.land_users(dataset, folder)
         return 0
 
     say(f"land {dataset.name} through interval {end}")
@@ -111,7 +112,6 @@ def _land(
     if storage.exists(BRONZE_EVENTS) and (before is None or end > before):
         storage.commit_metadata(BRONZE_EVENTS, {"dataset": dataset.name, "through": end})
     say(f"{BRONZE_EVENTS.name}: {num_landed:,} rows landed")
-    references.land_items(dataset, folder)
     return 0
 
 

@@ -20,7 +20,7 @@ from contracts.errors import InputError
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, UNTIMED
 from spark_jobs import ledger, reading, rules, sources, storage
-from spark_jobs.parsing import MESSAGE_ID, parse, wanted_columns
+from spark_jobs.parsing import KEY, MESSAGE_ID, key_of, parse, wanted_columns
 from spark_jobs.pseudonyms import without_erased
 from spark_jobs.session import say
 
@@ -37,7 +37,7 @@ def parsed_events(
     identity: list[str] | None = None,
     oldest: int | None = None,
 ) -> DataFrame:
-    """Rows of a source as BRONZE_EVENTS, without those of erased users.
+    """Rows of a source as BRONZE_EVENTS, and KEY, without those of erased users.
 
     Raises:
         InputError: a declared column is missing.
@@ -53,6 +53,13 @@ def parsed_events(
 def landed_intervals() -> list[int]:
     """The intervals of bronze that hold events, in order."""
     return sorted(interval for interval in storage.files(BRONZE_EVENTS) if interval != UNTIMED)
+
+
+def oldest_in_time(dataset: Dataset) -> int | None:
+    """First interval that is not too late to land; None before the first landing."""
+    intervals = landed_intervals()
+    grid = dataset.interval
+    return intervals[-1] - -(-grid.lateness_limit // grid.length) if intervals else None
 
 
 def refuse_empty_range(first: int, last: int) -> NoReturn:
@@ -119,9 +126,11 @@ class Landing:
         if identity is None:
             columns = {*batch.rows.columns, *wanted_columns(self.source)} - {reading.CORRUPT, MESSAGE_ID, None}
             identity = sorted(filter(None, columns))
+        # The first batch of a source is its history, which is never late.
+        oldest = oldest_in_time(self.dataset) if number and self.replace is None else None
         events = parsed_events(
             batch.rows, self.source, self.dataset, self.now,
-            where=batch.where or name, identity=identity, oldest=self._oldest(number),
+            where=batch.where or name, identity=identity, oldest=oldest,
         )  # fmt: skip
         if self.replace is not None:
             events = events.where(self.replace.predicate)
@@ -145,20 +154,12 @@ class Landing:
             f"{name}, batch {number + 1}: {read:,} read = {landed:,} landed + {aside:,} quarantined + {twice:,} duplicates"
         )
 
-    def _oldest(self, number: int) -> int | None:
-        """First interval that is in time. The first batch of a source is its history, which is never late."""
-        intervals = landed_intervals()
-        if number == 0 or not intervals or self.replace is not None:
-            return None
-        grid = self.dataset.interval
-        return intervals[-1] - -(-grid.lateness_limit // grid.length)
-
     def _new(self, events: DataFrame) -> tuple[DataFrame, tuple[ledger.Account, ...]]:
         """The rows that are not there yet, and the account of all.
 
         The usual batch has no duplicate: a look at its narrow keys shows that, and nothing else is compared or kept.
         """
-        keys = events.select("interval", F.xxhash64("event_id").alias("hash")).groupBy("interval", "hash").count()
+        keys = events.select("interval", F.xxhash64(KEY).alias("hash")).groupBy("interval", "hash").count()
         keys = keys.persist(StorageLevel.MEMORY_AND_DISK)
         try:
             counts = (
@@ -167,11 +168,11 @@ class Landing:
             read = {row["interval"]: int(row["read"]) for row in counts}
             repeated = any(row["read"] > row["distinct"] for row in counts)
             there = self._there(read)
-            hashes = there.select("interval", F.xxhash64("event_id").alias("hash")) if there is not None else None
-            hits = [] if hashes is None else [
-                row["interval"]
-                for row in hashes.join(keys, ["interval", "hash"], "left_semi").select("interval").distinct().collect()
-            ]  # fmt: skip
+            hits: list[int] = []
+            if there is not None:
+                hashes = there.select("interval", F.xxhash64(key_of(F.col("event_id"), F.col("record"))).alias("hash"))
+                hit = hashes.join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
+                hits = [row["interval"] for row in hit.collect()]
         finally:
             keys.unpersist()
         if not repeated and not hits:

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, UNTIMED, Table
 from spark_jobs import storage
 
-_TYPES = {"string": pa.string(), "int": pa.int32(), "bigint": pa.int64(), "timestamp": pa.timestamp("us", "UTC")}
 _MANY_FILES = 100
 """Files of one table from which on they are put together: each batch adds one."""
 
@@ -159,8 +158,9 @@ def _put_accounts(entry: Entry, bronze_version: int, committed_at: datetime) -> 
 
 
 def _arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    schema = pa.schema([pa.field(c.name, _TYPES[c.type], c.nullable) for c in table.columns])
-    return pa.Table.from_pylist([{name: row[name] for name in table.column_names} for row in rows], schema)
+    return pa.Table.from_pylist(
+        [{name: row[name] for name in table.column_names} for row in rows], storage.arrow_schema(table)
+    )
 
 
 def _compact(table: Table) -> None:

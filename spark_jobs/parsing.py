@@ -22,10 +22,8 @@ from spark_jobs.reading import CORRUPT, column, float_text, text
 
 INTERVAL = next(each for each in SILVER_EVENTS.columns if each.name == "interval")
 TOO_LATE = "occurred_at: older than the lateness limit"
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)?(,\d*)?([eE][+-]?\d+)?$"
 _NESTED_TEXT = r'^(\[\s*["{\[\d].*\]|\{\s*".*\})$'
-_ISO_DATE = r"^\d{4}-\d{1,2}-\d{1,2}"
 _SHORT_ZONE = "yyyy-M-d['T'][ ]H:mm:ss[.SSSSSS] z"
 """A time with the short name of a zone, as `date` writes it: `CEST`."""
 _SHOWN = 60
@@ -38,6 +36,11 @@ _YEARS = (datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 """Years that neither Python nor a person has a date for are typing errors."""
 MESSAGE_ID = "_message_id"
 """Column with what a record without an id of its own is known by, such as its offset in a topic."""
+KEY = "_key"
+"""Column beside those of BRONZE_EVENTS: the event_id of a record if it is fit. Equal event_ids have equal keys, and a key
+is known before all else of a record is read."""
+_UNFIT = "~"
+"""Between the key of an unfit record and what tells it from the others with that key, in its event_id."""
 _UNITS_US = {"epoch_s": 1e6, "epoch_ms": 1e3, "epoch_us": 1.0, "epoch_ns": 1e-3}
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
@@ -61,7 +64,10 @@ def number(frame: DataFrame, name: str, decimal_comma: bool = False) -> Column:
     if decimal_comma:  # a dot marks thousands where three digits follow; elsewhere it can only be a decimal point
         plain = F.translate(F.translate(written, ".", ""), ",", ".")
         written = F.when(written.rlike(_DECIMAL_COMMA), plain).otherwise(written)
-    value = F.when(written.rlike(_NUMBER), written.try_cast("double"))
+    # Java reads `1d`, `0x1p3` and `NaN` too.
+    is_decimal = F.right(written, F.lit(1)).between("0", "9") | written.endswith(".")
+    is_decimal &= ~F.contains(F.lower(written), F.lit("x"))
+    value = F.when(is_decimal, written.try_cast("double"))
     return F.when(F.abs(value) < float("inf"), value)
 
 
@@ -78,16 +84,17 @@ def _iso_moment(written: Column) -> tuple[Column, Column]:
         written
     )
     with_seconds = F.regexp_replace(plain, r"([T ]\d\d?:\d\d?)( ?(Z|[+-]).*)$", "$1:00$2")
+    is_date = (F.substring(plain, 5, 1) == "-") & F.substring(plain, 7, 2).contains("-")  # `2024` and `12:30` are none
     parsed = F.when(
-        plain.rlike(_ISO_DATE),
+        is_date,
         F.coalesce(
             plain.try_cast("timestamp"),
             with_seconds.try_cast("timestamp"),
             F.try_to_timestamp(plain, F.lit(_SHORT_ZONE)),
         ),
     )
-    has_seconds = plain.rlike(r":\d+[:Z+ -]")
-    return parsed, has_seconds & F.concat(plain, F.lit("Z")).try_cast("timestamp").isNull()
+    names_zone = F.translate(F.substring(plain, 12, 99), "0123456789:.", "") != ""
+    return parsed, names_zone & F.concat(plain, F.lit("Z")).try_cast("timestamp").isNull()
 
 
 def _moment_by(pattern: str, written: Column) -> tuple[Column, Column]:
@@ -237,7 +244,7 @@ def parse(
     identity: Sequence[str] = (),
     oldest: int | None = None,
 ) -> DataFrame:
-    """Records of a source as BRONZE_EVENTS.
+    """Records of a source as BRONZE_EVENTS, and KEY.
 
     Args:
         identity: columns whose hash is the id of a record that has none or is unfit; empty: all.
@@ -285,7 +292,8 @@ def parse(
         unknown = named_type.isNotNull() & event_type.isNull()
         problems.append(_problem(frame, names.event_type, unknown, "event_type: not known"))
     for own, name in (("user_id", names.user_id), ("item_id", names.item_id)):
-        nested = F.coalesce(text(frame, name).rlike(_NESTED_TEXT), F.lit(False))
+        written = text(frame, name)
+        nested = F.when(written.startswith("[") | written.startswith("{"), written.rlike(_NESTED_TEXT)).otherwise(False)
         problems.append(_problem(frame, name, nested, f"{own}: a list or an object, not an id"))
     if CORRUPT in theirs:
         problems.append(F.when(column(CORRUPT).isNotNull(), F.lit("row: not in the shape of the other rows")))
@@ -318,14 +326,22 @@ def parse(
         F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
     ).withColumn("_fit", rules.is_fit())
     record = F.to_json(F.struct(*[value.alias(name) for name, (_, value) in raw.items()]))
+    by_content = F.coalesce(column(MESSAGE_ID), by_hash)
+    parsed = parsed.withColumn(KEY, F.concat(scope, F.coalesce("_own_id", by_content)))
+    unfit_id = F.concat(KEY, F.lit(_UNFIT), by_content)
     return parsed.withColumns(
-        {
-            "event_id": F.concat(
-                scope, F.coalesce(F.when(F.col("_fit"), F.col("_own_id")), column(MESSAGE_ID), by_hash)
-            ),
-            "record": F.when(~F.col("_fit"), record),
-        }
-    ).select(*BRONZE_EVENTS.column_names)
+        {"event_id": F.when(F.col("_fit"), F.col(KEY)).otherwise(unfit_id), "record": F.when(~F.col("_fit"), record)}
+    ).select(*BRONZE_EVENTS.column_names, KEY)
+
+
+def key_of(event_id: Column, record: Column) -> Column:
+    """KEY of a row of BRONZE_EVENTS."""
+    return F.when(record.isNull(), event_id).otherwise(F.regexp_replace(event_id, f"{_UNFIT}[^{_UNFIT}]*$", ""))
+
+
+def content_id(event_id: str) -> str:
+    """What an unfit record is told from the others with its key by."""
+    return event_id.rpartition(_UNFIT)[2]
 
 
 def _problem(frame: DataFrame, name: str, fails: Column, what: str) -> Column:

@@ -32,7 +32,6 @@ from contracts.tables import (
     CATEGORY_SHARES,
     ITEM_FEATURES,
     ITEM_INTERVALS,
-    ITEMS,
     PROMOTIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
@@ -66,8 +65,7 @@ def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int
         position = ledger.latest(dataset.source_name(source)).position
         if sources.open_source(source, dataset, folder).news(position):
             return [before]
-    # ITEMS is written last: if it does not know what landed, a landing was killed before it was whole.
-    return [before] if storage.recorded(ITEMS).get("bronze") != storage.state(BRONZE_EVENTS) else []
+    return []
 
 
 def build() -> list[int]:

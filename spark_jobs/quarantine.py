@@ -95,6 +95,9 @@ def redrive(dataset: Dataset, reason: str, source: str, now: datetime) -> tuple[
     Raises:
         InputError: a source of the rows is not in the dataset file any more.
     """
+    from spark_jobs.landing import oldest_in_time
+    from spark_jobs.parsing import TOO_LATE
+
     chosen = rows(reason, source)
     declared = {dataset.source_name(each): each for each in dataset.events}
     for name in sorted({row["source"] for row in chosen} - declared.keys()):
@@ -107,18 +110,23 @@ def redrive(dataset: Dataset, reason: str, source: str, now: datetime) -> tuple[
     redriven = [row for row in chosen if not any(each.startswith("excluded:") for each in row["reasons"])]
     with locked(settings().home_dir / "run" / "land.lock"), storage.writing():
         ledger.catch_up()
-        return len(chosen), sum(
-            _replace([row for row in redriven if row["source"] == name], each, dataset, now)
-            for name, each in declared.items()
-            if any(row["source"] == name for row in redriven)
-        )
+        oldest, num_fit = oldest_in_time(dataset), 0
+        for name, each in declared.items():
+            own = [row for row in redriven if row["source"] == name]
+            is_late = [any(reason.startswith(TOO_LATE) for reason in row["reasons"]) for row in own]
+            for limit in (None, oldest):  # what was in time when it landed stays so
+                part = [row for row, late in zip(own, is_late, strict=True) if late == (limit is not None)]
+                num_fit += _replace(part, each, dataset, now, limit) if part else 0
+        return len(chosen), num_fit
 
 
-def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetime) -> int:
+def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetime, oldest: int | None) -> int:
     """Put rows that are fit now in the place of what they were, in one commit of bronze; their number."""
     from pyspark.sql import DataFrame
     from pyspark.sql import functions as F
 
+    from spark_jobs.landing import parsed_events
+    from spark_jobs.parsing import KEY
     from spark_jobs.session import session
 
     spark = session("redrive")
@@ -129,10 +137,12 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     unfit = storage.read(spark, BRONZE_EVENTS).where(intervals).join(chosen, ["interval", "event_id"], "left_semi")
     as_text = F.col("occurred_at").cast("string").alias("occurred_at")
     there = unfit.where("record IS NOT NULL").select("interval", "event_id", as_text, "record").collect()
+    # What lies in bronze holds pseudonyms already.
+    name, stored = dataset.source_name(source), dataset.model_copy(update={"personal_user_id": False})
     # A time that could be read stays: the dataset file may say by now how later ones are written.
     timed = source.model_copy(update={"time_format": None, "time_is": "utc"})
     read_again = [
-        _parsed(spark, part, declared, dataset, now)
+        parsed_events(_records(spark, part, declared, dataset), declared, stored, now, where=name, oldest=oldest)
         for declared, part in (
             (source, [row for row in there if row["occurred_at"] is None]),
             (timed, [row for row in there if row["occurred_at"] is not None]),
@@ -151,7 +161,7 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     touched |= {row["interval"] for row in fit.select("interval").distinct().collect()}
     these = storage.ranges_predicate("interval", touched)
     left = storage.read(spark, BRONZE_EVENTS).where(these).join(gone, ["interval", "event_id"], "left_anti")
-    new = fit.drop("former").dropDuplicates(["interval", "event_id"])
+    new = fit.drop("former", KEY).dropDuplicates(["interval", "event_id"])
     new = new.join(left.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
     through = pending.landed_through()
     record = {"dataset": dataset.name, **({} if through is None else {"through": through})}
@@ -159,25 +169,21 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     return len(old)
 
 
-def _parsed(spark: SparkSession, there: list[Any], source: Events, dataset: Dataset, now: datetime) -> DataFrame:
-    """Records of bronze, read again; those with a time keep it."""
-    from spark_jobs.landing import parsed_events
-    from spark_jobs.parsing import MESSAGE_ID, wanted_columns
+def _records(spark: SparkSession, there: list[Any], source: Events, dataset: Dataset) -> DataFrame:
+    """Records of bronze as the source had them; those with a time keep it."""
+    from spark_jobs.parsing import MESSAGE_ID, content_id, wanted_columns
 
-    name, records = dataset.source_name(source), []
+    records = []
     for row in there:
         record = {name: _text(value) for name, value in json.loads(row["record"]).items()}
         if row["occurred_at"] is not None:
             record[source.columns.occurred_at] = row["occurred_at"]
-        records.append(record | {MESSAGE_ID: row["event_id"].removeprefix(f"{name}:"), _FORMER: row["event_id"]})
+        records.append(record | {MESSAGE_ID: content_id(row["event_id"]), _FORMER: row["event_id"]})
     # JSON leaves out what is null.
     own = [*filter(None, wanted_columns(source, dataset.items)), MESSAGE_ID, _FORMER]
     columns = list(dict.fromkeys([*(name for record in records for name in record), *own]))
     schema = ", ".join(f"`{column.replace('`', '``')}` string" for column in columns)
-    raw = spark.createDataFrame([[record.get(column) for column in columns] for record in records], schema)
-    # What lies in bronze holds pseudonyms already.
-    stored = dataset.model_copy(update={"personal_user_id": False})
-    return parsed_events(raw, source, stored, now, where=name)
+    return spark.createDataFrame([[record.get(column) for column in columns] for record in records], schema)
 
 
 def _text(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Land what is known of items, users and promotions: tables written anew when what they come from has changed."""
+"""Land what is known of users and promotions: tables written anew when what they come from has changed."""
 
 from __future__ import annotations
 
@@ -9,74 +9,15 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from contracts.dataset import Dataset, Items, Promotions, Users
-from contracts.tables import BRONZE_EVENTS, ITEMS, PROMOTIONS, UNTIMED, USERS, Table
-from spark_jobs import pending, reading, storage
+from contracts.dataset import Dataset, Promotions, Users
+from contracts.tables import PROMOTIONS, USERS, Table
+from spark_jobs import reading, storage
+from spark_jobs.items import SEPARATOR
 from spark_jobs.parsing import number, without_identities
 from spark_jobs.pseudonyms import without_erased
 from spark_jobs.session import say, session
 
-SEPARATOR = " · "
 _WORD_BITS = 60
-
-
-def items_of_file(raw: DataFrame, items: Items) -> DataFrame:
-    """ITEMS rows (without `recommendable`) of the items' own file, one for each id."""
-    names_of, columns = items.columns.name, items.columns
-    described = raw.select(
-        reading.text(raw, columns.item_id).alias("item_id"),
-        (F.concat_ws(SEPARATOR, *[reading.text(raw, name) for name in names_of])).alias("name"),
-        (reading.text(raw, columns.category) if columns.category else F.lit(None).cast("string")).alias("category"),
-        (reading.text(raw, columns.type) if columns.type else F.lit(None).cast("string")).alias("type"),
-    ).where("item_id IS NOT NULL")
-    best = F.max(F.struct("name", "category", "type"))
-    return described.groupBy("item_id").agg(best.alias("best")).select("item_id", "best.*")
-
-
-def items_of_events(bronze: DataFrame, dataset: Dataset) -> DataFrame:
-    """ITEMS rows (without `recommendable`) of columns of the events: the latest value of each that is not blank."""
-    fields = {
-        theirs: own
-        for source in dataset.events
-        for own, theirs in source.columns.model_dump().items()
-        if theirs is not None
-    }
-
-    def latest(name: str | None) -> Column:
-        if name is None:
-            return F.lit(None).cast("string")
-        written = F.trim(F.col(fields[name]).cast("string") if name in fields else F.element_at("extra", name))
-        value = F.when(written != "", written)
-        return F.max_by(value, F.when(value.isNotNull(), F.struct("at", value)))
-
-    columns = dataset.items.columns if dataset.items is not None else None
-    parts = columns.name if columns is not None else ()
-    return bronze.groupBy("item_id").agg(
-        F.concat_ws(SEPARATOR, *[latest(part) for part in parts]).alias("name"),
-        latest(columns.category if columns else None).alias("category"),
-        latest(columns.type if columns else None).alias("type"),
-    )
-
-
-def all_items(described: DataFrame, seen: DataFrame | None, not_recommended: tuple[str, ...]) -> DataFrame:
-    """ITEMS: those described and those only seen in events (`item_id`), named by their id where nothing is known."""
-    if seen is not None:
-        described = described.join(seen.select("item_id").distinct(), "item_id", "full")
-    hidden = (
-        [F.coalesce(F.col(name).isin(*not_recommended), F.lit(False)) for name in ("item_id", "category", "type")]
-        if not_recommended
-        else [F.lit(False)]
-    )
-    excluded = hidden[0]
-    for test in hidden[1:]:
-        excluded = excluded | test
-    return described.select(
-        "item_id",
-        F.when(F.col("name") != "", F.col("name")).otherwise(F.col("item_id")).alias("name"),
-        "category",
-        "type",
-        (~excluded).alias("recommendable"),
-    )
 
 
 def users_of_file(raw: DataFrame, users: Users, personal: bool) -> DataFrame:
@@ -141,35 +82,14 @@ def promotion_shares(raw: DataFrame, promotions: Promotions) -> DataFrame:
     )
 
 
-def refresh(table: Table, fingerprint: str, build: Callable[[], DataFrame], **record: str) -> None:
-    """Write a table anew, with `record`, when what it comes from has changed."""
-    if storage.recorded(table).get("source") == fingerprint:
-        return
-    storage.write(build().coalesce(1), table, record={"source": fingerprint, **record})
-    say(f"{table.name}: {storage.total_rows(table):,} rows")
-
-
-def land_items(dataset: Dataset, folder: Path) -> None:
-    """Write ITEMS when the file, the dataset file or the landed events have changed."""
-    items = dataset.items
-    files = items.files if items is not None else None
-
-    def build() -> DataFrame:
-        spark = session("land")
-        # What lies beyond the last complete interval is still to come: in a replay nobody may know of it.
-        through = pending.landed_through()
-        complete = F.col("interval").between(UNTIMED + 1, UNTIMED if through is None else through)
-        sound = storage.read(spark, BRONZE_EVENTS).where("item_id IS NOT NULL AND size(problems) = 0").where(complete)
-        if items is None or files is None:
-            return all_items(items_of_events(sound, dataset), None, items.not_recommended if items is not None else ())
-        columns = items.columns
-        wanted = [columns.item_id, *columns.name, columns.category, columns.type]
-        raw = reading.read_all(spark, files, folder, wanted)
-        return all_items(items_of_file(raw, items), sound, items.not_recommended)
-
-    bronze_state = storage.state(BRONZE_EVENTS)
-    made_of = [items, *(source.columns for source in dataset.events), bronze_state]
-    refresh(ITEMS, reading.fingerprint(made_of, [files], folder), build, bronze=bronze_state)
+def _refresh(table: Table, declared: Users | Promotions | None, folder: Path, build: Callable[[], DataFrame]) -> None:
+    """Write a table anew when what it comes from has changed."""
+    fingerprint = reading.fingerprint([declared], [declared], folder)
+    if declared is None and not storage.total_rows(table):
+        storage.create(table)
+    elif storage.recorded(table).get("source") != fingerprint:
+        storage.write(build().coalesce(1), table, record={"source": fingerprint})
+        say(f"{table.name}: {storage.total_rows(table):,} rows")
 
 
 def land_users(dataset: Dataset, folder: Path) -> None:
@@ -177,12 +97,12 @@ def land_users(dataset: Dataset, folder: Path) -> None:
 
     def build() -> DataFrame:
         spark = session("land")
-        if users is None:
+        if users is None:  # it is not declared any more
             return storage.empty(spark, USERS)
         raw = reading.read_all(spark, users, folder, [users.columns.user_id, *users.columns.description])
         return without_erased(users_of_file(raw, users, dataset.personal_user_id))
 
-    refresh(USERS, reading.fingerprint([users], [users], folder), build)
+    _refresh(USERS, users, folder, build)
 
 
 def land_promotions(dataset: Dataset, folder: Path) -> None:
@@ -196,10 +116,4 @@ def land_promotions(dataset: Dataset, folder: Path) -> None:
         wanted = [columns.item_id, columns.interval, *columns.channels, columns.place]
         return promotion_shares(reading.read_all(spark, promotions, folder, wanted), promotions)
 
-    refresh(PROMOTIONS, reading.fingerprint([promotions], [promotions], folder), build)
-
-
-def land_all(dataset: Dataset, folder: Path) -> None:
-    """Everything but events; ITEMS last, so that its record of bronze says that a landing is whole."""
-    for land in (land_promotions, land_users, land_items):
-        land(dataset, folder)
+    _refresh(PROMOTIONS, promotions, folder, build)

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 _HISTORY = 100
 """How many commits back the newest one of ours is looked for at first (others may optimise or vacuum)."""
+_ARROW = {
+    "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(),
+    "timestamp": pa.timestamp("us", "UTC"), "array<string>": pa.list_(pa.string()), "array<double>": pa.list_(pa.float64()),
+    "map<string,string>": pa.map_(pa.string(), pa.string()),
+}  # fmt: skip
+"""Arrow's types by Spark's names of them."""
 
 
 @contextmanager
@@ -48,6 +54,10 @@ def open_table(table: Table, version: int | None = None) -> deltalake.DeltaTable
         return deltalake.DeltaTable(str(table.path), version=version)
     except TableNotFoundError:
         return None
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    return pa.schema([pa.field(c.name, _ARROW[c.type], c.nullable) for c in table.columns])
 
 
 def state(table: Table) -> str:
@@ -212,20 +222,18 @@ def commit_metadata(table: Table, record: dict[str, Any]) -> None:
     deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=said)
 
 
-def _create(spark: SparkSession, table: Table) -> None:
-    from delta.tables import DeltaTable
-    from pyspark.sql.types import StructType
-
+def create(table: Table) -> None:
+    """Make an empty table by its contract, where there is none."""
     with locked(settings().home_dir / "run" / "create.lock"):
         if exists(table):
             return
         shutil.rmtree(table.path, ignore_errors=True)  # what a killed creation left behind, which Delta stumbles over
-        (
-            DeltaTable.create(spark)
-            .location(str(table.path))
-            .addColumns(StructType.fromDDL(table.ddl))
-            .partitionedBy(*table.partition_by)
-            .execute()
+        deltalake.DeltaTable.create(
+            str(table.path),
+            arrow_schema(table),
+            partition_by=list(table.partition_by),
+            # Lowest and highest values of columns: nothing is found by any but those that tables are partitioned by.
+            configuration={"delta.dataSkippingNumIndexedCols": "0"},
         )
 
 
@@ -233,6 +241,5 @@ def _typed(frame: DataFrame, table: Table) -> DataFrame:
     """The table's columns of `frame`, for a table that exists: made by the contract, so that Delta checks what must not be null."""
     from pyspark.sql import functions as F
 
-    if not exists(table):
-        _create(frame.sparkSession, table)
+    create(table)
     return frame.select(*[F.col(column.name).cast(column.type) for column in table.columns])

@@ -73,7 +73,7 @@ def make_batch(spark: Any, number: int, rows: int, folder: Path) -> Path:
     from pyspark.sql import functions as F
 
     each, path = F.col("id"), folder / "batches" / str(number)
-    when = F.lit(FIRST_S + (number - 1) * 27 * DAY_S) + each % (28 * DAY_S)
+    when = F.lit(FIRST_S + (number - 1) * 27 * DAY_S) + (each * 40_503) % (28 * DAY_S)
     spark.range(rows, numPartitions=4).select(
         F.concat_ws("-", F.lit(number), each).alias("id"),
         F.concat(F.lit("u"), each % 20_000).alias("who"),
@@ -203,7 +203,9 @@ class Api:
     def __init__(self, folder: Path, port: int) -> None:
         self._pages, self._first, self._next = folder, 1, 1
         self._url = f"http://127.0.0.1:{port}/"
-        self.source = f'[events.http]\nurl = "{self._url}"\nrequests_per_second = 10000\noldest_first = true\npage = {{}}'
+        self.source = (
+            f'[events.http]\nurl = "{self._url}"\nrequests_per_second = 10000\noldest_first = true\npage = {{}}'
+        )
 
     def put(self, batch: Path, number: int) -> None:
         self._first = self._next

@@ -74,7 +74,16 @@ def test_equal_rows_share_their_id_and_new_columns_do_not_change_it(spark: Any) 
         ),
         *[
             (f"2024-07-02 14:00:00{zone}", {"time_is": "local"}, datetime(2024, 7, 2, 12))
-            for zone in ("", " CEST", "+0200", " +02:00", "+02:00[Europe/Berlin]", " Europe/Berlin", " GMT+02:00", " UTC+2")
+            for zone in (
+                "",
+                " CEST",
+                "+0200",
+                " +02:00",
+                "+02:00[Europe/Berlin]",
+                " Europe/Berlin",
+                " GMT+02:00",
+                " UTC+2",
+            )
         ],
         ("2024-07-02T14:00:00.500 CEST", {}, datetime(2024, 7, 2, 12, 0, 0, 500000)),
         ("1704196800", {"time_format": "epoch_s"}, datetime(2024, 1, 2, 12)),

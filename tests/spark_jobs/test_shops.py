@@ -99,8 +99,8 @@ def test_browsing_shop_with_items_in_its_events(shop: Any) -> None:
     shop.write(shop__toml=BROWSING)
     assert (shop.land(), shop.clean()) == (0, 0)
     assert shop.values(ITEMS, *ITEMS.column_names) == [
-        ("1", "new · shoes.men", "shoes.men", "7", True),
-        ("2", "2", None, "77", False),
+        ("1", "new · shoes.men", "shoes.men", "7", True, True),
+        ("2", "2", None, "77", False, True),
     ]
     assert shop.values(SILVER_EVENTS, "interval", "weight", "target") == [
         (1, 1.0, True),
