@@ -124,8 +124,10 @@ class Landing:
         name = self.dataset.source_name(self.source)
         number, position, identity = ledger.latest(name)
         if identity is None:
-            columns = {*batch.rows.columns, *wanted_columns(self.source)} - {reading.CORRUPT, MESSAGE_ID, None}
-            identity = sorted(filter(None, columns))
+            columns = {*batch.rows.columns, *wanted_columns(self.source)}
+            if reading.FIELDS in columns and self.source.columns.event_id is None and MESSAGE_ID not in columns:
+                columns |= {*reading.keys_of(batch.rows)}
+            identity = sorted(filter(None, columns - {reading.CORRUPT, reading.FIELDS, MESSAGE_ID}))
         # The first batch of a source is its history, which is never late.
         oldest = oldest_in_time(self.dataset) if number and self.replace is None else None
         events = parsed_events(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from itertools import chain
@@ -18,7 +18,7 @@ from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, UNTIMED
 from spark_jobs import rules
 from spark_jobs.pseudonyms import pseudonym_of
-from spark_jobs.reading import CORRUPT, column, float_text, text
+from spark_jobs.reading import CORRUPT, FIELDS, column, float_text, text
 
 INTERVAL = next(each for each in SILVER_EVENTS.columns if each.name == "interval")
 TOO_LATE = "occurred_at: older than the lateness limit"
@@ -209,12 +209,39 @@ def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:
     return without_identities(frame, events.columns.user_id) if dataset.personal_user_id else frame
 
 
-def _extra(frame: DataFrame, events: Events, theirs: list[str]) -> Column:
-    """The columns of the source that have no place of their own."""
-    mapped = {name for name in events.columns.model_dump().values() if name is not None} | {CORRUPT}
-    others = [name for name in theirs if name not in mapped]
-    values = chain(*((F.lit(name), _plain(frame, name, column(name))) for name in others))
-    return F.create_map(*values).cast("map<string,string>")
+def _map_of(values: Mapping[str, Column]) -> Column:
+    return F.create_map(*chain(*((F.lit(name), value) for name, value in values.items()))).cast("map<string,string>")
+
+
+def _fields_but(names: Iterable[str]) -> Column:
+    """FIELDS without those names."""
+    listed = F.array(*map(F.lit, sorted(names)))
+    # Higher-order functions are slow: only records with other fields go through them.
+    others = F.when(
+        F.size(F.array_except(F.map_keys(FIELDS), listed)) > 0,
+        F.map_filter(FIELDS, lambda key, _: ~F.array_contains(listed, key)),
+    )
+    return F.coalesce(others, _map_of({}))
+
+
+def _whole(
+    frame: DataFrame, theirs: list[str], mapped: set[str], identity: Sequence[str]
+) -> tuple[Column, Column, Column]:
+    """Of rows with `_RAW` columns: the fields without a place of their own, the hash of a record, and all of it as JSON."""
+    raw = {name: (frame.schema[name].dataType, column(f"{_RAW}{name}")) for name in theirs}
+    beside = {name: _plain(frame, name, column(name)) for name in theirs if name not in mapped}
+    extra, hashed = _map_of(beside), {name: raw[name] for name in {*(identity or theirs), CORRUPT} if name in raw}
+    record = F.to_json(F.struct(*[value.alias(name) for name, (_, value) in raw.items()]))
+    if FIELDS in frame.columns:
+        extra = F.map_concat(_fields_but({*mapped, *theirs}), extra) if beside else _fields_but(mapped)
+        hashed |= {name: (T.StringType(), F.element_at(FIELDS, name)) for name in identity if name not in raw}
+        if not identity:
+            hashed[FIELDS] = (T.StringType(), F.to_json(FIELDS))
+        record = F.to_json(
+            F.map_concat(_fields_but(theirs), _map_of({name: value for name, (_, value) in raw.items()}))
+        )
+    by_hash = _hash_of(hashed)
+    return extra, by_hash, record
 
 
 def _hash_of(values: Mapping[str, tuple[T.DataType, Column]]) -> Column:
@@ -250,7 +277,8 @@ def parse(
         identity: columns whose hash is the id of a record that has none or is unfit; empty: all.
         oldest: first interval that is not too late to land; None: all are in time.
     """
-    names, theirs = events.columns, [name for name in frame.columns if name != MESSAGE_ID]
+    names, theirs = events.columns, [name for name in frame.columns if name not in (MESSAGE_ID, FIELDS)]
+    mapped = {name for name in names.model_dump().values() if name is not None} | {CORRUPT}
     frame = _prepared(frame, events, dataset)
     read = {
         "quantity": number(frame, names.quantity, events.decimal_comma) if names.quantity else F.lit(1.0),
@@ -300,12 +328,12 @@ def parse(
     problems += [column(f"{_EXCLUDED}{place}") for place in range(len(events.exclude))]
     any_problem = reduce(or_, [problem.isNotNull() for problem in problems])
 
-    raw = {name: (frame.schema[name].dataType, column(f"{_RAW}{name}")) for name in theirs}
-    by_hash = _hash_of({name: raw[name] for name in {*(identity or theirs), CORRUPT} if name in raw})
+    extra, by_hash, record = _whole(frame, theirs, mapped, identity)
     nothing = F.lit(None).cast("string")
     scope = F.lit(f"{dataset.source_name(events)}:" if events.event_ids_are == "of the source" else "")
     parsed = frame.select(
         *[column(name).alias(f"{_RAW}{name}") for name in theirs],
+        *([FIELDS] if FIELDS in frame.columns else []),
         (text(frame, names.event_id) if names.event_id else nothing).alias("_own_id"),
         (column(MESSAGE_ID) if MESSAGE_ID in frame.columns else nothing).alias(MESSAGE_ID),
         F.lit(dataset.source_name(events)).alias("source"),
@@ -322,10 +350,9 @@ def parse(
         F.when(any_problem, F.array_compact(F.array(*problems)))
         .otherwise(F.array().cast("array<string>"))
         .alias("problems"),
-        _extra(frame, events, theirs).alias("extra"),
+        extra.alias("extra"),
         F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
     ).withColumn("_fit", rules.is_fit())
-    record = F.to_json(F.struct(*[value.alias(name) for name, (_, value) in raw.items()]))
     by_content = F.coalesce(column(MESSAGE_ID), by_hash)
     parsed = parsed.withColumn(KEY, F.concat(scope, F.coalesce("_own_id", by_content)))
     unfit_id = F.concat(KEY, F.lit(_UNFIT), by_content)

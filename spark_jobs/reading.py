@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
 from pathlib import Path
@@ -30,6 +30,12 @@ from spark_jobs.staging import CORRUPT
 
 _DATA = r"^(-?\d+([.,]\d+)?|\d{4}-\d\d-\d\d.*)$"
 """A number or a date, which names no column."""
+FIELDS = "_fields"
+"""Column with all fields of a record in JSON by their names, those that have a column too: a map of text."""
+_HEAD = 1000
+"""Records that are looked at first for the names of fields."""
+_AROUND_JSON = " \t\r\n\ufeff"
+_STRICT_JSON = {"allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
 PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".inprogress")
 """Endings of files that somebody still writes."""
 _FAILURES = {
@@ -156,7 +162,7 @@ def read(
     base: str | None = None,
     unfinished: Collection[str] = (),
 ) -> DataFrame:
-    """The rows as they are: text for csv and jsonl, the file's own types for parquet.
+    """The rows as they are: text for csv and jsonl (see `json_rows`), the file's own types for parquet.
 
     Columns are put together by name. One that is not of the same type in all files is text.
 
@@ -170,11 +176,12 @@ def read(
     Raises:
         InputError: a file or column is missing, or a file cannot be read.
     """
-    groups = (
-        _csv(spark, files, found, base, unfinished)
-        if files.file_format == "csv"
-        else _others(spark, files, found, base)
-    )
+    if files.file_format == "csv":
+        groups = _csv(spark, files, found, base, unfinished)
+    elif files.file_format == "parquet":
+        groups = _parquet(spark, found, base)
+    else:
+        groups = _json_lines(spark, files, found, base, wanted)
     frames = []
     for frame, where in groups:
         require(frame, wanted, some(where))
@@ -213,22 +220,77 @@ def partitions(path: str, base: str | None) -> dict[str, str]:
     return {key: unquote(value) for key, sign, value in (each.partition("=") for each in folders) if sign}
 
 
-def _others(
-    spark: SparkSession, files: Files, found: Sequence[str], base: str | None
-) -> Iterator[tuple[DataFrame, list[str]]]:
-    """The rows of files of one schema, and which these are: of Parquet; JSON lines have none."""
+def _parquet(spark: SparkSession, found: Sequence[str], base: str | None) -> Iterator[tuple[DataFrame, list[str]]]:
+    """The rows of files of one schema, and which these are."""
     alike: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for path in found:
         here = staging.fetched(path)
         schema = ""
-        if files.file_format == "parquet":
-            with suppress(OSError, pa.ArrowException):  # Spark says what is wrong with it
-                schema = str(pq.read_schema(here).remove_metadata())
+        with suppress(OSError, pa.ArrowException):  # Spark says what is wrong with it
+            schema = str(pq.read_schema(here).remove_metadata())
         alike[schema][here] = path
     for group in alike.values():
-        own_base = base if all(here == path for here, path in group.items()) else None
         with readable(list(group.values())):
-            yield _read_alike(spark, files, list(group), own_base), list(group.values())
+            reader = _reader(spark, group, base)
+            yield _with_nanoseconds(reader.parquet(*group), list(group)), list(group.values())
+
+
+def _reader(spark: SparkSession, paths_: Mapping[str, str], base: str | None) -> DataFrameReader:
+    """For files by where they are here: subfolders are columns where none was copied."""
+    is_here = base is not None and all(here == path for here, path in paths_.items())
+    return spark.read.option("basePath", base) if is_here else spark.read
+
+
+def _json_lines(
+    spark: SparkSession, files: Files, found: Sequence[str], base: str | None, wanted: Sequence[str | None]
+) -> Iterator[tuple[DataFrame, list[str]]]:
+    """The records of all files."""
+    here = {staging.fetched_text(files, path): path for path in found}
+    declared = list(dict.fromkeys(name for name in wanted if name is not None))
+    with readable(found):
+        lines = _reader(spark, here, base).text(list(here), lineSep="\n")
+        beside = [name for name in lines.columns if name != "value"]
+        lines = lines.withColumn("value", F.btrim("value", F.lit(_AROUND_JSON))).where("value != ''")
+        rows = json_rows(lines, [name for name in declared if name not in beside])
+        absent = _absent(rows, [name for name in declared if name not in beside])
+        yield rows.drop(*absent), list(found)
+
+
+def _absent(rows: DataFrame, names: Sequence[str]) -> list[str]:
+    """Those names that no record has. Nearly always the first records have all of them."""
+    heads = {key for row in rows.select(FIELDS).limit(_HEAD).collect() for key in row[FIELDS] or ()}
+    return [
+        name
+        for name in names
+        if name not in heads and rows.where(F.coalesce(F.map_contains_key(FIELDS, name), F.lit(False))).isEmpty()
+    ]
+
+
+def json_rows(frame: DataFrame, declared: Sequence[str]) -> DataFrame:
+    """Records in JSON (text, in column `value`) as a column for each declared name, FIELDS and CORRUPT, and the others.
+
+    All values are text, nested ones JSON. What is not one whole object has its text in CORRUPT.
+    """
+    text_ = F.col("value")
+    # As the one element of a list, since Spark's parser does not look at what follows an object.
+    parsed = F.from_json(F.concat(F.lit("["), text_, F.lit("]")), "array<map<string,string>>", _STRICT_JSON)
+    is_object = text_.startswith("{") & text_.endswith("}") & (F.size(parsed) == 1) & F.is_valid_utf8(text_)
+    beside = [column(name) for name in frame.columns if name != "value"]
+    kept = frame.select("value", *beside, F.when(is_object, F.element_at(parsed, 1)).alias("_parsed"))
+    keys = F.map_keys("_parsed")
+    last_counts = F.map_from_entries(F.map_entries("_parsed"))  # by spark.sql.mapKeyDedupPolicy
+    fields = F.when(F.size(F.array_distinct(keys)) < F.size(keys), last_counts).otherwise(F.col("_parsed"))
+    kept = kept.select("value", *beside, fields.alias(FIELDS))
+    corrupt = F.when(
+        F.col(FIELDS).isNull(), F.make_valid_utf8(F.coalesce(F.nullif(text_, F.lit("")), F.lit("no value")))
+    )
+    values = [F.element_at(FIELDS, F.lit(name)).alias(name) for name in declared]
+    return kept.select(*values, *beside, FIELDS, corrupt.alias(CORRUPT))
+
+
+def keys_of(rows: DataFrame) -> list[str]:
+    """The names of the fields of all records, of rows with FIELDS."""
+    return sorted(row["name"] for row in rows.select(F.explode(F.map_keys(FIELDS)).alias("name")).distinct().collect())
 
 
 def united(frames: Sequence[DataFrame]) -> DataFrame:
@@ -240,27 +302,6 @@ def united(frames: Sequence[DataFrame]) -> DataFrame:
     mixed = {name for name, types in kinds.items() if len(types) > 1}
     same = [frame.withColumns({name: text(frame, name) for name in mixed & set(frame.columns)}) for frame in frames]
     return reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), same)
-
-
-def _read_alike(spark: SparkSession, files: Files, found: list[str], base: str | None) -> DataFrame:
-    """The rows of files of Parquet of one schema, or of JSON lines."""
-    reader = spark.read if base is None else spark.read.option("basePath", base)
-    if files.file_format == "parquet":
-        return _with_nanoseconds(reader.parquet(*found), found)
-    keys = [name for name in _json_keys(reader, files.encoding, found) if name != CORRUPT]
-    fields = T.StructType([T.StructField(name, T.StringType()) for name in [*keys, CORRUPT]])
-    return reader.json(found, schema=fields, encoding=files.encoding, lineSep="\n", columnNameOfCorruptRecord=CORRUPT)
-
-
-def _json_keys(reader: DataFrameReader, encoding: str, found: list[str]) -> list[str]:
-    """The keys of the objects in JSON lines. Spark's own guess at a schema fails where an object has one twice."""
-    if encoding.upper() not in ("UTF-8", "US-ASCII", "ISO-8859-1"):  # a line feed is more than one byte
-        return reader.json(found, encoding=encoding, lineSep="\n", columnNameOfCorruptRecord=CORRUPT).columns
-    line = F.col("value")
-    if encoding.upper() == "ISO-8859-1":
-        line = F.decode(line.cast("binary"), encoding)
-    keys = reader.text(found, lineSep="\n").select(F.explode(F.json_object_keys(line)).alias("key")).distinct()
-    return sorted(row["key"] for row in keys.collect())
 
 
 def _with_nanoseconds(frame: DataFrame, found: list[str]) -> DataFrame:
@@ -284,10 +325,12 @@ def require(frame: DataFrame, wanted: Iterable[str | None], where: str) -> None:
     Raises:
         InputError: one is not; the ones that are there are named.
     """
-    there = [name for name in frame.columns if name != CORRUPT]
+    there = [name for name in frame.columns if name not in (CORRUPT, FIELDS)]
     absent = next((name for name in wanted if name is not None and name not in there), None)
     if absent is None:
         return
+    if FIELDS in frame.columns:
+        there = [*dict.fromkeys([*there, *keys_of(frame)])]
     if any(re.match(_DATA, name) for name in there):
         raise InputError(
             f"no column {absent!r}: the file seems to have no header, its first line looks like data: {', '.join(there)}",

@@ -61,6 +61,8 @@ def session(name: str) -> SparkSession:
         "spark.sql.session.timeZone": "UTC",
         # A shop's columns may differ in case only.
         "spark.sql.caseSensitive": "true",
+        # Of a key that an object in JSON has twice, the last one counts.
+        "spark.sql.mapKeyDedupPolicy": "LAST_WIN",
         # `store=007` is no number.
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.shuffle.partitions": str(settings().spark_shuffle_partitions),

@@ -112,6 +112,25 @@ def fetched(path: str) -> str:
     return str(target)
 
 
+def fetched_text(files: Files, path: str) -> str:
+    """The same for a text that is to be UTF-8.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    here = fetched(path)
+    if files.encoding.upper() in _AS_IT_IS:
+        return here
+    try:
+        return _plain_copy(files, here)
+    except (UnicodeError, LookupError, OSError, EOFError, zlib.error) as error:
+        raise _unreadable(error, path) from None
+
+
+def _unreadable(error: Exception, path: str) -> InputError:
+    return InputError(f"cannot read the file: {_reason(error, path)}", where=path, cure="replace or correct the file")
+
+
 def staged_csv(files: Files, path: str, beside: dict[str, str] | None = None, *, without_tail: bool = False) -> Staged:
     """Make a CSV file Parquet, all of its values text; a blank one is null.
 
@@ -137,9 +156,7 @@ def staged_csv(files: Files, path: str, beside: dict[str, str] | None = None, *,
                 raise
             paths = _convert(files, _plain_copy(files, path, same_line_ends=True), names, num_blank, beside)
     except (UnicodeError, LookupError, OSError, EOFError, csv.Error, zlib.error, duckdb.Error) as error:
-        raise InputError(
-            f"cannot read the file: {_reason(error, path)}", where=path, cure="replace or correct the file"
-        ) from None
+        raise _unreadable(error, path) from None
     return Staged(paths, (*names, *beside))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -37,14 +38,12 @@ from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs.ledger import Position
 from spark_jobs.parsing import MESSAGE_ID, wanted_columns
-from spark_jobs.reading import CORRUPT
+from spark_jobs.reading import CORRUPT, FIELDS, json_rows
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
 
 Offsets = dict[str, dict[int, int]]
 """An offset by topic and partition."""
-Record = dict[str, str | None]
-"""The fields of one message, as text."""
 
 META = {
     "kafka.topic": "topic",
@@ -53,8 +52,7 @@ META = {
     "kafka.timestamp": "timestamp",
 }
 """What the broker knows of a message, by the column that a dataset file may name."""
-MOST_COLUMNS = 1000
-"""More different keys than this in one batch are data, not names: rows with the rarer ones are set aside."""
+_DAMAGED = "_damaged"
 ANSWER_S = 20.0
 """How long a broker has to answer."""
 
@@ -311,27 +309,16 @@ def printable(value: bytes) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-class _Number(str):
-    """A number of a JSON text, as it is written there."""
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 def json_text(value: Any) -> str:
-    """A part of a message as JSON, its numbers as they were written."""
-    if isinstance(value, _Number):
-        return value
+    """A part of a message as JSON."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{json_text(str(key))}:{json_text(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(json_text, value)) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         return f'"{value}"'
-    return json.dumps(
-        value if isinstance(value, (str, bool, int, float, type(None))) else field(value), ensure_ascii=False
-    )
+    plain = value if isinstance(value, (str, bool, int, float, type(None))) else field(value)
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def field(value: Any) -> str | None:
@@ -349,40 +336,14 @@ def field(value: Any) -> str | None:
     return printable(value) if isinstance(value, bytes) else str(value)
 
 
-def record(value: Any) -> Record:
-    """The fields of a message.
-
-    Raises:
-        ValueError: it has none, or some that cannot be columns of a table.
-    """
-    if not isinstance(value, dict):
-        raise ValueError("no record")
-    fields = {name: field(part) for name, part in value.items()}
-    lower = {name.lower() for name in fields}
-    if len(lower) < len(fields) or "" in lower or CORRUPT in lower:
-        raise ValueError("names that differ in case only, are empty or are ours")
-    for text in (*fields, *fields.values()):
-        (text or "").encode()  # half a surrogate pair is no text
-    return fields
-
-
-def parse_json(value: bytes) -> Record:
-    """The fields of a JSON object.
-
-    Raises:
-        ValueError, RecursionError: it is none.
-    """
-    return record(
-        json.loads(
-            value.decode("utf-8"), parse_float=_Number, parse_int=_Number, parse_constant=_no_number
-        )
-    )  # fmt: skip
-
-
 # --- Avro ----------------------------------------------------------------------------------------------------------
 
 
-def avro(schema: Any) -> Callable[[bytes], Record]:
+Parse = Callable[[bytes], dict[str, str | None]]
+"""Reads the fields of one value, as text."""
+
+
+def avro(schema: Any) -> Parse:
     """Reads values that were written with an Avro schema (binary encoding, no header).
 
     Raises:
@@ -395,12 +356,12 @@ def avro(schema: Any) -> Callable[[bytes], Record]:
     if _holds_itself(parsed, frozenset()):
         raise ValueError("a type that holds itself is not supported")
 
-    def parse(value: bytes) -> Record:
+    def parse(value: bytes) -> dict[str, str | None]:
         content = BytesIO(value)
-        told = record(fastavro.schemaless_reader(content, parsed, None))
-        if content.read(1):
-            raise ValueError("longer than its schema says")
-        return told
+        fields = fastavro.schemaless_reader(content, parsed, None)
+        if not isinstance(fields, dict) or content.read(1):
+            raise ValueError("no record, or longer than its schema says")
+        return {name: field(part) for name, part in fields.items()}
 
     return parse
 
@@ -484,83 +445,45 @@ def schema_id_of(value: bytes) -> int | None:
 
 # --- One batch -----------------------------------------------------------------------------------------------------
 
-Parse = Callable[[bytes], Record]
+
+def avro_by_id(schemas: Mapping[int, str]) -> Parse:
+    """Reads values each of which starts with the id of its schema."""
+    by_id = {number: avro(json.loads(text)) for number, text in schemas.items()}
+
+    def parse(value: bytes) -> dict[str, str | None]:
+        own = by_id.get(-1 if (number := schema_id_of(value)) is None else number)
+        if own is None:
+            raise ValueError("no known schema")
+        return own(value[5:])
+
+    return parse
 
 
-def parser(schema: str | None, schemas: Mapping[int, str] | None) -> Parse:
-    """What reads one value: Avro by one schema or by the id in the value, else JSON."""
-    if schemas is not None:
-        by_id = {number: avro(json.loads(text)) for number, text in schemas.items()}
-
-        def parse_framed(value: bytes) -> Record:
-            known = by_id.get(-1 if (number := schema_id_of(value)) is None else number)
-            if known is None:
-                raise ValueError("no known schema")
-            return known(value[5:])
-
-        return parse_framed
-    return parse_json if schema is None else avro(json.loads(schema))
-
-
-def told(value: bytes | None, parse: Parse) -> tuple[Record | None, str | None]:
-    """The fields of a message, or the text of what is none."""
+def as_json(value: bytes | None, parse: Parse) -> tuple[str | None, str | None]:
+    """The fields of a value as a JSON object, or the text of what is no record."""
     if not value:
-        return None, "null value" if value is None else "empty value"
+        return None, None
     try:
-        return parse(value), None
+        return json.dumps(parse(value)), None
     except Exception:  # fastavro raises what it happens to stumble over
         return None, printable(value)
 
 
-def fields_of(frame: DataFrame, schema: str | None, schemas: Mapping[int, str] | None) -> DataFrame:
-    """Kafka's rows with `fields` (a map of text) or `corrupt` instead of `value`."""
+def from_avro(frame: DataFrame, parser: Callable[[], Parse]) -> DataFrame:
+    """Kafka's rows with JSON in `value`, and in _DAMAGED the text of what is no record."""
 
     def convert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        parse = parser(schema, schemas)
-        types = [pa.map_(pa.string(), pa.string()), pa.string()]
+        parse = parser()
         for batch in batches:
-            rows = [told(value, parse) for value in batch.column("value").to_pylist()]
-            maps = pa.array([None if fields is None else list(fields.items()) for fields, _ in rows], types[0])
-            texts = pa.array([text for _, text in rows], types[1])
+            rows = [as_json(value, parse) for value in batch.column("value").to_pylist()]
+            texts = [pa.array(part, pa.string()) for part in (zip(*rows, strict=True) if rows else ([], []))]
             beside = [name for name in batch.schema.names if name != "value"]
             yield pa.RecordBatch.from_arrays(
-                [maps, texts, *(batch.column(name) for name in beside)], ["fields", "corrupt", *beside]
+                [*texts, *(batch.column(name) for name in beside)], ["value", _DAMAGED, *beside]
             )
 
-    kinds = [
-        T.StructField("fields", T.MapType(T.StringType(), T.StringType())),
-        T.StructField("corrupt", T.StringType()),
-    ]
-    others = [part for part in frame.schema.fields if part.name != "value"]
-    return frame.mapInArrow(convert, T.StructType([*kinds, *others]))
-
-
-def columns_of(parsed: DataFrame, declared: list[str]) -> DataFrame:
-    """From `fields_of` to a column for each name that a row has or that is declared, and CORRUPT."""
-    counted = parsed.select(F.explode(F.map_keys("fields")).alias("name")).groupBy("name").count()
-    found = [row["name"] for row in counted.orderBy(F.desc("count"), "name").limit(MOST_COLUMNS + 1).collect()]
-    too_many = len(found) > MOST_COLUMNS
-    # Spark tells columns apart by their letters alone, not by their case.
-    spellings: dict[str, list[str]] = {}
-    for name in [*declared, *found[:MOST_COLUMNS]]:
-        same = spellings.setdefault(name.lower(), [])
-        if name not in same:
-            same.append(name)
-    meta = {name: F.col(own) for name, own in META.items() if name in declared}
-    columns = [
-        F.coalesce(*[F.element_at("fields", F.lit(name)) for name in same]).alias(same[0])
-        for same in spellings.values()
-        if same[0] not in meta
-    ]
-    corrupt = F.col("corrupt")
-    if too_many:
-        kept_names = F.array(*[F.lit(name) for same in spellings.values() for name in same])
-        strange = F.size(F.array_except(F.map_keys("fields"), kept_names)) > 0
-        corrupt = F.coalesce(corrupt, F.when(strange, F.to_json("fields")))
-    known_by = [F.col(MESSAGE_ID)] if MESSAGE_ID in parsed.columns else []
-    return parsed.select(
-        *columns, *[value.alias(name) for name, value in meta.items()], corrupt.alias(CORRUPT), *known_by
-    )
+    texts = [T.StructField(name, T.StringType()) for name in ("value", _DAMAGED)]
+    return frame.mapInArrow(convert, T.StructType([*texts, *(each for each in frame.schema if each.name != "value")]))
 
 
 class Reader:
@@ -598,11 +521,10 @@ class Reader:
                 messages = self._messages(spark, start, end)
                 if schemas is not None:
                     schemas.update(self._schemas(messages, schemas))
-                parsed = fields_of(messages, schema, schemas).persist()
-                try:
-                    land(Batch(columns_of(parsed, self.declared), dict(end), where=self.where))
-                finally:
-                    parsed.unpersist()
+                    messages = from_avro(messages, partial(avro_by_id, dict(schemas)))
+                elif schema is not None:
+                    messages = from_avro(messages, partial(avro, json.loads(schema)))
+                land(Batch(self._rows(messages), dict(end), where=self.where))
             start = end
             if self.options.on_data_loss == "continue":  # Spark goes on without a word
                 now = kept(self.options, self.folder)
@@ -625,10 +547,20 @@ class Reader:
                 )
             say(f"{self.name}: messages are lost, going on: {gap}")
 
+    def _rows(self, messages: DataFrame) -> DataFrame:
+        """A column for each declared name; see `reading.json_rows`."""
+        meta = {name: own for name, own in META.items() if name in self.declared}
+        beside = [F.col(own).alias(name) for name, own in meta.items()]
+        kept = [name for name in (_DAMAGED, MESSAGE_ID) if name in messages.columns]
+        texts = messages.select(F.btrim(F.col("value").cast("string")).alias("value"), *beside, *kept)
+        rows = json_rows(texts, [name for name in self.declared if name not in meta])
+        if _DAMAGED in kept:
+            rows = rows.withColumn(CORRUPT, F.coalesce(_DAMAGED, CORRUPT)).drop(_DAMAGED)
+        return rows
+
     def _nothing(self, spark: SparkSession) -> DataFrame:
-        kinds = {"kafka.partition": T.IntegerType(), "kafka.offset": T.LongType(), "kafka.timestamp": T.TimestampType()}
-        fields = [T.StructField(name, kinds.get(name, T.StringType())) for name in [*self.declared, CORRUPT]]
-        return spark.createDataFrame([], T.StructType(fields))
+        columns = dict.fromkeys((*self.declared, CORRUPT, MESSAGE_ID), "string") | {FIELDS: "map<string,string>"}
+        return spark.range(0).select(*[F.lit(None).cast(kind).alias(name) for name, kind in columns.items()])
 
     def _messages(self, spark: SparkSession, start: Offsets, end: Offsets) -> DataFrame:
         """The messages from `start` on, before `end`."""
@@ -640,6 +572,7 @@ class Reader:
             .option("startingOffsets", json.dumps(start))
             .option("endingOffsets", json.dumps(end))
             .option("failOnDataLoss", str(self.options.on_data_loss == "fail").lower())
+            .option("minPartitions", spark.sparkContext.defaultParallelism)
             .option("kafkaConsumer.pollTimeoutMs", 60_000)
         )
         known_by = F.concat_ws("-", "topic", "partition", "offset").alias(MESSAGE_ID)

@@ -27,7 +27,8 @@ def read(spark: Any, folder: Path, path: Any, **options: Any) -> list[dict[str, 
     declared = events(path, **options).files
     assert declared is not None
     with reading.readable(reading.paths(declared, folder)):
-        return [row.asDict() for row in reading.read_all(spark, declared, folder, []).collect()]
+        rows = [row.asDict() for row in reading.read_all(spark, declared, folder, []).collect()]
+        return [row | (row.pop(reading.FIELDS, None) or {}) for row in rows]
 
 
 def test_csv_folder_glob_and_compression(spark: Any, tmp_path: Path) -> None:
@@ -93,7 +94,44 @@ def test_json_lines(spark: Any, tmp_path: Path) -> None:
     """JSON lines are text; a broken line is told."""
     (tmp_path / "a.jsonl").write_text('{"when": 1, "who": 0.5, "what": "x", "more": {"a": [1]}}\n{"when": \n')
     good, bad = read(spark, tmp_path, "a.jsonl")
-    assert (good["who"], good["what"], bad[reading.CORRUPT]) == ("0.5", "x", '{"when": ')
+    assert (good["who"], good["what"], bad[reading.CORRUPT]) == ("0.5", "x", '{"when":')
+
+
+OBJECTS = {
+    '{"a": "x", "b": 1, "c": null, "d": true}': {"a": "x", "b": "1", "c": None, "d": "true"},
+    '{"a": 1.10, "n": 123456789012345678901234567890}': {"a": "1.1", "n": "123456789012345678901234567890"},
+    '{"a": {"b": [1.5, "ü", null]}, "c": [{}]}': {"a": '{"b":[1.5,"ü",null]}', "c": "[{}]"},
+    '{"a": 1, "a": 2}': {"a": "2"},
+    '{"a": 1, "A": 2, "": 3, "_fields": 4}': {"a": "1", "A": "2", "": "3", "_fields": "4"},
+    "{}": {},
+}
+NO_OBJECTS = (
+    '{"a": 1', '{"a": NaN}', '{"a": -Infinity}', '[{"a": 1}]', '{"a": 1} {"a": 2}', '{"a": 1}, {"a": 2}', '{"a": 1}\n{"a": 2}',
+    '{"a": 1} x', '{"a": 1}]', "{'a': 1}", '"text"', "null", "1", "{", '{"a": "\t"}', "[" * 5000,
+)  # fmt: skip
+
+
+def test_records_in_json(spark: Any) -> None:
+    """Fields are text, nested parts JSON, of a key given twice the last counts; what is no one object keeps its text."""
+    frame = spark.createDataFrame([[text] for text in (*OBJECTS, *NO_OBJECTS, "", None)], "value string")
+    rows = [row.asDict() for row in reading.json_rows(frame, ["a", "z"]).collect()]
+    assert [row[reading.FIELDS] for row in rows[: len(OBJECTS)]] == list(OBJECTS.values())
+    assert [(row["a"], row["z"]) for row in rows[: len(OBJECTS)]] == [
+        (fields.get("a"), None) for fields in OBJECTS.values()
+    ]
+    assert [row[reading.CORRUPT] for row in rows] == [None] * len(OBJECTS) + [*NO_OBJECTS, "no value", "no value"]
+    assert {row[reading.FIELDS] is None for row in rows[len(OBJECTS) :]} == {True}
+
+
+def test_a_field_of_the_last_records_only(spark: Any, tmp_path: Path) -> None:
+    """A declared field that the first thousand records lack is looked for in all, and missing only where none has it."""
+    declared = events("a.jsonl").files
+    assert declared is not None
+    (tmp_path / "a.jsonl").write_text('{"who": "ann"}\n' * 1500 + '\ufeff{"who": "bob", "visit": "v"}\r\n\n')
+    rows = reading.read_all(spark, declared, tmp_path, ["who", "visit"])
+    assert rows.where("visit = 'v'").select("who").collect() == [("bob",)]
+    with pytest.raises(InputError, match="no column 'price'; there are: who, visit"):
+        reading.read_all(spark, declared, tmp_path, ["who", "visit", "price"])
 
 
 def test_parquet_nanoseconds(spark: Any, tmp_path: Path) -> None:

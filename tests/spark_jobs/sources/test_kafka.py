@@ -24,7 +24,7 @@ from contracts.dataset import EventColumns, Events, load
 from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs.parsing import MESSAGE_ID
-from spark_jobs.reading import CORRUPT
+from spark_jobs.reading import CORRUPT, FIELDS
 from spark_jobs.sources import Batch, kafka, open_source
 
 COLUMNS = EventColumns(user_id="who", item_id="what", occurred_at="when")
@@ -60,46 +60,6 @@ SCHEMA = {
 }
 CLICK = avro_text("ann") + b"\x02" + zigzag(300) + zigzag(1_704_088_800_500)
 CLICK_FIELDS = {"who": "ann", "what": "300", "when": "2024-01-01T06:00:00.500000+00:00"}
-
-
-@pytest.mark.parametrize(
-    ("value", "fields"),
-    [
-        ('{"a": "x", "b": 1, "c": null, "d": true}', {"a": "x", "b": "1", "c": None, "d": "true"}),
-        ('{"a": 1.10, "b": 1e5, "c": 123456789012345678901234567890}',
-         {"a": "1.10", "b": "1e5", "c": "123456789012345678901234567890"}),
-        ('{"a": {"b": [1.10, "ü", null]}, "c": [{}]}', {"a": '{"b":[1.10,"ü",null]}', "c": "[{}]"}),
-        ('{"a": 1, "a": 2}', {"a": "2"}),
-        ("{}", {}),
-    ],
-)  # fmt: skip
-def test_a_json_object_becomes_text(value: str, fields: dict[str, str | None]) -> None:
-    """Fields are text, numbers as they were written, nested parts JSON; of a key given twice the last one counts."""
-    assert kafka.told(value.encode(), kafka.parse_json) == (fields, None)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "null value"),
-        (b"", "empty value"),
-        (b'{"a": 1', '{"a": 1'),
-        (b'{"a": NaN}', '{"a": NaN}'),
-        (b'{"a": -Infinity}', '{"a": -Infinity}'),
-        (b'[{"a": 1}]', '[{"a": 1}]'),
-        (b'{"a": 1} {"a": 2}', '{"a": 1} {"a": 2}'),
-        (b'"text"', '"text"'),
-        (b'{"a": "\xff\x00"}', '{"a": "\\xff\\x00"}'),
-        (b'{"a": "\\ud83d"}', '{"a": "\\ud83d"}'),
-        (b'{"a": 1, "A": 2}', '{"a": 1, "A": 2}'),
-        (b'{"": 1}', '{"": 1}'),
-        (b'{"_corrupt_record": 1}', '{"_corrupt_record": 1}'),
-        (b"[" * 100_000, "[" * 100_000),
-    ],
-)
-def test_what_is_no_json_object_keeps_its_text(value: bytes | None, text: str) -> None:
-    """Whatever a value is, its printable text is kept and nothing is raised."""
-    assert kafka.told(value, kafka.parse_json) == (None, text)
 
 
 def test_avro_of_every_type() -> None:
@@ -149,9 +109,7 @@ def test_avro_of_every_type() -> None:
 )
 def test_damaged_avro_keeps_its_text(value: bytes) -> None:
     """A value that does not fit its schema, or is followed by more, is a row with its text."""
-    fields, text = kafka.told(value, kafka.avro(SCHEMA))
-    assert fields is None
-    assert text == kafka.printable(value)
+    assert kafka.as_json(value, kafka.avro(SCHEMA)) == (None, kafka.printable(value))
 
 
 HOLDS_ITSELF = {
@@ -404,7 +362,8 @@ class Table:
     def rows(self) -> list[dict[str, Any]]:
         if not (self.path / "_delta_log").exists():
             return []
-        return [json.loads(row) for row in deltalake.DeltaTable(str(self.path)).to_pyarrow_table()["row"].to_pylist()]
+        rows = [json.loads(row) for row in deltalake.DeltaTable(str(self.path)).to_pyarrow_table()["row"].to_pylist()]
+        return [row | row.pop(FIELDS, {}) for row in rows]
 
     def told(self, column: str = "who") -> list[str]:
         return sorted(row.get(column) or row.get(CORRUPT, "") for row in self.rows)
@@ -462,7 +421,7 @@ def test_messages_become_rows_and_bad_ones_are_kept(broker: Kafka, table: Table)
     (names, types), *others = landed
     assert not others
     assert set(names) == {
-        "who", "what", "when", "visit", "price", "basket", "x.y", "kafka.partition", "kafka.offset", CORRUPT, MESSAGE_ID,
+        "who", "what", "when", "visit", "kafka.partition", "kafka.offset", FIELDS, CORRUPT, MESSAGE_ID,
     }  # fmt: skip
     assert types["visit"] == "string"
     by_offset = sorted(table.rows, key=lambda row: row.pop("kafka.offset"))
@@ -471,25 +430,13 @@ def test_messages_become_rows_and_bad_ones_are_kept(broker: Kafka, table: Table)
         {"who": "ann", "what": "apple", "when": "2024-01-01T06:00:00", "price": "1.1"},
         {"who": "bob", "basket": '{"n":1}'},
         {CORRUPT: "{"},
-        {CORRUPT: "null value"},
-        {CORRUPT: "empty value"},
-        {CORRUPT: "\\xff\\xfe"},
+        {CORRUPT: "no value"},
+        {CORRUPT: "no value"},
+        {CORRUPT: "\ufffd\ufffd"},
         {CORRUPT: "[1]"},
         {"x.y": "z"},
     ]
     assert table.position == {"shapes": {"0": 8}}
-
-
-@pytest.mark.slow
-def test_columns_differing_in_case_or_too_many(broker: Kafka, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spellings of one name are one column, named as declared; rows with the rarest of too many keys are set aside."""
-    monkeypatch.setattr(kafka, "MOST_COLUMNS", 3)
-    broker.create("cases")
-    broker.produce("cases", '{"Who": "ann", "a": 1}', '{"who": "bob", "a": 1}', '{"who": "eve", "z9": 1}')
-    run(broker, table, "cases")
-    assert sorted(table.rows, key=lambda row: row["who"]) == [
-        {"who": "ann", "a": "1"}, {"who": "bob", "a": "1"}, {"who": "eve", CORRUPT: '{"who":"eve","z9":"1"}'},
-    ]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -662,7 +609,7 @@ def test_avro_by_a_registry(broker: Kafka, table: Table, registry: tuple[str, Co
 
     broker.produce("framed", framed(1, CLICK), framed(700, CLICK + zigzag(9)), framed(5, CLICK), CLICK, b"\0\0", None)
     run(broker, table, "framed", format="avro", schema_registry=url)
-    texts = [kafka.printable(value) for value in (framed(5, CLICK), CLICK, b"\0\0")] + ["null value"]
+    texts = [kafka.printable(value) for value in (framed(5, CLICK), CLICK, b"\0\0")] + ["no value"]
     assert sorted(row[CORRUPT] for row in table.rows if CORRUPT in row) == sorted(texts)
     sound = sorted((row for row in table.rows if CORRUPT not in row), key=len)
     assert sound == [CLICK_FIELDS, CLICK_FIELDS | {"shelf": "9"}]
