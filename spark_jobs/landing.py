@@ -125,9 +125,9 @@ class Landing:
         number, position, identity = ledger.latest(name)
         if identity is None:
             columns = {*batch.rows.columns, *wanted_columns(self.source)}
-            if reading.FIELDS in columns and self.source.columns.event_id is None and MESSAGE_ID not in columns:
+            if reading.KEYS in columns and self.source.columns.event_id is None and MESSAGE_ID not in columns:
                 columns |= {*reading.keys_of(batch.rows)}
-            identity = sorted(filter(None, columns - {reading.CORRUPT, reading.FIELDS, MESSAGE_ID}))
+            identity = sorted(filter(None, columns - {reading.CORRUPT, reading.FIELDS, reading.KEYS, MESSAGE_ID}))
         # The first batch of a source is its history, which is never late.
         oldest = oldest_in_time(self.dataset) if number and self.replace is None else None
         events = parsed_events(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from itertools import chain
@@ -18,7 +18,7 @@ from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, UNTIMED
 from spark_jobs import rules
 from spark_jobs.pseudonyms import pseudonym_of
-from spark_jobs.reading import CORRUPT, FIELDS, column, float_text, text
+from spark_jobs.reading import CORRUPT, FIELDS, KEYS, column, float_text, text
 
 INTERVAL = next(each for each in SILVER_EVENTS.columns if each.name == "interval")
 TOO_LATE = "occurred_at: older than the lateness limit"
@@ -213,17 +213,6 @@ def _map_of(values: Mapping[str, Column]) -> Column:
     return F.create_map(*chain(*((F.lit(name), value) for name, value in values.items()))).cast("map<string,string>")
 
 
-def _fields_but(names: Iterable[str]) -> Column:
-    """FIELDS without those names."""
-    listed = F.array(*map(F.lit, sorted(names)))
-    # Higher-order functions are slow: only records with other fields go through them.
-    others = F.when(
-        F.size(F.array_except(F.map_keys(FIELDS), listed)) > 0,
-        F.map_filter(FIELDS, lambda key, _: ~F.array_contains(listed, key)),
-    )
-    return F.coalesce(others, _map_of({}))
-
-
 def _whole(
     frame: DataFrame, theirs: list[str], mapped: set[str], identity: Sequence[str]
 ) -> tuple[Column, Column, Column]:
@@ -233,13 +222,12 @@ def _whole(
     extra, hashed = _map_of(beside), {name: raw[name] for name in {*(identity or theirs), CORRUPT} if name in raw}
     record = F.to_json(F.struct(*[value.alias(name) for name, (_, value) in raw.items()]))
     if FIELDS in frame.columns:
-        extra = F.map_concat(_fields_but({*mapped, *theirs}), extra) if beside else _fields_but(mapped)
+        others = F.coalesce(FIELDS, _map_of({}))
+        extra = F.map_concat(others, extra) if beside else others
         hashed |= {name: (T.StringType(), F.element_at(FIELDS, name)) for name in identity if name not in raw}
         if not identity:
             hashed[FIELDS] = (T.StringType(), F.to_json(FIELDS))
-        record = F.to_json(
-            F.map_concat(_fields_but(theirs), _map_of({name: value for name, (_, value) in raw.items()}))
-        )
+        record = F.to_json(F.map_concat(others, _map_of({name: value for name, (_, value) in raw.items()})))
     by_hash = _hash_of(hashed)
     return extra, by_hash, record
 
@@ -277,7 +265,7 @@ def parse(
         identity: columns whose hash is the id of a record that has none or is unfit; empty: all.
         oldest: first interval that is not too late to land; None: all are in time.
     """
-    names, theirs = events.columns, [name for name in frame.columns if name not in (MESSAGE_ID, FIELDS)]
+    names, theirs = events.columns, [name for name in frame.columns if name not in (MESSAGE_ID, FIELDS, KEYS)]
     mapped = {name for name in names.model_dump().values() if name is not None} | {CORRUPT}
     frame = _prepared(frame, events, dataset)
     read = {

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
+from operator import add
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -31,7 +32,9 @@ from spark_jobs.staging import CORRUPT
 _DATA = r"^(-?\d+([.,]\d+)?|\d{4}-\d\d-\d\d.*)$"
 """A number or a date, which names no column."""
 FIELDS = "_fields"
-"""Column with all fields of a record in JSON by their names, those that have a column too: a map of text."""
+"""Column with the fields of a record in JSON that have no column of their own, by their names: a map of text, or null."""
+KEYS = "_keys"
+"""Column with the names of all fields of a record in JSON."""
 _HEAD = 1000
 """Records that are looked at first for the names of fields."""
 _AROUND_JSON = " \t\r\n\ufeff"
@@ -258,39 +261,46 @@ def _json_lines(
 
 def _absent(rows: DataFrame, names: Sequence[str]) -> list[str]:
     """Those names that no record has. Nearly always the first records have all of them."""
-    heads = {key for row in rows.select(FIELDS).limit(_HEAD).collect() for key in row[FIELDS] or ()}
-    return [
-        name
-        for name in names
-        if name not in heads and rows.where(F.coalesce(F.map_contains_key(FIELDS, name), F.lit(False))).isEmpty()
-    ]
+    heads = {key for row in rows.select(KEYS).limit(_HEAD).collect() for key in row[KEYS] or ()}
+    return [name for name in names if name not in heads and rows.where(F.array_contains(KEYS, name)).isEmpty()]
 
 
 def json_rows(frame: DataFrame, declared: Sequence[str]) -> DataFrame:
-    """Records in JSON (text, in column `value`) as a column for each declared name, FIELDS and CORRUPT, and the others.
+    """Records in JSON (text, in column `value`) as a column for each declared name, FIELDS, KEYS and CORRUPT.
 
-    All values are text, nested ones JSON. What is not one whole object has its text in CORRUPT.
+    Other columns of `frame` stay. All values are text, nested ones JSON. What is not one whole object has its text in CORRUPT.
     """
-    text_ = F.col("value")
+    text_, beside = F.col("value"), [column(name) for name in frame.columns if name != "value"]
     # As the one element of a list, since Spark's parser does not look at what follows an object.
     parsed = F.from_json(F.concat(F.lit("["), text_, F.lit("]")), "array<map<string,string>>", _STRICT_JSON)
-    is_object = text_.startswith("{") & text_.endswith("}") & (F.size(parsed) == 1) & F.is_valid_utf8(text_)
-    beside = [column(name) for name in frame.columns if name != "value"]
-    kept = frame.select("value", *beside, F.when(is_object, F.element_at(parsed, 1)).alias("_parsed"))
-    keys = F.map_keys("_parsed")
-    last_counts = F.map_from_entries(F.map_entries("_parsed"))  # by spark.sql.mapKeyDedupPolicy
-    fields = F.when(F.size(F.array_distinct(keys)) < F.size(keys), last_counts).otherwise(F.col("_parsed"))
-    kept = kept.select("value", *beside, fields.alias(FIELDS))
-    corrupt = F.when(
-        F.col(FIELDS).isNull(), F.make_valid_utf8(F.coalesce(F.nullif(text_, F.lit("")), F.lit("no value")))
+    rows = frame.select("value", *beside, parsed.alias("_list"))
+    is_object = text_.startswith("{") & text_.endswith("}") & (F.size("_list") == 1) & F.is_valid_utf8(text_)
+    rows = rows.select("value", *beside, F.when(is_object, F.element_at("_list", 1)).alias("_map"))
+    keys = F.map_keys("_map")
+    is_double = _has_others("_map", declared) & (F.size(F.array_distinct(keys)) < F.size(keys))
+    last_counts = F.map_from_entries(F.map_entries("_map"))  # by spark.sql.mapKeyDedupPolicy
+    rows = rows.select("value", *beside, F.when(is_double, last_counts).otherwise(F.col("_map")).alias("_map"))
+    listed = F.array(*map(F.lit, declared)).cast("array<string>")
+    # Higher-order functions are slow: the usual record has none.
+    others = F.when(
+        _has_others("_map", declared), F.map_filter("_map", lambda name, _: ~F.array_contains(listed, name))
     )
-    values = [F.element_at(FIELDS, F.lit(name)).alias(name) for name in declared]
-    return kept.select(*values, *beside, FIELDS, corrupt.alias(CORRUPT))
+    corrupt = F.when(
+        F.col("_map").isNull(), F.make_valid_utf8(F.coalesce(F.nullif(text_, F.lit("")), F.lit("no value")))
+    )
+    values = [F.element_at("_map", F.lit(name)).alias(name) for name in declared]
+    return rows.select(*values, *beside, others.alias(FIELDS), keys.alias(KEYS), corrupt.alias(CORRUPT))
+
+
+def _has_others(fields: str, names: Iterable[str]) -> Column:
+    """Whether a map has, or may have, other keys than these, or one twice: cheap, and false for the usual record."""
+    counted = [F.element_at(fields, F.lit(name)).isNotNull().cast("int") for name in names]
+    return F.size(fields) > reduce(add, counted, F.lit(0))
 
 
 def keys_of(rows: DataFrame) -> list[str]:
-    """The names of the fields of all records, of rows with FIELDS."""
-    return sorted(row["name"] for row in rows.select(F.explode(F.map_keys(FIELDS)).alias("name")).distinct().collect())
+    """The names of the fields of all records in JSON."""
+    return sorted(row["name"] for row in rows.select(F.explode(KEYS).alias("name")).distinct().collect())
 
 
 def united(frames: Sequence[DataFrame]) -> DataFrame:
@@ -325,11 +335,11 @@ def require(frame: DataFrame, wanted: Iterable[str | None], where: str) -> None:
     Raises:
         InputError: one is not; the ones that are there are named.
     """
-    there = [name for name in frame.columns if name not in (CORRUPT, FIELDS)]
+    there = [name for name in frame.columns if name not in (CORRUPT, FIELDS, KEYS)]
     absent = next((name for name in wanted if name is not None and name not in there), None)
     if absent is None:
         return
-    if FIELDS in frame.columns:
+    if KEYS in frame.columns:
         there = [*dict.fromkeys([*there, *keys_of(frame)])]
     if any(re.match(_DATA, name) for name in there):
         raise InputError(

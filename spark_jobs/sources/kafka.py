@@ -38,7 +38,7 @@ from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs.ledger import Position
 from spark_jobs.parsing import MESSAGE_ID, wanted_columns
-from spark_jobs.reading import CORRUPT, FIELDS, json_rows
+from spark_jobs.reading import CORRUPT, FIELDS, KEYS, json_rows
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
 
@@ -559,7 +559,10 @@ class Reader:
         return rows
 
     def _nothing(self, spark: SparkSession) -> DataFrame:
-        columns = dict.fromkeys((*self.declared, CORRUPT, MESSAGE_ID), "string") | {FIELDS: "map<string,string>"}
+        columns = dict.fromkeys((*self.declared, CORRUPT, MESSAGE_ID), "string") | {
+            FIELDS: "map<string,string>",
+            KEYS: "array<string>",
+        }
         return spark.range(0).select(*[F.lit(None).cast(kind).alias(name) for name, kind in columns.items()])
 
     def _messages(self, spark: SparkSession, start: Offsets, end: Offsets) -> DataFrame:
