@@ -63,7 +63,7 @@ BRONZE_EVENTS = Table(
     "Every record that was read, columns named and typed by the contract. A value that could not be read is null, "
     "`problems` says so and `record` has all as it came.",
     (
-        Column("event_id", "string", "the source's id, else a hash of the record; both of one that is unfit"),
+        Column("event_id", "string", "the source's id, else a hash of the record; always that of one that is unfit"),
         Column("source", "string", "name of the source"),
         Column("interval", "int", "number of the interval that holds occurred_at; UNTIMED: the time cannot be read"),
         Column("user_id", "string", "a pseudonym where the dataset file says that ids are personal", nullable=True),

@@ -6,12 +6,13 @@ by its interval and event_id, so duplicates are looked for in the intervals of t
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import NoReturn
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -19,8 +20,8 @@ from contracts.dataset import Dataset, Events
 from contracts.errors import InputError
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, UNTIMED
-from spark_jobs import ledger, reading, rules, sources, storage
-from spark_jobs.parsing import KEY, MESSAGE_ID, key_of, parse, wanted_columns
+from spark_jobs import ledger, reading, rules, sources, staging, storage
+from spark_jobs.parsing import MESSAGE_ID, parse, wanted_columns
 from spark_jobs.pseudonyms import without_erased
 from spark_jobs.session import say
 
@@ -37,7 +38,7 @@ def parsed_events(
     identity: list[str] | None = None,
     oldest: int | None = None,
 ) -> DataFrame:
-    """Rows of a source as BRONZE_EVENTS, and KEY, without those of erased users.
+    """Rows of a source as BRONZE_EVENTS, without those of erased users.
 
     Raises:
         InputError: a declared column is missing.
@@ -136,17 +137,19 @@ class Landing:
         )  # fmt: skip
         if self.replace is not None:
             events = events.where(self.replace.predicate)
-        if number == 0 and self.is_complete:
-            self._refuse_unusable(events, batch.where or name)
-        new, accounts = self._new(events)
+        folder = staging.scratch() / f"batch-{uuid.uuid4().hex}"
         try:
+            staged = storage.stage(events.repartition("interval"), BRONZE_EVENTS, folder / "all")
+            if number == 0 and self.is_complete:
+                self._refuse_unusable(staged, batch.where or name)
+            new, accounts = self._new(staged, folder)
             moved = {part: value for part, value in batch.position.items() if position.get(part) != value}
             if self.replace is not None and self.replace.last is not None:
                 moved = {}  # what lies beyond is still to be read
             entry = ledger.Entry(name, number + 1, moved | {ledger.IDENTITY: identity}, accounts, self._token)
             self._commit(new, entry)
         finally:
-            new.unpersist()
+            shutil.rmtree(folder, ignore_errors=True)
         read, landed, aside, twice = (
             sum(getattr(account, kind) for account in accounts)
             for kind in ("read", "landed", "quarantined", "duplicates")
@@ -156,39 +159,33 @@ class Landing:
             f"{name}, batch {number + 1}: {read:,} read = {landed:,} landed + {aside:,} quarantined + {twice:,} duplicates"
         )
 
-    def _new(self, events: DataFrame) -> tuple[DataFrame, tuple[ledger.Account, ...]]:
-        """The rows that are not there yet, and the account of all.
+    def _new(self, staged: DataFrame, folder: Path) -> tuple[Path, tuple[ledger.Account, ...]]:
+        """Where in `folder` the rows lie that are not there yet, and the account of all.
 
-        The usual batch has no duplicate: a look at its narrow keys shows that, and nothing else is compared or kept.
+        The usual batch has no duplicate: a look at its narrow keys shows that, and it is taken as it lies.
         """
-        keys = events.select("interval", F.xxhash64(KEY).alias("hash")).groupBy("interval", "hash").count()
-        keys = keys.persist(StorageLevel.MEMORY_AND_DISK)
-        try:
-            counts = (
-                keys.groupBy("interval").agg(F.sum("count").alias("read"), F.count("*").alias("distinct")).collect()
-            )
-            read = {row["interval"]: int(row["read"]) for row in counts}
-            repeated = any(row["read"] > row["distinct"] for row in counts)
-            there = self._there(read)
-            hits: list[int] = []
-            if there is not None:
-                hashes = there.select("interval", F.xxhash64(key_of(F.col("event_id"), F.col("record"))).alias("hash"))
-                hit = hashes.join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
-                hits = [row["interval"] for row in hit.collect()]
-        finally:
-            keys.unpersist()
+        keys = _keys(staged)
+        counts = keys.groupBy("interval", "hash").count().groupBy("interval")
+        counts = counts.agg(F.sum("count").alias("read"), F.count("*").alias("distinct")).collect()
+        read = {row["interval"]: int(row["read"]) for row in sorted(counts)}
+        repeated = any(row["read"] > row["distinct"] for row in counts)
+        there = self._there(read)
+        hits: list[int] = []
+        if there is not None:
+            hit = _keys(there).join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
+            hits = [row["interval"] for row in hit.collect()]
         if not repeated and not hits:
-            return events, tuple(ledger.Account.of(interval, count, count) for interval, count in sorted(read.items()))
-        new = events.withColumn("again", rules.is_duplicate()).where("NOT again").drop("again")
+            return folder / "all", tuple(ledger.Account.of(interval, count, count) for interval, count in read.items())
+        new = staged.withColumn("again", rules.is_duplicate()).where("NOT again").drop("again")
         if hits and there is not None:
             old = there.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
             new = new.join(old, _KEY, "left_anti")
-        new = new.persist(StorageLevel.MEMORY_AND_DISK)
+        new = storage.stage(new.repartition("interval"), BRONZE_EVENTS, folder / "new")
         if hits and there is not None and self.source.columns.event_id is None:
             self._warn_of_versions(new, there)
         kept = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
-        return new, tuple(
-            ledger.Account.of(interval, count, kept.get(interval, 0)) for interval, count in sorted(read.items())
+        return folder / "new", tuple(
+            ledger.Account.of(interval, count, kept.get(interval, 0)) for interval, count in read.items()
         )
 
     def _warn_of_versions(self, new: DataFrame, there: DataFrame) -> None:
@@ -238,15 +235,20 @@ class Landing:
                 cure="bring the missing files back, or land with --allow-fewer (`allow_fewer` of ingest_events)",
             )
 
-    def _commit(self, new: DataFrame, entry: ledger.Entry) -> None:
+    def _commit(self, new: Path, entry: ledger.Entry) -> None:
         through = {} if self.through is None else {"through": self.through}
         record = {"dataset": self.dataset.name, **through, **entry.record()}
-        rows = new.repartition("interval")
         if self.replace is not None:
             self._refuse_fewer(entry)
-            storage.write(rows, BRONZE_EVENTS, where=self._replaced, record=record)
+            rows = storage.staged(self.spark, BRONZE_EVENTS, new)
+            storage.write(rows.repartition("interval"), BRONZE_EVENTS, where=self._replaced, record=record)
         else:
-            storage.append(rows, BRONZE_EVENTS, record=record, application=entry.source, number=entry.batch)
+            storage.append(new, BRONZE_EVENTS, record=record, application=entry.source, number=entry.batch)
         entries = [each for each in ledger.catch_up() if (each.source, each.batch) == (entry.source, entry.batch)]
         if [each.token for each in entries] != [self._token]:
             raise RuntimeError(f"another run has landed batch {entry.batch} of {entry.source}: run it again")
+
+
+def _keys(events: DataFrame) -> DataFrame:
+    """Interval and hash of the id of each row."""
+    return events.select("interval", F.xxhash64("event_id").alias("hash"))

@@ -36,11 +36,6 @@ _YEARS = (datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 """Years that neither Python nor a person has a date for are typing errors."""
 MESSAGE_ID = "_message_id"
 """Column with what a record without an id of its own is known by, such as its offset in a topic."""
-KEY = "_key"
-"""Column beside those of BRONZE_EVENTS: the event_id of a record if it is fit. Equal event_ids have equal keys, and a key
-is known before all else of a record is read."""
-_UNFIT = "~"
-"""Between the key of an unfit record and what tells it from the others with that key, in its event_id."""
 _UNITS_US = {"epoch_s": 1e6, "epoch_ms": 1e3, "epoch_us": 1.0, "epoch_ns": 1e-3}
 _EXCLUDED = "_excluded_"
 """Prefix of columns with the reason why a row is no event, told before user ids are replaced."""
@@ -259,7 +254,7 @@ def parse(
     identity: Sequence[str] = (),
     oldest: int | None = None,
 ) -> DataFrame:
-    """Records of a source as BRONZE_EVENTS, and KEY.
+    """Records of a source as BRONZE_EVENTS.
 
     Args:
         identity: columns whose hash is the id of a record that has none or is unfit; empty: all.
@@ -341,22 +336,10 @@ def parse(
         extra.alias("extra"),
         F.lit(ingested_at).cast("timestamp").alias("ingested_at"),
     ).withColumn("_fit", rules.is_fit())
-    by_content = F.coalesce(column(MESSAGE_ID), by_hash)
-    parsed = parsed.withColumn(KEY, F.concat(scope, F.coalesce("_own_id", by_content)))
-    unfit_id = F.concat(KEY, F.lit(_UNFIT), by_content)
-    return parsed.withColumns(
-        {"event_id": F.when(F.col("_fit"), F.col(KEY)).otherwise(unfit_id), "record": F.when(~F.col("_fit"), record)}
-    ).select(*BRONZE_EVENTS.column_names, KEY)
-
-
-def key_of(event_id: Column, record: Column) -> Column:
-    """KEY of a row of BRONZE_EVENTS."""
-    return F.when(record.isNull(), event_id).otherwise(F.regexp_replace(event_id, f"{_UNFIT}[^{_UNFIT}]*$", ""))
-
-
-def content_id(event_id: str) -> str:
-    """What an unfit record is told from the others with its key by."""
-    return event_id.rpartition(_UNFIT)[2]
+    own_id = F.coalesce(F.when(F.col("_fit"), F.col("_own_id")), column(MESSAGE_ID), by_hash)
+    return parsed.withColumns({"event_id": F.concat(scope, own_id), "record": F.when(~F.col("_fit"), record)}).select(
+        *BRONZE_EVENTS.column_names
+    )
 
 
 def _problem(frame: DataFrame, name: str, fails: Column, what: str) -> Column:

@@ -126,7 +126,6 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     from pyspark.sql import functions as F
 
     from spark_jobs.landing import parsed_events
-    from spark_jobs.parsing import KEY
     from spark_jobs.session import session
 
     spark = session("redrive")
@@ -161,7 +160,7 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     touched |= {row["interval"] for row in fit.select("interval").distinct().collect()}
     these = storage.ranges_predicate("interval", touched)
     left = storage.read(spark, BRONZE_EVENTS).where(these).join(gone, ["interval", "event_id"], "left_anti")
-    new = fit.drop("former", KEY).dropDuplicates(["interval", "event_id"])
+    new = fit.drop("former").dropDuplicates(["interval", "event_id"])
     new = new.join(left.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
     through = pending.landed_through()
     record = {"dataset": dataset.name, **({} if through is None else {"through": through})}
@@ -171,14 +170,14 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
 
 def _records(spark: SparkSession, there: list[Any], source: Events, dataset: Dataset) -> DataFrame:
     """Records of bronze as the source had them; those with a time keep it."""
-    from spark_jobs.parsing import MESSAGE_ID, content_id, wanted_columns
+    from spark_jobs.parsing import MESSAGE_ID, wanted_columns
 
-    records = []
+    name, records = dataset.source_name(source), []
     for row in there:
         record = {name: _text(value) for name, value in json.loads(row["record"]).items()}
         if row["occurred_at"] is not None:
             record[source.columns.occurred_at] = row["occurred_at"]
-        records.append(record | {MESSAGE_ID: content_id(row["event_id"]), _FORMER: row["event_id"]})
+        records.append(record | {MESSAGE_ID: row["event_id"].removeprefix(f"{name}:"), _FORMER: row["event_id"]})
     # JSON leaves out what is null.
     own = [*filter(None, wanted_columns(source, dataset.items)), MESSAGE_ID, _FORMER]
     columns = list(dict.fromkeys([*(name for record in records for name in record), *own]))

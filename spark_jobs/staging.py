@@ -55,7 +55,7 @@ class Staged:
 
 
 @functools.cache
-def _scratch() -> Path:
+def scratch() -> Path:
     """A folder for copies, gone when this process ends. They hold user ids as they came."""
     spool = settings().home_dir / "spool"
     for left in spool.glob("process-*"):
@@ -68,7 +68,7 @@ def _scratch() -> Path:
 
 def _copy_of(path: str, stamp: object, ending: str) -> Path:
     """Where a copy of a file lies that has this stamp."""
-    folder = _scratch()
+    folder = scratch()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder / f"{hashlib.sha256(f'{path} {stamp}'.encode()).hexdigest()[:16]}{ending}"
 

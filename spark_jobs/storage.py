@@ -12,11 +12,14 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deltalake
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake.exceptions import TableNotFoundError
+from deltalake.transaction import AddAction
 
 from contracts.errors import InputError
 from contracts.files import locked
@@ -203,15 +206,64 @@ def write(frame: DataFrame, table: Table, *, where: str | None = None, record: d
     writer.save(str(table.path))
 
 
-def append(frame: DataFrame, table: Table, *, record: dict[str, Any], application: str, number: int) -> None:
-    """Add rows in one atomic commit, unless `application` has committed this `number` or a later one already.
+def stage(frame: DataFrame, table: Table, folder: Path) -> DataFrame:
+    """Write rows as files beside the table, for `append`; returns them as they lie there. No reader of the table sees them."""
+    columns = [frame[column.name].cast(column.type) for column in table.columns]
+    frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by).parquet(str(folder))
+    return staged(frame.sparkSession, table, folder)
 
-    Source: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
+
+def staged(spark: SparkSession, table: Table, folder: Path) -> DataFrame:
+    """The rows that `stage` has written."""
+    schema = ", ".join(f"{column.name} {column.type}" for column in table.columns)
+    return spark.read.schema(schema).parquet(str(folder))
+
+
+def append(folder: Path, table: Table, *, record: dict[str, Any], application: str, number: int) -> None:
+    """Make the files of `stage` the table's in one atomic commit, unless `application` has committed this `number` or a later one.
+
+    Source: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#transaction-identifiers
+
+    Raises:
+        RuntimeError: a value is missing that the contract wants.
     """
-    writer = _typed(frame, table).write.format("delta").mode("append").option("mergeSchema", "true")
-    writer.option("userMetadata", json.dumps(record)).option("txnAppId", application).option("txnVersion", number).save(
-        str(table.path)
+    create(table)
+    opened = deltalake.DeltaTable(str(table.path))
+    there = {field.name for field in opened.schema().fields}
+    later = [field for field in arrow_schema(table) if field.name not in there]
+    if later:
+        opened.alter.add_columns(deltalake.Schema.from_arrow(pa.schema(later)).fields)
+    last = opened.transaction_version(application)
+    if last is not None and last >= number:
+        return
+    actions = [_taken_up(path, path.relative_to(folder), table) for path in sorted(folder.rglob("*.parquet"))]
+    opened.create_write_transaction(
+        actions,
+        "append",
+        opened.schema(),
+        list(table.partition_by),
+        commit_properties=deltalake.CommitProperties(
+            custom_metadata={"userMetadata": json.dumps(record)},
+            app_transactions=[deltalake.Transaction(application, number)],
+        ),
     )
+
+
+def _taken_up(path: Path, place: Path, table: Table) -> AddAction:
+    """Move a file to its place in the table; what a commit says of it."""
+    about = pq.read_metadata(path)
+    wanted = {column.name for column in table.columns if not column.nullable}
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in wanted and (column.statistics is None or column.statistics.null_count):
+                raise RuntimeError(f"{table.name}: {column.path_in_schema} is missing in some rows")
+    target = table.path / place
+    target.parent.mkdir(exist_ok=True)
+    shutil.move(path, target)
+    status = target.stat()
+    values = dict(part.split("=", 1) for part in place.parent.parts)
+    stats = json.dumps({"numRecords": about.num_rows})
+    return AddAction(str(place), status.st_size, values, int(status.st_mtime * 1000), True, stats)
 
 
 def commit_metadata(table: Table, record: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from contracts.dataset import EventColumns, Events, load
 from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs.parsing import MESSAGE_ID
-from spark_jobs.reading import CORRUPT, FIELDS
+from spark_jobs.reading import CORRUPT, FIELDS, KEYS
 from spark_jobs.sources import Batch, kafka, open_source
 
 COLUMNS = EventColumns(user_id="who", item_id="what", occurred_at="when")
@@ -363,7 +363,10 @@ class Table:
         if not (self.path / "_delta_log").exists():
             return []
         rows = [json.loads(row) for row in deltalake.DeltaTable(str(self.path)).to_pyarrow_table()["row"].to_pylist()]
-        return [row | row.pop(FIELDS, {}) for row in rows]
+        return [
+            {name: value for name, value in row.items() if name not in (FIELDS, KEYS)} | row.get(FIELDS, {})
+            for row in rows
+        ]
 
     def told(self, column: str = "who") -> list[str]:
         return sorted(row.get(column) or row.get(CORRUPT, "") for row in self.rows)
@@ -421,7 +424,7 @@ def test_messages_become_rows_and_bad_ones_are_kept(broker: Kafka, table: Table)
     (names, types), *others = landed
     assert not others
     assert set(names) == {
-        "who", "what", "when", "visit", "kafka.partition", "kafka.offset", FIELDS, CORRUPT, MESSAGE_ID,
+        "who", "what", "when", "visit", "kafka.partition", "kafka.offset", FIELDS, KEYS, CORRUPT, MESSAGE_ID,
     }  # fmt: skip
     assert types["visit"] == "string"
     by_offset = sorted(table.rows, key=lambda row: row.pop("kafka.offset"))
