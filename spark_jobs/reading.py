@@ -265,10 +265,14 @@ def _absent(rows: DataFrame, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in heads and rows.where(F.array_contains(KEYS, name)).isEmpty()]
 
 
-def json_rows(frame: DataFrame, declared: Sequence[str]) -> DataFrame:
+def json_rows(frame: DataFrame, declared: Sequence[str], *, with_paths: bool = False) -> DataFrame:
     """Records in JSON (text, in column `value`) as a column for each declared name, FIELDS, KEYS and CORRUPT.
 
-    Other columns of `frame` stay. All values are text, nested ones JSON. What is not one whole object has its text in CORRUPT.
+    Other columns of `frame` stay. All values are text, nested ones JSON. What is not one whole object has its text in
+    CORRUPT.
+
+    Args:
+        with_paths: whether a declared name with dots may be a path into a record.
     """
     text_, beside = F.col("value"), [column(name) for name in frame.columns if name != "value"]
     # As the one element of a list, since Spark's parser does not look at what follows an object.
@@ -288,7 +292,14 @@ def json_rows(frame: DataFrame, declared: Sequence[str]) -> DataFrame:
     corrupt = F.when(
         F.col("_map").isNull(), F.make_valid_utf8(F.coalesce(F.nullif(text_, F.lit("")), F.lit("no value")))
     )
-    values = [F.element_at("_map", F.lit(name)).alias(name) for name in declared]
+
+    def value(name: str) -> Column:
+        own = F.element_at("_map", F.lit(name))
+        if not with_paths or "." not in name:
+            return own
+        return F.coalesce(own, F.get_json_object("value", "$" + "".join(f"['{key}']" for key in name.split("."))))
+
+    values = [value(name).alias(name) for name in declared]
     return rows.select(*values, *beside, others.alias(FIELDS), keys.alias(KEYS), corrupt.alias(CORRUPT))
 
 

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from codecs import BOM_UTF8
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
 import httpx
+import msgspec
 import stamina
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import DataFrame, SparkSession
 
 from contracts.dataset import Events, look_back
 from contracts.errors import InputError
@@ -34,7 +34,7 @@ from contracts.files import read_json, sync, write_json
 from contracts.settings import settings
 from spark_jobs.ledger import Position
 from spark_jobs.parsing import wanted_columns
-from spark_jobs.reading import CORRUPT
+from spark_jobs.reading import json_rows
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
 
@@ -197,40 +197,21 @@ class _Spooled:
         base: the position that it is to be landed on.
         options: digest of the options that it was asked with.
         reached: the position after it.
-        fields: names of its records' fields, in order.
-        records: how many there are.
     """
 
     base: Position
     options: str
     reached: Position
-    fields: list[str]
-    records: int
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """`text` is None where the API says that there is no content."""
+    """`body` is None where the API says that there is no content."""
 
-    text: str | None
+    body: bytes | None
     headers: httpx.Headers
     links: dict[str | None, dict[str, str]]
     url: httpx.URL
-
-
-@dataclass
-class _Told:
-    """The records of one page.
-
-    Attributes:
-        lines: each as one line of JSON, an object of texts: what is no object has its text in CORRUPT.
-        fields: names of fields, in order.
-        values: of `since.field`.
-    """
-
-    lines: list[str] = field(default_factory=list)
-    fields: dict[str, None] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
 
 
 class Reader:
@@ -240,8 +221,7 @@ class Reader:
 
     def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
         self._name, self._source, self._options = name, source, options
-        self._wanted = [column for column in wanted_columns(source) if column is not None]
-        self._dotted = [column for column in dict.fromkeys(self._wanted) if "." in column]
+        self._wanted = list(dict.fromkeys(column for column in wanted_columns(source) if column is not None))
         self._asked_s = float("-inf")
 
     def news(self, position: Position) -> bool:
@@ -272,7 +252,7 @@ class Reader:
         options = hashlib.sha256(self._options.model_dump_json().encode()).hexdigest()
         pages = _spooled(spool, position, options)
         read = _Read(**pages[-1].reached) if pages else self._start(position)
-        lines: list[str] = []
+        before: list[bytes] = []
         resumed = read.ask is not None and not read.done
         while not (pages and read.done) and len(pages) < self._options.pages_a_batch:
             if read.ask in asked:
@@ -285,21 +265,22 @@ class Reader:
                 asked.clear()
                 read = _Read(None, read.since, read.watermark, done=False, digest=read.digest)
                 continue
-            told = self._records(answer)
-            if lines and told.lines == lines:  # it would end here, or never: it does not know what we ask with
+            records = self._records(answer)
+            if before and records == before:  # it would end here, or never: it does not know what we ask with
                 self._refuse_circle(read.ask)
-            lines = told.lines
-            self._refuse_strange(told, read, first=not position and not pages)
-            after = self._next(answer, told, read.ask)
+            before = records
+            if not position and not pages:
+                self._refuse_strange(records)
+            after = self._next(answer, records, read.ask)
             read = _Read(
-                ask=after if after is not None else self._last(read.ask, told),
+                ask=after if after is not None else self._last(read.ask, records),
                 since=read.since,
-                watermark=self._watermark(read.watermark, told.values),
+                watermark=self._watermark(read.watermark, records),
                 done=after is None,
-                digest=_digest(read.digest, *told.lines),
+                digest=_digest(read.digest, *records),
             )
-            pages.append(_Spooled(position, options, asdict(read), list(told.fields), len(told.lines)))
-            _spool(spool, len(pages), told.lines, pages[-1])
+            pages.append(_Spooled(position, options, asdict(read)))
+            _spool(spool, len(pages), records, pages[-1])
         return pages
 
     def _start(self, position: Position) -> _Read:
@@ -313,12 +294,12 @@ class Reader:
             asked = _earlier(last.watermark, since.overlap) if last.watermark is not None else since.first or None
         return _Read(last.ask, asked, last.watermark, done=False, digest=_digest(""))
 
-    def _last(self, ask: Ask, told: _Told) -> Ask:
+    def _last(self, ask: Ask, records: list[bytes]) -> Ask:
         """Where the next read starts, after one that ended with the page `ask`."""
         options = self._options
         if not options.oldest_first:
             return None
-        if options.page is not None and not told.lines and ask is not None:
+        if options.page is not None and not records and ask is not None:
             return max(int(ask) - 1, options.page.first)  # more records may join the page before the empty one
         return ask
 
@@ -433,9 +414,7 @@ class Reader:
                         where=self._where,
                         cure="ask for fewer records a page, or raise page_limit_mib",
                     )
-        # Bytes that are no UTF-8 make their own record unreadable, and not the whole page.
-        text = bytes(body).decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-        return _Answer(text, response.headers, response.links, response.url)
+        return _Answer(bytes(body).removeprefix(BOM_UTF8), response.headers, response.links, response.url)
 
     def _refuse(self, status: int, response: httpx.Response) -> NoReturn:
         auth = self._options.auth
@@ -462,79 +441,55 @@ class Reader:
 
     # Understanding answers
 
-    def _records(self, answer: _Answer) -> _Told:
-        """The records of an answer.
+    def _records(self, answer: _Answer) -> list[bytes]:
+        """The records of an answer, each as it came, on one line.
 
         Raises:
             InputError: the answer is not JSON, or has no list where `records` says.
         """
-        told, text = _Told(), answer.text
-        if text is None:
-            return told
+        body, path = answer.body, self._options.records
+        if body is None:
+            return []
         is_lines = re.search(_LINES, answer.headers.get("content-type", "").lower()) is not None
-        if self._options.records or (not is_lines and text.lstrip()[:1] == "["):
+        if path or (not is_lines and body.lstrip()[:1] == b"["):
             try:
-                _loads(text)
-                found = _find(text, self._options.records)
-            except (ValueError, RecursionError):
-                self._refuse_answer("is not JSON", text)
-            if found is None:
-                self._refuse_answer(f"has nothing at {self._options.records!r}", text)
-            records, start, _ = found
-            if records is not None and not isinstance(records, list):
-                self._refuse_answer(f"has no list at {self._options.records!r}", text)
-            for value, raw in _elements(text, start) if records else ():
-                self._add(told, value, raw)
-            return told
-        for line in text.split("\n"):
-            if raw := line.strip("\r\t \x1e"):
-                try:
-                    value = _loads(raw)
-                except (ValueError, RecursionError):
-                    value = None
-                self._add(told, value, raw)
-        if told.lines and list(told.fields) == [CORRUPT]:
-            self._refuse_answer("is neither a list nor JSON lines", text)
-        return told
+                at_path = _at(body, path)
+                records = [] if at_path in (None, b"null") else _LIST.decode(at_path)
+            except msgspec.ValidationError:
+                self._refuse_answer(f"has no list at {path!r}", body)
+            except msgspec.DecodeError:
+                self._refuse_answer("is not JSON", body)
+            if at_path is None:
+                self._refuse_answer(f"has nothing at {path!r}", body)
+            return [_on_one_line(bytes(record)) for record in records]
+        lines = [line for each in body.split(b"\n") if (line := each.strip(b"\r\t \x1e"))]
+        if lines and not any(map(_names, lines)):
+            self._refuse_answer("is neither a list nor JSON lines", body)
+        return lines
 
-    def _add(self, told: _Told, value: Any, raw: str) -> None:
-        try:
-            raw.encode()
-        except UnicodeEncodeError:
-            value, raw = None, raw.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
-        if isinstance(value, dict):
-            fields = _fields(raw, [name for name in self._dotted if name not in value])
-            if self._options.since is not None:
-                told.values.append(_at(value, self._options.since.field))
-        else:
-            fields = {CORRUPT: raw}
-        told.lines.append(json.dumps(fields))
-        told.fields.update(dict.fromkeys(fields))
-
-    def _refuse_answer(self, what: str, text: str) -> NoReturn:
+    def _refuse_answer(self, what: str, body: bytes) -> NoReturn:
         raise InputError(
-            f"the answer {what}: it starts with {text[:60].encode('utf-8', 'replace').decode()!r}",
+            f"the answer {what}: it starts with {body[:60].decode('utf-8', 'replace')!r}",
             where=self._where,
             cure="correct url and records in the dataset file",
         )
 
-    def _refuse_strange(self, told: _Told, read: _Read, *, first: bool) -> None:
+    def _refuse_strange(self, records: list[bytes]) -> None:
         """Say at the first page that the dataset file does not fit the API, rather than read all of it in vain.
 
         Raises:
             InputError: no record has any declared column, or a watermark.
         """
-        if not first or not told.lines:
-            return
-        there = [name for name in told.fields if name != CORRUPT]
-        if there and not {name.lower() for name in self._wanted} & {name.lower() for name in there}:
+        there = list(dict.fromkeys(chain.from_iterable(map(_names, records))))
+        wanted = {name.partition(".")[0] for name in self._wanted} | {*self._wanted}
+        if there and not wanted & {*there}:
             raise InputError(
                 f"no record has one of the declared columns; there are: {', '.join(there)}",
                 where=self._where,
                 cure="correct columns or records in the dataset file",
             )
         since = self._options.since
-        if since is not None and told.values and self._watermark(None, told.values) is None:
+        if since is not None and there and self._watermark(None, records) is None:
             kind = "number" if isinstance(since.overlap, Decimal) else "time in ISO 8601"
             raise InputError(
                 f"no record has a {kind} at {since.field!r}",
@@ -542,16 +497,16 @@ class Reader:
                 cure="correct since.field, and give since.overlap as a number for numbers and as 10min for times",
             )
 
-    def _watermark(self, before: str | None, values: list[Any]) -> str | None:
-        """The highest of `before` and `values`, as it was written. What is not of the overlap's kind does not count."""
+    def _watermark(self, before: str | None, records: list[bytes]) -> str | None:
+        """The highest of `before` and the records', as it was written. What is not of the overlap's kind does not count."""
         since = self._options.since
         if since is None:
             return None
         numbers = isinstance(since.overlap, Decimal)
         limit = datetime.now(UTC) + _AHEAD
         best, highest = before, None if before is None else _sortable(before, numbers)
-        for value in values:
-            written = str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+        for record in records:
+            written = _text_at(record, since.field)
             sortable = _sortable(written, numbers)
             if sortable is None or (not numbers and sortable > limit):
                 continue
@@ -559,52 +514,38 @@ class Reader:
                 best, highest = written, sortable
         return best
 
-    def _next(self, answer: _Answer, told: _Told, ask: Ask) -> Ask:
+    def _next(self, answer: _Answer, records: list[bytes], ask: Ask) -> Ask:
         """The page after this one; None: there is none."""
         options = self._options
         after: Any = None
-        if answer.text is None:
+        if answer.body is None:
             return None
         if options.page is not None:
-            return (options.page.first if ask is None else int(ask)) + 1 if told.lines else None
+            return (options.page.first if ask is None else int(ask)) + 1 if records else None
         if options.cursor is not None:
-            body = _loads(answer.text)
-            ended = bool(options.cursor.more) and not _at(body, options.cursor.more)
-            after = None if ended else _at(body, options.cursor.path)
+            ended = bool(options.cursor.more) and not _value_at(answer.body, options.cursor.more)
+            after = None if ended else _value_at(answer.body, options.cursor.path)
         elif options.link is not None and options.link.path:
-            after = _at(_loads(answer.text), options.link.path)
+            after = _value_at(answer.body, options.link.path)
         elif options.link is not None:
             after = answer.links.get("next", {}).get("url")
         if options.link is not None and after:
             try:
                 after = str(answer.url.join(str(after)))
             except httpx.InvalidURL:
-                self._refuse_answer(f"gives no address for the next page ({str(after)[:80]!r})", answer.text)
+                self._refuse_answer(f"gives no address for the next page ({str(after)[:80]!r})", answer.body)
         if after is None or after in ("", False) or after == ask:
             return None
         if not isinstance(after, (str, int)):
-            self._refuse_answer("names the next page by neither text nor number", answer.text)
+            self._refuse_answer("names the next page by neither text nor number", answer.body)
         return after
 
     # Landing
 
     def _rows(self, spark: SparkSession, spool: Path, pages: list[_Spooled]) -> DataFrame:
-        """Each record as a row of text: objects and lists in it as JSON."""
+        """Each record as a row; see `reading.json_rows`."""
         files = [str(_file(spool, number)) for number in range(1, len(pages) + 1)]
-        lines = spark.read.text(files, lineSep="\n")
-        parsed = lines.select("value", F.from_json("value", "map<string,string>").alias("record"))
-        there = list(dict.fromkeys(name for page in pages for name in page.fields if name != CORRUPT))
-        names: dict[str, str] = {}
-        for name in (*self._wanted, *there):  # Spark does not tell capitals in names apart
-            names.setdefault(name.lower(), name)
-
-        def told(name: str) -> Column:
-            values = [F.col("record").getItem(each) for each in there if each.lower() == name.lower()]
-            return F.coalesce(*values) if values else F.lit(None).cast("string")
-
-        corrupt = F.when(F.col("record").isNull(), F.col("value")).otherwise(F.col("record").getItem(CORRUPT))
-        columns = [told(name).alias(name) for name in names.values()]
-        return parsed.select(*columns, corrupt.alias(CORRUPT))
+        return json_rows(spark.read.text(files, lineSep="\n"), self._wanted, with_paths=True)
 
 
 # The spool: page n is `n.jsonl.gz` with its records, then `n.json` (_Spooled), whose presence says that it is whole.
@@ -614,13 +555,13 @@ def _file(spool: Path, number: int) -> Path:
     return spool / f"{number:08d}.jsonl.gz"
 
 
-def _spool(spool: Path, number: int, lines: list[str], about: _Spooled) -> None:
+def _spool(spool: Path, number: int, records: list[bytes], about: _Spooled) -> None:
     spool.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # user ids as they came
     spool.mkdir(exist_ok=True)
     target = _file(spool, number)
     beside = target.with_name(f".{target.name}")
     with beside.open("wb") as file:
-        file.write(gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=6))
+        file.write(gzip.compress(b"".join(b"%b\n" % record for record in records), compresslevel=1))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(target)
@@ -632,7 +573,7 @@ def _spooled(spool: Path, position: Position, options: str) -> list[_Spooled]:
     """The whole pages that follow `position` and were asked for with these options; others are removed."""
     pages: list[_Spooled] = []
     while about := read_json(spool / f"{len(pages) + 1:08d}.json"):
-        page = _Spooled(**about)
+        page = _Spooled(about["base"], about["options"], about["reached"])
         if (page.base, page.options) != (position, options):
             break
         pages.append(page)
@@ -641,85 +582,54 @@ def _spooled(spool: Path, position: Position, options: str) -> list[_Spooled]:
     return pages
 
 
-def _digest(before: str, *lines: str) -> str:
-    if not lines:
-        return before
-    return hashlib.sha256("\n".join([before, *lines]).encode()).hexdigest()
+def _digest(before: str, *records: bytes) -> str:
+    return hashlib.sha256(b"\n".join([before.encode(), *records])).hexdigest() if records else before
 
 
-# JSON whose records keep the very text they came with: numbers are not rounded and nothing is written anew.
+# JSON whose records keep the very text they came with: nothing is rounded or written anew.
+
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
+def _on_one_line(record: bytes) -> bytes:
+    return msgspec.json.format(record, indent=-1) if b"\n" in record or b"\r" in record else record
 
 
-_decoder = json.JSONDecoder(parse_constant=_constant)
-_BLANK = re.compile(r"[ \t\n\r]*")
+def _names(record: bytes) -> list[str]:
+    """The names of an object's fields; none of what is no object."""
+    with suppress(msgspec.DecodeError, UnicodeError):
+        return list(_OBJECT.decode(record))
+    return []
 
 
-def _loads(text: str) -> Any:
-    return _decoder.decode(text)
+def _at(text: bytes, path: str) -> bytes | None:
+    """The text of what is at a path with dots; None: nothing.
 
-
-def _skip(text: str, at: int) -> int:
-    match = _BLANK.match(text, at)
-    return match.end() if match is not None else at
-
-
-def _members(text: str, at: int) -> Iterator[tuple[str, Any, int, int]]:
-    """Name, value, start and end of each member of the object at `at`."""
-    at = _skip(text, at + 1)
-    while text[at] != "}":
-        name, at = _decoder.raw_decode(text, at)
-        start = _skip(text, _skip(text, at) + 1)
-        value, end = _decoder.raw_decode(text, start)
-        yield name, value, start, end
-        at = _skip(text, end)
-        at = _skip(text, at + 1) if text[at] == "," else at
-
-
-def _elements(text: str, at: int) -> Iterator[tuple[Any, str]]:
-    """Value and text of each element of the list at `at`."""
-    at = _skip(text, at + 1)
-    while text[at] != "]":
-        value, end = _decoder.raw_decode(text, at)
-        yield value, text[at:end]
-        at = _skip(text, end)
-        at = _skip(text, at + 1) if text[at] == "," else at
-
-
-def _find(text: str, path: str) -> tuple[Any, int, int] | None:
-    """Value, start and end of what is at a path with dots; None: nothing."""
-    start = _skip(text, 0)
-    value, end = _decoder.raw_decode(text, start)
-    for key in _keys(path):
-        if not isinstance(value, dict) or key not in value:
+    Raises:
+        msgspec.DecodeError: it is not JSON.
+    """
+    inside: bytes | None = text
+    for key in path.split(".") if path else []:
+        try:
+            inside = _OBJECT.decode(inside).get(key) if inside is not None else None
+        except msgspec.ValidationError:  # no object
             return None
-        _, value, start, end = next(member for member in _members(text, start) if member[0] == key)
-    return value, start, end
+    return None if inside is None else bytes(inside)
 
 
-def _fields(text: str, paths: list[str]) -> dict[str, str]:
-    """The members of a record as text, and what is at `paths` in it; without nulls."""
-    found = [(name, value, text[start:end]) for name, value, start, end in _members(text, _skip(text, 0))]
-    for path in paths:
-        if (inside := _find(text, path)) is not None:
-            found.append((path, inside[0], text[inside[1] : inside[2]]))
-    return {name: value if isinstance(value, str) else raw for name, value, raw in found if value is not None}
-
-
-def _keys(path: str) -> list[str]:
-    return path.split(".") if path else []
-
-
-def _at(value: Any, path: str) -> Any:
+def _value_at(text: bytes, path: str) -> Any:
     """What is at a path with dots; None: nothing."""
-    for key in _keys(path):
-        if not isinstance(value, dict):
-            return None
-        value = value.get(key)
-    return value
+    with suppress(msgspec.DecodeError, UnicodeError):
+        inside = _at(text, path)
+        return None if inside is None else msgspec.json.decode(inside)
+    return None
+
+
+def _text_at(record: bytes, path: str) -> str:
+    """A text or number at a path with dots, as it is written; empty: there is none."""
+    value = _value_at(record, path)
+    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
 
 
 # Watermarks and waits
