@@ -83,7 +83,8 @@ def is_outdated(dataset: Dataset, folder: Path) -> bool:
 
 def _fingerprint(dataset: Dataset, folder: Path) -> str:
     files = dataset.items.files if dataset.items is not None else None
-    return reading.fingerprint([dataset.items, *(source.columns for source in dataset.events)], [files], folder)
+    made_of = [dataset.items, *(source.columns for source in dataset.events), ITEMS.ddl]
+    return reading.fingerprint(made_of, [files], folder)
 
 
 def refresh_items(dataset: Dataset, folder: Path, fit: DataFrame, fresh: Collection[int]) -> None:

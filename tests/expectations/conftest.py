@@ -71,7 +71,8 @@ def shop() -> Frames:
         "bronze_events": bronze,
         "silver_events": events,
         "items": pd.DataFrame(
-            {"item_id": item, "name": "thing", "category": None, "type": "t", "recommendable": True} for item in "1234"
+            {"item_id": item, "name": "thing", "category": None, "type": "t", "recommendable": True, "seen": True}
+            for item in "1234"
         ),
         "item_intervals": pd.DataFrame(
             {"interval": interval, "item_id": item, "events": 2.0, "target_events": 2.0} | zeros
