@@ -4,7 +4,7 @@
 1. `reconcile`: has anything landed that has no checked features yet? Nothing: the run ends here.
 2. `gate_raw`: Great Expectations on `bronze_events` and the `ledger`.
 3. `clean`: duplicates, missing and impossible values, returns and cancelled lines go to `quarantine`,
-   the rest to `silver_events`; only the intervals that changed.
+   the rest to `silver_events`, what is sold to `items`; only the intervals that changed.
 4. `gate_clean`: Great Expectations on `silver_events` and `items`.
 5. `compute_features`: item statistics, user histories and training lists, each as of its interval.
 6. `gate_lists`: Great Expectations on `training_lists`, the labels: none from another interval, none missing.

@@ -108,7 +108,8 @@ def _clean(dataset: Dataset) -> int:
             record={"bronze": bronze_state, "through": through, "meaning": pending.meaning(dataset)},
         )
         say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
-        for kind in rules.count_reasons(judged.withColumnRenamed("row", "record"))[:12]:
+        reasons = rules.count_reasons(aside.withColumnRenamed("row", "record")) if num_aside else []
+        for kind in reasons[:12]:
             say(f"  {kind['rows']:,} {kind['kind']}")
     finally:
         judged.unpersist()

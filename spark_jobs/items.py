@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from contracts.dataset import Dataset, Items
 from contracts.tables import ITEMS
 from spark_jobs import reading, storage
-from spark_jobs.session import say, session
+from spark_jobs.session import say
 
 SEPARATOR = " · "
 """Between the parts of a name, or of a description."""
@@ -30,7 +30,7 @@ def items_of_file(raw: DataFrame, items: Items) -> DataFrame:
     return described.groupBy("item_id").agg(best.alias("best")).select("item_id", "best.*")
 
 
-def items_of_events(bronze: DataFrame, dataset: Dataset) -> DataFrame:
+def items_of_events(bronze: DataFrame, dataset: Dataset, items: Items) -> DataFrame:
     """ITEMS rows (without `recommendable` and `seen`) of columns of the events: the latest value of each that is not blank."""
     fields = {
         theirs: own
@@ -46,12 +46,11 @@ def items_of_events(bronze: DataFrame, dataset: Dataset) -> DataFrame:
         value = F.when(written != "", written)
         return F.max_by(value, F.when(value.isNotNull(), F.struct("at", value)))
 
-    columns = dataset.items.columns if dataset.items is not None else None
-    parts = columns.name if columns is not None else ()
+    columns = items.columns
     return bronze.groupBy("item_id").agg(
-        F.concat_ws(SEPARATOR, *[latest(part) for part in parts]).alias("name"),
-        latest(columns.category if columns else None).alias("category"),
-        latest(columns.type if columns else None).alias("type"),
+        F.concat_ws(SEPARATOR, *[latest(part) for part in columns.name]).alias("name"),
+        latest(columns.category).alias("category"),
+        latest(columns.type).alias("type"),
     )
 
 
@@ -97,26 +96,25 @@ def refresh_items(dataset: Dataset, folder: Path, fit: DataFrame, fresh: Collect
             and in a replay nobody may know of it.
         fresh: the intervals that are cleaned now.
     """
-    items, fingerprint = dataset.items, _fingerprint(dataset, folder)
+    items, spark, fingerprint = dataset.items, fit.sparkSession, _fingerprint(dataset, folder)
     new = fit.where(storage.ranges_predicate("interval", fresh)).select("item_id").distinct()
     if items is not None and items.files is None:
-        described = items_of_events(fit, dataset)
+        described = items_of_events(fit, dataset, items)
         seen = described.select("item_id")
     else:
-        before = storage.read(fit.sparkSession, ITEMS).where(F.coalesce("seen", F.lit(True))).select("item_id")
-        if not is_outdated(dataset, folder) and new.join(before, "item_id", "left_anti").isEmpty():
+        before = storage.read(spark, ITEMS).where(F.coalesce("seen", F.lit(True))).select("item_id")
+        is_same = storage.recorded(ITEMS).get("source") == fingerprint
+        if is_same and new.join(before, "item_id", "left_anti").isEmpty():
             return
         seen = before.union(new).distinct()
-        described = (
-            storage.empty(fit.sparkSession, ITEMS) if items is None else items_of_file(_read(items, folder), items)
-        )
+        described = storage.empty(spark, ITEMS) if items is None else items_of_file(_read(spark, items, folder), items)
     rows = all_items(described, seen, items.not_recommended if items is not None else ())
     storage.write(rows.coalesce(1), ITEMS, record={"source": fingerprint})
     say(f"{ITEMS.name}: {storage.total_rows(ITEMS):,} rows")
 
 
-def _read(items: Items, folder: Path) -> DataFrame:
+def _read(spark: SparkSession, items: Items, folder: Path) -> DataFrame:
     assert items.files is not None
     columns = items.columns
     wanted = [columns.item_id, *columns.name, columns.category, columns.type]
-    return reading.read_all(session("clean"), items.files, folder, wanted)
+    return reading.read_all(spark, items.files, folder, wanted)

@@ -43,11 +43,9 @@ def parsed_events(
     Raises:
         InputError: a declared column is missing.
     """
-    if source.kind != "files":  # a batch of JSON has the fields that its records have
-        of_items = set(wanted_columns(source, dataset.items)) - set(wanted_columns(source))
-        absent = sorted(name for name in of_items if name is not None and name not in rows.columns)
-        rows = rows.withColumns({name: F.lit(None).cast("string") for name in absent})
-    reading.require(rows, wanted_columns(source, dataset.items), where)
+    # Records in JSON, and rows of databases, need not tell of items.
+    is_table = source.kind == "files" and reading.FIELDS not in rows.columns
+    reading.require(rows, wanted_columns(source, dataset.items if is_table else None), where)
     return without_erased(parse(rows, source, dataset, now, identity=identity or (), oldest=oldest))
 
 

@@ -60,7 +60,8 @@ def number(frame: DataFrame, name: str, decimal_comma: bool = False) -> Column:
         plain = F.translate(F.translate(written, ".", ""), ",", ".")
         written = F.when(written.rlike(_DECIMAL_COMMA), plain).otherwise(written)
     # Java reads `1d`, `0x1p3` and `NaN` too.
-    is_decimal = F.right(written, F.lit(1)).between("0", "9") | written.endswith(".")
+    first, last = F.left(written, F.lit(1)), F.right(written, F.lit(1))
+    is_decimal = (last.between("0", "9") | (last == ".")) & (first.between("0", "9") | first.isin("+", "-", "."))
     is_decimal &= ~F.contains(F.lower(written), F.lit("x"))
     value = F.when(is_decimal, written.try_cast("double"))
     return F.when(F.abs(value) < float("inf"), value)
@@ -208,7 +209,7 @@ def _map_of(values: Mapping[str, Column]) -> Column:
     return F.create_map(*chain(*((F.lit(name), value) for name, value in values.items()))).cast("map<string,string>")
 
 
-def _whole(
+def _extra_hash_record(
     frame: DataFrame, theirs: list[str], mapped: set[str], identity: Sequence[str]
 ) -> tuple[Column, Column, Column]:
     """Of rows with `_RAW` columns: the fields without a place of their own, the hash of a record, and all of it as JSON."""
@@ -311,7 +312,7 @@ def parse(
     problems += [column(f"{_EXCLUDED}{place}") for place in range(len(events.exclude))]
     any_problem = reduce(or_, [problem.isNotNull() for problem in problems])
 
-    extra, by_hash, record = _whole(frame, theirs, mapped, identity)
+    extra, by_hash, record = _extra_hash_record(frame, theirs, mapped, identity)
     nothing = F.lit(None).cast("string")
     scope = F.lit(f"{dataset.source_name(events)}:" if events.event_ids_are == "of the source" else "")
     parsed = frame.select(

@@ -113,9 +113,10 @@ def redrive(dataset: Dataset, reason: str, source: str, now: datetime) -> tuple[
         oldest, num_fit = oldest_in_time(dataset), 0
         for name, each in declared.items():
             own = [row for row in redriven if row["source"] == name]
-            is_late = [any(reason.startswith(TOO_LATE) for reason in row["reasons"]) for row in own]
-            for limit in (None, oldest):  # what was in time when it landed stays so
-                part = [row for row, late in zip(own, is_late, strict=True) if late == (limit is not None)]
+            late, in_time = [], []  # when they landed, which stays so
+            for row in own:
+                (late if any(why.startswith(TOO_LATE) for why in row["reasons"]) else in_time).append(row)
+            for part, limit in ((in_time, None), (late, oldest)):
                 num_fit += _replace(part, each, dataset, now, limit) if part else 0
         return len(chosen), num_fit
 

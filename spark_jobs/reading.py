@@ -38,6 +38,7 @@ KEYS = "_keys"
 _HEAD = 1000
 """Records that are looked at first for the names of fields."""
 _AROUND_JSON = " \t\r\n\ufeff"
+"""What may stand before and after a record."""
 _STRICT_JSON = {"allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
 PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".inprogress")
 """Endings of files that somebody still writes."""
@@ -253,7 +254,7 @@ def _json_lines(
     with readable(found):
         lines = _reader(spark, here, base).text(list(here), lineSep="\n")
         beside = [name for name in lines.columns if name != "value"]
-        lines = lines.withColumn("value", F.btrim("value", F.lit(_AROUND_JSON))).where("value != ''")
+        lines = lines.where(F.btrim("value", F.lit(_AROUND_JSON)) != "")
         rows = json_rows(lines, [name for name in declared if name not in beside])
         absent = _absent(rows, [name for name in declared if name not in beside])
         yield rows.drop(*absent), list(found)
@@ -274,6 +275,7 @@ def json_rows(frame: DataFrame, declared: Sequence[str], *, with_paths: bool = F
     Args:
         with_paths: whether a declared name with dots may be a path into a record.
     """
+    frame = frame.withColumn("value", F.btrim("value", F.lit(_AROUND_JSON)))
     text_, beside = F.col("value"), [column(name) for name in frame.columns if name != "value"]
     # As the one element of a list, since Spark's parser does not look at what follows an object.
     parsed = F.from_json(F.concat(F.lit("["), text_, F.lit("]")), "array<map<string,string>>", _STRICT_JSON)

@@ -54,9 +54,16 @@ class Staged:
     names: tuple[str, ...]
 
 
-@functools.cache
 def scratch() -> Path:
     """A folder for copies, gone when this process ends. They hold user ids as they came."""
+    folder = _own_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """Its name, once what killed processes have left is cleared."""
     spool = settings().home_dir / "spool"
     for left in spool.glob("process-*"):
         if not psutil.pid_exists(int(left.name.removeprefix("process-"))):  # it was killed
@@ -68,9 +75,7 @@ def scratch() -> Path:
 
 def _copy_of(path: str, stamp: object, ending: str) -> Path:
     """Where a copy of a file lies that has this stamp."""
-    folder = scratch()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder / f"{hashlib.sha256(f'{path} {stamp}'.encode()).hexdigest()[:16]}{ending}"
+    return scratch() / f"{hashlib.sha256(f'{path} {stamp}'.encode()).hexdigest()[:16]}{ending}"
 
 
 def _stamp(path: str) -> tuple[int, int]:

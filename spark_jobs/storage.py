@@ -236,7 +236,11 @@ def append(folder: Path, table: Table, *, record: dict[str, Any], application: s
     last = opened.transaction_version(application)
     if last is not None and last >= number:
         return
-    actions = [_taken_up(path, path.relative_to(folder), table) for path in sorted(folder.rglob("*.parquet"))]
+    paths = sorted(folder.rglob("*.parquet"))
+    about = [_checked(path, table) for path in paths]  # all of them, before the first is moved
+    actions = [
+        _taken_up(path, path.relative_to(folder), table, each.num_rows) for path, each in zip(paths, about, strict=True)
+    ]
     opened.create_write_transaction(
         actions,
         "append",
@@ -249,20 +253,24 @@ def append(folder: Path, table: Table, *, record: dict[str, Any], application: s
     )
 
 
-def _taken_up(path: Path, place: Path, table: Table) -> AddAction:
-    """Move a file to its place in the table; what a commit says of it."""
+def _checked(path: Path, table: Table) -> pq.FileMetaData:
     about = pq.read_metadata(path)
     wanted = {column.name for column in table.columns if not column.nullable}
     for group in map(about.row_group, range(about.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema in wanted and (column.statistics is None or column.statistics.null_count):
                 raise RuntimeError(f"{table.name}: {column.path_in_schema} is missing in some rows")
+    return about
+
+
+def _taken_up(path: Path, place: Path, table: Table, num_rows: int) -> AddAction:
+    """Move a file to its place in the table; what a commit says of it."""
     target = table.path / place
     target.parent.mkdir(exist_ok=True)
     shutil.move(path, target)
     status = target.stat()
     values = dict(part.split("=", 1) for part in place.parent.parts)
-    stats = json.dumps({"numRecords": about.num_rows})
+    stats = json.dumps({"numRecords": num_rows})
     return AddAction(str(place), status.st_size, values, int(status.st_mtime * 1000), True, stats)
 
 

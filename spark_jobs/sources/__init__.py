@@ -28,8 +28,9 @@ class Batch:
     """Records to land together, in one commit.
 
     Attributes:
-        rows: one column for each field, as text or with the source's own types; rows that are no record of the usual
-            shape have their text in `reading.CORRUPT`. Must give the same rows each time it is evaluated.
+        rows: one column for each field, as text or with the source's own types (JSON: see `reading.json_rows`); rows
+            that are no record of the usual shape have their text in `reading.CORRUPT`. Must give the same rows each time
+            it is evaluated.
         position: the parts of the source that are further than before once `rows` have landed; committed with them.
         where: what is read, for messages to people.
     """

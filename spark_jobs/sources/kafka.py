@@ -53,6 +53,7 @@ META = {
 }
 """What the broker knows of a message, by the column that a dataset file may name."""
 _DAMAGED = "_damaged"
+"""Column with the text of what is no Avro record."""
 ANSWER_S = 20.0
 """How long a broker has to answer."""
 
@@ -552,7 +553,7 @@ class Reader:
         meta = {name: own for name, own in META.items() if name in self.declared}
         beside = [F.col(own).alias(name) for name, own in meta.items()]
         kept = [name for name in (_DAMAGED, MESSAGE_ID) if name in messages.columns]
-        texts = messages.select(F.btrim(F.col("value").cast("string")).alias("value"), *beside, *kept)
+        texts = messages.select(F.col("value").cast("string"), *beside, *kept)
         rows = json_rows(texts, [name for name in self.declared if name not in meta])
         if _DAMAGED in kept:
             rows = rows.withColumn(CORRUPT, F.coalesce(_DAMAGED, CORRUPT)).drop(_DAMAGED)

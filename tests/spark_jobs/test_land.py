@@ -12,7 +12,7 @@ import pytest
 from contracts import dataset as datasets
 from contracts.errors import InputError
 from contracts.tables import BRONZE_EVENTS, ITEMS, LEDGER, POSITIONS, QUARANTINE, SILVER_EVENTS, UNTIMED, USERS
-from spark_jobs import land, ledger, pending, storage
+from spark_jobs import land, ledger, pending, quarantine, storage
 
 FOLDER_TOML = """
 name = "tiny"
@@ -331,8 +331,6 @@ def set_aside(drop: Any) -> Any:
 @pytest.mark.slow
 def test_redriven_rows_land_once(set_aside: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """After the dataset file is corrected, rows land or are repaired, however often they are re-driven."""
-    from spark_jobs import quarantine
-
     dataset = set_aside.dataset
     capsys.readouterr()
     assert quarantine.main(dataset, "list", "", "", set_aside.now) == 0
@@ -360,8 +358,6 @@ def test_redriven_rows_land_once(set_aside: Any, capsys: pytest.CaptureFixture[s
 @pytest.mark.slow
 def test_a_redriven_record_is_known_when_it_is_read_again(set_aside: Any) -> None:
     """The file is landed again by the corrected dataset file: what was re-driven is there once."""
-    from spark_jobs import quarantine
-
     text = (set_aside.folder / "shop.toml").read_text()
     set_aside.write(shop__toml=text.replace("settle_s = 0", "settle_s = 0\ndecimal_comma = true"))
     assert quarantine.redrive(set_aside.dataset, "price", "", set_aside.now) == (1, 0)
@@ -446,7 +442,7 @@ def test_a_column_that_joins_later_changes_no_id(drop: Any) -> None:
 
 
 def test_one_absurdly_old_event_is_set_aside(drop: Any) -> None:
-    """It is older than the newest by more than the limit; the first batch is never late; with a higher limit it lands."""
+    """It is older than the newest by more than the limit; the first batch is never late; re-driven, it stays late."""
     put(drop, "a.csv", MONDAY.format("ann"), WEDNESDAY.format("bob"))
     assert (drop.land(through=3), drop.clean()) == (0, 0)
     put(drop, "b.csv", "2022-06-01T12:00:00,eve,apple\n", "2023-02-01T12:00:00,cem,apple\n")
@@ -454,6 +450,11 @@ def test_one_absurdly_old_event_is_set_aside(drop: Any) -> None:
     [aside] = drop.rows(QUARANTINE)
     assert aside["reasons"] == ["occurred_at: older than the lateness limit: '2022-06-01T12:00:00'"]
     assert [user for _, user in users(drop)] == ["cem", "ann", "bob"]
+    assert quarantine.redrive(drop.dataset, "", "", drop.now) == (1, 0)
+    text = (drop.folder / "shop.toml").read_text()
+    drop.write(shop__toml=text.replace("[interval]", '[interval]\nlateness_limit = "3650d"'))
+    assert quarantine.redrive(drop.dataset, "", "", drop.now) == (1, 1)
+    assert [user for _, user in users(drop)] == ["eve", "cem", "ann", "bob"]
 
 
 def test_putting_files_together_makes_nothing_be_computed_again(drop: Any) -> None:
@@ -482,8 +483,6 @@ def test_another_meaning_of_types_makes_silver_anew(copied_shop: Any) -> None:
 
 def test_an_excluded_user_stays_excluded_when_redriven(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ids are personal, whether a user is excluded cannot be seen any more: such rows are not re-driven."""
-    from spark_jobs import quarantine
-
     monkeypatch.setenv("CARTWHEEL_SECRET_PSEUDONYM_KEY", "4a" * 32)
     toml = FOLDER_TOML.replace("[interval]", "personal_user_id = true\n[interval]", 1)
     drop.write(shop__toml=toml + '[[events.exclude]]\nreason = "staff"\ncolumn = "who"\nmatches = "@shop[.]test$"\n')
@@ -544,8 +543,6 @@ def test_a_file_whose_writer_stalled(drop: Any, event_id: str) -> None:
 
 def test_columns_that_are_blank_in_all_rows_are_redriven(drop: Any) -> None:
     """JSON leaves out what is null: a rule on such a column, and an item's name in it, are no reason to refuse."""
-    from spark_jobs import quarantine
-
     toml = FOLDER_TOML.replace(
         "[events.columns]", '{more}\nexclude = [{{ reason = "no", column = "void", one_of = "x" }}]\n[events.columns]'
     )
@@ -557,3 +554,20 @@ def test_columns_that_are_blank_in_all_rows_are_redriven(drop: Any) -> None:
     assert (drop.land(through=1), drop.clean()) == (0, 0)
     drop.write(shop__toml=toml.format(more='time_format = "dd.MM.yyyy HH:mm"'))
     assert quarantine.redrive(drop.dataset, "occurred_at", "", drop.now) == (1, 1)
+
+
+def test_files_without_a_value_that_the_contract_wants_are_not_taken_up(drop: Any, spark: Any, tmp_path: Path) -> None:
+    """Not one of them is moved, and the table stays as it is."""
+    put(drop, "a.csv", MONDAY.format("ann"))
+    drop.land(through=1)
+    from pyspark.sql import functions as F
+
+    before = storage.state(BRONZE_EVENTS)
+    whole = storage.read(spark, BRONZE_EVENTS)
+    torn = whole.withColumn("source", F.lit(None).cast("string")).withColumn("interval", F.lit(2))
+    storage.stage(whole.union(torn.select(*whole.columns)), BRONZE_EVENTS, tmp_path / "staged")
+    files = sorted((tmp_path / "staged").rglob("*.parquet"))
+    with pytest.raises(RuntimeError, match="bronze_events: source is missing in some rows"):
+        storage.append(tmp_path / "staged", BRONZE_EVENTS, record={}, application="tiny", number=2)
+    assert sorted((tmp_path / "staged").rglob("*.parquet")) == files
+    assert storage.state(BRONZE_EVENTS) == before

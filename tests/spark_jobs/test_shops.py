@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import subprocess
 import sys
@@ -108,6 +109,19 @@ def test_browsing_shop_with_items_in_its_events(shop: Any) -> None:
         (3, 1.0, True),
         (3, 5.0, True),
     ]
+
+
+def test_items_in_events_that_are_json(shop: Any) -> None:
+    """Their names and categories come from fields that no column of events stands for, and that not each record has."""
+    toml = BROWSING.replace("*.csv.gz", "*.jsonl")
+    view = {"event_time": "2019-10-01 00:00:00 UTC", "event_type": "view", "user_id": "5", "user_session": "a"}
+    events = [
+        view | {"product_id": "1", "brand": "old", "category_code": "shoes"},
+        view | {"product_id": "2", "price": 1},
+    ]
+    shop.write(shop__toml=toml, a__jsonl="".join(f"{json.dumps(event)}\n" for event in events))
+    assert (shop.land(), shop.clean()) == (0, 0)
+    assert shop.values(ITEMS, "item_id", "name", "category") == [("1", "old · shoes", "shoes"), ("2", "2", None)]
 
 
 @pytest.mark.slow
