@@ -145,6 +145,9 @@ class Landing:
             if self.replace is not None and self.replace.last is not None:
                 moved = {}  # what lies beyond is still to be read
             entry = ledger.Entry(name, number + 1, moved | {ledger.IDENTITY: identity}, accounts, self._token)
+            if number and self.replace is None and not moved and not entry.num_new:
+                say(f"{name}: nothing new")
+                return
             self._commit(new, entry)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,14 @@
 """A table or query of a database, read by JDBC from one watermark to the next.
 
 A batch is one window of the watermark column: from a little before the last watermark (`overlap`) to the highest value
-there is, which is asked first. The window is written to `spool/NAME` under CARTWHEEL_HOME before it is landed, because
-the table may change between two evaluations. Rows without a watermark cannot be told old from new: each batch reads
-all of them, and landing drops those that are there already.
+there is, which is asked first; rows that come below it meanwhile are read again, as all are whose transaction was open.
+Rows without a watermark cannot be told old from new: each batch reads all of them, and landing drops those that are
+there already.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,6 @@ from py4j.protocol import Py4JError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from contracts.dataset import Events, look_back
@@ -93,10 +91,7 @@ class Options(BaseModel):
 
 
 class Reader:
-    """Position: `{"watermark": text or None, "settled": see `_settled`, "column": name, "type": type, "rows": n, "hash": h}`.
-
-    `rows` and `hash` tell what the next window will hold if nothing has changed, so that it is not landed in vain.
-    """
+    """Position: `{"watermark": text or None, "settled": see `_settled`, "column": name, "type": type}`."""
 
     rereads = False
 
@@ -107,49 +102,25 @@ class Reader:
         return True
 
     def run(self, spark: SparkSession, position: Position, land: Land) -> None:
-        spool = settings().home_dir / "spool" / self._name
-        spool.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # user ids as they came
-        shutil.rmtree(spool, ignore_errors=True)  # of a killed run: its window had not landed, and is asked anew
-        try:
-            with _utc(spark), self._told_plainly(spark):
-                reached = self._spooled(spark, position, spool)
-            if reached is not None:
-                land(Batch(spark.read.parquet(str(spool)), reached, where=self._where))
-        finally:
-            shutil.rmtree(spool, ignore_errors=True)
-
-    def _spooled(self, spark: SparkSession, position: Position, spool: Path) -> Position | None:
-        """Write the next window to `spool`. Returns the position after it; None when there is nothing new."""
         options = self._options
-        columns = self._load(spark, _select("*", self._from))
-        wanted = [*wanted_columns(self._source), options.watermark, options.partition_column or None]
-        reading.require(columns, wanted, self._where)
-        kind = self._kind(columns, options.watermark)
-        overlap = self._overlap_of(kind)
-        before = self._before(position, kind)
-        low = self._start(kind, before, overlap, position.get("settled", ALL))
-        settled = self._settled(spark, kind)  # before the rows themselves are asked for
-        high = self._highest(spark, kind, before, low)
-        watermark = _quoted(spark, options.url, options.watermark)
-        tests = [f"{watermark} {sign} {_literal(kind, value)}" for sign, value in ((">=", low), ("<=", high)) if value]
-        inside = f"{watermark} IS NULL OR ({' AND '.join(tests)})" if high is not None else f"{watermark} IS NULL"
-        window = _select("*", self._from, inside)
-        self._load(spark, window, self._ranges(spark, columns, window)).write.parquet(str(spool))
-
-        rows = spark.read.parquet(str(spool))
-        if rows.isEmpty():
-            return None
-        reached = {"watermark": high, "settled": settled, "column": options.watermark, "type": kind}
-        again = rows
-        least = self._start(kind, high, overlap, settled)
-        if least is not None:
-            column = reading.column(options.watermark)
-            literal = F.lit(Decimal(least)) if kind == "number" else F.lit(least).cast(kind)
-            again = rows.where(column.isNull() | (column >= literal))
-        hashes = F.sum(F.xxhash64(*[reading.column(name) for name in rows.columns]).cast("decimal(38,0)"))
-        count, hashed = again.select(F.count(F.lit(1)), hashes.cast("string")).collect()[0]
-        reached |= {"rows": count, "hash": hashed}
-        return None if reached == position else reached
+        with _utc(spark), self._plain_failures(spark):
+            columns = self._load(spark, _select("*", self._from))
+            wanted = [*wanted_columns(self._source), options.watermark, options.partition_column or None]
+            reading.require(columns, wanted, self._where)
+            kind = self._kind(columns, options.watermark)
+            before = self._before(position, kind)
+            low = self._start(kind, before, position.get("settled", ALL))
+            settled = self._settled(spark, kind)  # before the rows themselves are asked for
+            high = self._highest(spark, kind, before, low)
+            watermark = _quoted(spark, options.url, options.watermark)
+            bounds = [(">=", low), ("<=", high)]
+            tests = [f"{watermark} {sign} {_literal(kind, value)}" for sign, value in bounds if value]
+            inside = f"{watermark} IS NULL OR ({' AND '.join(tests)})" if high is not None else f"{watermark} IS NULL"
+            window = _select("*", self._from, inside)
+            rows = self._load(spark, window, self._ranges(spark, columns, window))
+            if high is not None or not rows.isEmpty():
+                reached = {"watermark": high, "settled": settled, "column": options.watermark, "type": kind}
+                land(Batch(rows, reached, where=self._where))
 
     def _highest(self, spark: SparkSession, kind: str, before: str | None, low: str | None) -> str | None:
         """The highest watermark there is, but never less than `before`. None: no row has one.
@@ -178,9 +149,9 @@ class Reader:
             )
         return max(highest, before, key=lambda text: _sortable(kind, text))
 
-    @staticmethod
-    def _start(kind: str, watermark: str | None, overlap: timedelta | Decimal, settled: str | None) -> str | None:
+    def _start(self, kind: str, watermark: str | None, settled: str | None) -> str | None:
         """Where reading goes on after a window that ended at `watermark`; None: at the start."""
+        overlap = self._overlap_of(kind)
         if watermark is None or settled is None:
             return None
         earlier = _earlier(kind, watermark, overlap)
@@ -211,11 +182,10 @@ class Reader:
         Raises:
             InputError: it was one of another column, or the column's type has changed.
         """
-        told = (self._options.watermark, kind)
         before = (position.get("column"), position.get("type"))
-        if position and before != told:
+        if position and before != (self._options.watermark, kind):
             raise InputError(
-                f"the watermark was {before[0]} ({before[1]}) so far and is {told[0]} ({told[1]}) now",
+                f"the watermark was {before[0]} ({before[1]}) so far and is {self._options.watermark} ({kind}) now",
                 where=self._where,
                 cure="put the old one back, or give the source another name to read it from its start",
             )
@@ -289,12 +259,12 @@ class Reader:
     def _load(self, spark: SparkSession, select: str, conditions: list[str] | None = None) -> DataFrame:
         options = self._options
         driver = options.driver or next((name for url, name in _DRIVERS.items() if options.url.startswith(url)), "")
-        told = {
+        login = {
             "user": options.user,
             "password": settings().secret(options.password_secret) if options.password_secret else "",
             "driver": driver,
         }
-        properties = {name: value for name, value in told.items() if value}
+        properties = {name: value for name, value in login.items() if value}
         properties |= {"fetchsize": str(options.fetch_size), "preferTimestampNTZ": "true"}
         table = f"({select}) asked"
         if conditions:
@@ -302,7 +272,7 @@ class Reader:
         return spark.read.jdbc(options.url, table, properties=properties)
 
     @contextmanager
-    def _told_plainly(self, spark: SparkSession) -> Iterator[None]:
+    def _plain_failures(self, spark: SparkSession) -> Iterator[None]:
         """Turn the database's failures into one line.
 
         Raises:

@@ -32,14 +32,14 @@ from contracts.settings import REPOSITORY, settings
 
 RESULT = REPOSITORY / "docs" / "benchmarks" / "ingest.json"
 PAGE = 5000
-FIRST_S = 1_704_067_200
+FIRST_S = 1_577_836_800
 DAY_S = 86_400
 COLUMNS = ("id", "who", "what", "at", "visit", "pieces", "cost")
 SHOP = """
 name = "bench"
 [interval]
 length = "1d"
-first = 2024-01-01T00:00:00
+first = 2020-01-01T00:00:00
 lateness_limit = "3650d"
 [events]
 settle_s = 0

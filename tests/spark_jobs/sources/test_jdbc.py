@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,8 +13,9 @@ from pydantic import ValidationError
 
 from contracts.dataset import Events
 from contracts.errors import InputError
-from contracts.settings import REPOSITORY, settings
-from spark_jobs import reading
+from contracts.settings import settings
+from contracts.tables import BRONZE_EVENTS, LEDGER
+from spark_jobs import reading, storage
 from spark_jobs.sources import Batch, Position
 from spark_jobs.sources.jdbc import Options, Reader
 
@@ -26,6 +23,20 @@ psycopg2 = pytest.importorskip("psycopg2")
 
 COLUMNS = {"user_id": "who", "item_id": "what", "occurred_at": "at"}
 TABLE = "CREATE TABLE orders (id bigint, who text, what text, at timestamptz, shelf int)"
+SHOP = """
+name = "tiny"
+[interval]
+length = "1d"
+first = 2024-01-01T00:00:00
+[events]
+columns = {{ event_id = "id", user_id = "who", item_id = "what", occurred_at = "at" }}
+[events.jdbc]
+url = "{url}"
+user = "postgres"
+password_secret = "shop_db"
+table = "orders"
+watermark = "at"
+"""
 Row = dict[str, Any]
 
 
@@ -41,7 +52,6 @@ def database(postgres_server: Database, monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("CARTWHEEL_SECRET_SHOP_DB", postgres_server.password)
     settings.cache_clear()
     yield postgres_server
-    assert not (tmp_path / "spool" / "orders").exists()
     settings.cache_clear()
 
 
@@ -52,7 +62,7 @@ def reader(database: Database, columns: dict[str, str] = COLUMNS, **options: Any
 
 
 def run(spark: Any, source: Reader, position: Position | None = None) -> tuple[list[Row] | None, Position]:
-    """The rows as text and the position after them; no rows (None) and the old position when nothing was landed."""
+    """The rows as text and the position after them; no rows (None) and the old position when there was no batch."""
     landed: list[tuple[list[Row], Position]] = []
 
     def land(batch: Batch) -> None:
@@ -112,16 +122,15 @@ def test_a_late_commit_within_the_overlap_is_read(spark: Any, database: Database
     rows, position = run(spark, source)
     assert ids(rows) == [1, 2, 4]
     assert position["watermark"] == "2024-01-01 10:09:00.000001"
-    assert run(spark, source, position) == (None, position)  # nothing has changed: no batch
+    assert run(spark, source, position)[1] == position
     late.commit()
     late.close()
     rows, position = run(spark, source, position)
     assert ids(rows) == [2, 3, 4]  # from 09:59:00.000001 on
-    assert run(spark, source, position)[0] is None
     database.execute(insert(5, "2024-01-01 11:00:00"))
     rows, position = run(spark, source, position)
     assert ids(rows) == [2, 3, 4, 5]
-    assert ids(run(spark, source, position | {"hash": "other"})[0]) == [5]  # from 10:50 on
+    assert ids(run(spark, source, position)[0]) == [5]  # from 10:50 on
 
 
 def test_an_equal_watermark_is_not_lost_without_overlap(spark: Any, database: Database) -> None:
@@ -134,19 +143,18 @@ def test_an_equal_watermark_is_not_lost_without_overlap(spark: Any, database: Da
 
 
 def test_rows_without_a_watermark_are_read_by_each_batch(spark: Any, database: Database) -> None:
-    """A row without a watermark is read whenever it comes, also when no row has one; unchanged, it makes no batch."""
+    """A row without a watermark is read whenever it comes, also when no row has one."""
     database.execute(TABLE, insert(1, "NULL"))
     source = reader(database)
     rows, position = run(spark, source)
     assert (ids(rows), position["watermark"]) == ([1], None)
-    assert run(spark, source, position)[0] is None
+    assert run(spark, source, position) == (rows, position)
     database.execute(insert(2, "2024-01-01 10:00:00"))
     rows, position = run(spark, source, position)
     assert ids(rows) == [1, 2]
     database.execute(insert(3, "NULL"))
     rows, position = run(spark, source, position)
     assert ids(rows) == [1, 2, 3]
-    assert run(spark, source, position)[0] is None
 
 
 def test_an_empty_table_makes_no_batch(spark: Any, database: Database) -> None:
@@ -163,7 +171,6 @@ def test_a_number_as_watermark(spark: Any, database: Database, type_: str) -> No
     source = reader(database, table="", query="SELECT * FROM orders WHERE id <> 50;", watermark="Seq No", overlap=10)
     rows, position = run(spark, source)
     assert ids(rows) == [*range(1, 50), *range(51, 101)]
-    assert run(spark, source, position)[0] is None
     database.execute("INSERT INTO orders SELECT i, 'ann', 'apple', 'x', i FROM generate_series(101, 102) i")
     rows, position = run(spark, source, position)
     assert ids(rows) == list(range(90, 103))
@@ -188,13 +195,9 @@ def test_partitioned_reads_give_the_same_rows(spark: Any, database: Database, co
     )
     whole = run(spark, reader(database))
     source = reader(database, partition_column=column, partitions=4)
-    parts: list[int] = []
-
-    def land(batch: Batch) -> None:
-        parts.append(len(list((settings().home_dir / "spool" / "orders").glob("part-*"))))
-
-    source.run(spark, {}, land)
-    assert parts == [4]
+    num_connections: list[int] = []
+    source.run(spark, {}, lambda batch: num_connections.append(batch.rows.rdd.getNumPartitions()))
+    assert num_connections == [4]
     rows, position = run(spark, source)
     assert ids(rows) == ids(whole[0]) == list(range(1, 502))
     assert position == whole[1]
@@ -326,56 +329,6 @@ def test_another_database(spark: Any, database: Database) -> None:
     connection.close()
 
 
-CHILD = """
-import json, sys, time
-from pathlib import Path
-from contracts.dataset import Events
-from spark_jobs.session import session
-from spark_jobs.sources.jdbc import Options, Reader
-
-url, columns = sys.argv[1], json.loads(sys.argv[2])
-
-def land(batch):
-    assert batch.rows.count() == 1000
-    print("landing", flush=True)
-    time.sleep(600)
-
-options = Options(url=url, user="postgres", password_secret="shop_db", table="orders", watermark="at")
-Reader("orders", Events.model_validate({"columns": columns, "jdbc": {}}), options, Path()).run(
-    session("killed"), {}, land)
-"""
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle(spark: Any, database: Database, tmp_path: Path) -> None:
-    """After a kill -9 while landing the next run gives all rows, those added meanwhile included, each once."""
-    database.execute(
-        TABLE,
-        "INSERT INTO orders SELECT i, 'ann', 'apple', timestamptz '2024-01-01 00:00:00Z' + i * interval '1 min', i "
-        "FROM generate_series(1, 1000) i",
-    )
-    environment = os.environ | {
-        "CARTWHEEL_SPARK_MASTER": "local[1]",
-        "CARTWHEEL_SPARK_DRIVER_MEMORY": "512m",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, database.url, json.dumps(COLUMNS)], cwd=tmp_path, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        assert child.stdout is not None
-        assert any(line == "landing\n" for line in child.stdout)
-    finally:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
-    assert list((tmp_path / "spool" / "orders").glob("part-*"))
-    database.execute(insert(1001, "2024-01-02 00:00:00"))
-    assert ids(run(spark, reader(database))[0]) == list(range(1, 1002))
-
-
 def test_a_long_transaction_is_not_passed_over(spark: Any, database: Database) -> None:
     """However many numbers others take while a transaction is open: its rows are read when it has ended."""
     database.execute(TABLE, insert(1, "2024-01-01 10:00:00"))
@@ -388,4 +341,18 @@ def test_a_long_transaction_is_not_passed_over(spark: Any, database: Database) -
     assert (ids(rows), position["settled"]) == ([1, 9000], "1")
     rows, position = run(spark, source, position)
     assert (ids(rows), position["settled"]) == ([1, 2, 9000], "9000")
-    assert ids(run(spark, source, position | {"hash": "other"})[0]) == [9000]
+    assert ids(run(spark, source, position)[0]) == [9000]
+
+
+def test_an_unchanged_table_makes_no_batch(shop: Any, database: Database) -> None:
+    """What lies in the overlap is read again by each run, and lands once; where nothing is new, nothing is committed."""
+    shop.write(shop__toml=SHOP.format(url=database.url))
+    database.execute(TABLE, insert(1, "2024-01-01 10:00:00"))
+    shop.land(1)
+    state = storage.state(BRONZE_EVENTS)
+    shop.land(1)
+    assert storage.state(BRONZE_EVENTS) == state
+    database.execute(insert(2, "2024-01-01 10:00:00"))
+    shop.land(1)
+    assert shop.values(BRONZE_EVENTS, "event_id") == [("tiny:1",), ("tiny:2",)]
+    assert shop.values(LEDGER, "batch", "read", "landed", "duplicates") == [(1, 1, 1, 0), (2, 2, 1, 1)]
