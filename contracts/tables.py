@@ -57,6 +57,9 @@ _INTERVAL = Column(
     "interval", "int", "number of the interval that holds occurred_at", minimum=-1_000_000_000, maximum=2_000_000_000
 )
 _AS_OF = Column("as_of", "int", "computed from the intervals before this one only")
+NUM_USER_BUCKETS = 16
+"""All that is made of one user lies in one bucket, so that buckets are read, and trained on, one by one or side by side."""
+_BUCKET = Column("bucket", "int", "of the user, by a hash of user_id", minimum=0, maximum=NUM_USER_BUCKETS - 1)
 
 BRONZE_EVENTS = Table(
     "bronze_events",
@@ -258,14 +261,16 @@ USER_HISTORIES = Table(
         Column("item_ids", "array<string>"),
         Column("at", "array<double>", "time of the basket in intervals, ascending"),
         Column("weights", "array<double>", "heaviest event type of the entry"),
+        _BUCKET,
     ),
     key=("user_id",),
+    partition_by=("bucket",),
 )
 
 TRAINING_LISTS = Table(
     "training_lists",
     "The labels: what each user active in interval as_of took in it.",
-    (_AS_OF, Column("user_id", "string"), Column("target_items", "array<string>", "distinct, not empty")),
+    (_AS_OF, Column("user_id", "string"), Column("target_items", "array<string>", "distinct, not empty"), _BUCKET),
     key=("as_of", "user_id"),
     partition_by=("as_of",),
 )

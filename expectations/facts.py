@@ -339,7 +339,10 @@ def _user_histories(
     item_ids, at, weights = rows["item_ids"], rows["at"], rows["weights"]
     last = _last_silver(around)
     times = pc.list_flatten(at).to_numpy()
-    newest = math.floor(times.max() + 1e-6) + 1 if len(times) else None
+    latest = (
+        times if len(changed) == len(snapshot.partitions) else pc.list_flatten(snapshot.read(["at"])["at"]).to_numpy()
+    )
+    newest = math.floor(latest.max() + 1e-6) + 1 if len(latest) else None
     return [
         (none_may("descending", "histories are not in ascending order of time"), descending(at)),
         (none_may("unequal_lengths", "histories have lists of unequal length"), unequal_lengths(item_ids, at, weights)),

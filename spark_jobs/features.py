@@ -21,6 +21,7 @@ from contracts.tables import (
     ITEM_FEATURES,
     ITEM_INTERVALS,
     ITEMS,
+    NUM_USER_BUCKETS,
     PROMOTIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
@@ -39,6 +40,11 @@ def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="features", description=__doc__)
     add_interval(parser, "--coming", "interval to recommend in; empty: the one after the last clean one")
     return parser
+
+
+def user_bucket() -> Column:
+    """The bucket of a row's user."""
+    return F.pmod(F.xxhash64("user_id"), F.lit(NUM_USER_BUCKETS)).cast("int").alias("bucket")
 
 
 def history_before(histories: DataFrame, interval: int) -> DataFrame:
@@ -114,13 +120,14 @@ def user_histories(entries: DataFrame, before: DataFrame) -> DataFrame:
     whole = before.join(later, "user_id", "full").select(
         "user_id", *[continued(name, more) for name, more in parts.items()]
     )
-    return whole.where(F.size("at") > 0)
+    return whole.where(F.size("at") > 0).withColumn("bucket", user_bucket())
 
 
 def training_lists(silver: DataFrame) -> DataFrame:
     """TRAINING_LISTS rows of all intervals in `silver`."""
     taken = F.array_sort(F.collect_set("item_id"))
-    return silver.where("target").groupBy(F.col("interval").alias("as_of"), "user_id").agg(taken.alias("target_items"))
+    lists = silver.where("target").groupBy(F.col("interval").alias("as_of"), "user_id").agg(taken.alias("target_items"))
+    return lists.withColumn("bucket", user_bucket())
 
 
 def category_shares(sums: DataFrame, items: DataFrame) -> DataFrame:
@@ -213,6 +220,8 @@ def main(coming: int | None) -> int:
     if not todo.any():
         print("nothing to do: features are made of all clean events")
         return 0
+    for table in (USER_HISTORIES, TRAINING_LISTS):
+        storage.require_layout(table)
     record = {"silver": silver_state}
     spark = session("features")
     silver = storage.read(spark, SILVER_EVENTS)
@@ -230,14 +239,18 @@ def main(coming: int | None) -> int:
             )
             say(f"{ITEM_INTERVALS.name}: intervals {todo.item_intervals[0]} to {todo.item_intervals[-1]}")
         if todo.user_histories:
-            storage.write(user_histories(entries, before).coalesce(1), USER_HISTORIES, record=record)
+            storage.write(user_histories(entries, before).repartition("bucket"), USER_HISTORIES, record=record)
             say(f"{USER_HISTORIES.name}: {storage.total_rows(USER_HISTORIES):,} users")
         entries.unpersist()
     if todo.training_lists:
         these = storage.ranges_predicate("interval", todo.training_lists)
         as_ofs = storage.ranges_predicate("as_of", todo.training_lists)
         storage.write(
-            training_lists(silver.where(these)).repartition("as_of"), TRAINING_LISTS, where=as_ofs, record=record
+            # In order, so that whoever reads one bucket passes over most of the others.
+            training_lists(silver.where(these)).repartition("as_of").sortWithinPartitions("as_of", "bucket", "user_id"),
+            TRAINING_LISTS,
+            where=as_ofs,
+            record=record,
         )
         say(f"{TRAINING_LISTS.name}: {len(todo.training_lists)} intervals")
     sums = storage.read(spark, ITEM_INTERVALS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -58,9 +59,10 @@ def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the
 def _train(key: str, requested_by: str) -> dict[str, Any]:
     from training import registry
     from training.config import from_settings
-    from training.data import load_shop
+    from training.data import load_items, parts, with_users
     from training.evaluation import report
     from training.export import export
+    from training.trainer import num_intervals
     from training.trainer import train as fit_and_evaluate
 
     started = time.monotonic()
@@ -72,12 +74,10 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     dataset = datasets.load(settings().dataset_path)
     request = read_json(_folder(key) / REQUEST)
     data = TrainingData(**request) if request else needed_training_data()
-    shop = load_shop(dataset, data.versions)
-    say(f"{dataset.name}: {len(shop.user_ids)} users, {len(shop.item_ids)} items, to serve interval {shop.coming}")
-    trained = fit_and_evaluate(shop, config, say)
-    folder = _folder(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    exported = export(trained.ranker, shop, config, folder / "saved_model")
+    shop, folder = load_items(dataset, data.versions, num_intervals(config)), _folder(key)
+    say(f"{dataset.name}: {len(shop.item_ids)} items, to serve interval {shop.coming}")
+    trained = fit_and_evaluate(shop, parts(shop), config, say, folder / "work")
+    exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
     evaluation = {
         "key": key,
@@ -94,6 +94,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     }
     # Written last: whoever sees it sees a whole training.
     write_json(folder / "evaluation.json", evaluation)
+    shutil.rmtree(folder / "work")
     return evaluation
 
 

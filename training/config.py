@@ -23,7 +23,6 @@ class RankerConfig:
     """Newest entries of a user's history that are looked at."""
 
     hidden_units: tuple[int, ...] = (128, 64)
-    dropout: float = 0.1
     item_bias_l2: float = 1e-3
 
     negative_share: float = 0.15

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from contracts import tables
 from contracts.dataset import Dataset
 from contracts.errors import InputError
+from contracts.trainings import TABLES
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -52,7 +56,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class Shop:
-    """Everything the trainer knows. `num_items` is the length of `item_ids`."""
+    """What the trainer knows: of all items, and of the users of some buckets. `num_items` is the length of `item_ids`."""
 
     item_ids: npt.NDArray[np.object_]
     item_types: Ints
@@ -62,8 +66,11 @@ class Shop:
     user_ids: npt.NDArray[np.object_]
     histories: Histories
     lists: Mapping[int, Lists]
+    """Of these users, by interval."""
     statistics: Mapping[int, Floats]
     """For each as_of, `[num_items, len(ITEM_STATISTICS)]`."""
+    list_intervals: frozenset[int]
+    """Intervals of which there are lists, of whatever user."""
     minimum_item_events: int
     interval_days: float
     versions: Mapping[str, int]
@@ -75,89 +82,134 @@ class Shop:
         return max(self.statistics)
 
 
-def _read(table: tables.Table, versions: Mapping[str, int]) -> tuple[pd.DataFrame, int]:
+Part = Callable[[], Shop]
+"""Reads the shop with the users of one bucket."""
+
+
+def _open(table: tables.Table, versions: Mapping[str, int]) -> DeltaTable:
     try:
-        delta = DeltaTable(str(table.path), version=versions.get(table.name))
+        return DeltaTable(str(table.path), version=versions.get(table.name))
     except TableNotFoundError:
         raise InputError(
             f"table {table.name} does not exist", where=str(table.path), cure="run the DAG build_features first"
         ) from None
-    return delta.to_pandas(), delta.version()
 
 
-def _rows(index: pd.Index[Any], ids: Any) -> Ints:
-    return np.asarray(index.get_indexer(pd.Index(ids)), dtype=np.int64)
+def _as_ofs(opened: DeltaTable) -> list[int]:
+    return sorted({int(partition["as_of"]) for partition in opened.partitions()})
 
 
-def _flat(lists: pd.Series[Any]) -> tuple[Ints, npt.NDArray[Any]]:
-    lengths = np.fromiter((len(entry) for entry in lists), dtype=np.int64, count=len(lists))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return offsets, np.concatenate(lists.to_numpy()) if len(lists) else np.empty(0, dtype=object)
-
-
-def load_shop(dataset: Dataset, versions: Mapping[str, int]) -> Shop:
-    """Read the feature tables of the dataset.
+def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int | None = None) -> Shop:
+    """Read what is known of the items: a shop without users.
 
     Args:
         versions: Delta version of each table to read: those that passed their gate, whatever has landed since. A table
             that is not named is read as it is.
+        num_intervals: how many of the latest intervals are looked at; None: all.
 
     Raises:
         InputError: a table is missing or holds nothing to learn from.
     """
-    features, features_version = _read(tables.ITEM_FEATURES, versions)
-    items, items_version = _read(tables.ITEMS, versions)
-    histories, histories_version = _read(tables.USER_HISTORIES, versions)
-    lists, lists_version = _read(tables.TRAINING_LISTS, versions)
-    if not len(features) or not len(lists):
+    opened = {table.name: _open(table, versions) for table in TABLES}
+    features = opened[tables.ITEM_FEATURES.name]
+    as_ofs, lists = _as_ofs(features), _as_ofs(opened[tables.TRAINING_LISTS.name])
+    if not as_ofs or not lists:
         raise InputError(
             "there is nothing to learn from",
             where=str(tables.TRAINING_LISTS.path),
             cure="land at least three intervals of events",
         )
-    item_ids = np.sort(features["item_id"].unique())
+
+    def rows_as_of(as_of: int, columns: Sequence[str]) -> pa.Table:
+        return features.to_pyarrow_table(filters=[("as_of", "=", as_of)], columns=[*columns])
+
+    # Whatever had an event before an interval had one before the last, too.
+    item_ids = np.sort(rows_as_of(as_ofs[-1], ["item_id"])["item_id"].to_numpy().astype(object))
     index = pd.Index(item_ids)
-    known = items.drop_duplicates("item_id").set_index("item_id").reindex(item_ids)
-
     statistics = {}
-    for as_of, group in features.groupby("as_of"):
-        array = np.zeros((len(item_ids), len(ITEM_STATISTICS)), dtype=np.float32)
-        array[_rows(index, group["item_id"])] = group[list(ITEM_STATISTICS)].to_numpy(np.float32)
-        statistics[int(str(as_of))] = array
-
-    histories = histories.sort_values("user_id", ignore_index=True)
-    user_ids = histories["user_id"].to_numpy(object)
-    offsets, taken = _flat(histories["item_ids"])
-    users = pd.Index(user_ids)
-    labels = {}
-    for as_of, group in lists.sort_values(["as_of", "user_id"]).groupby("as_of"):
-        label_offsets, targets = _flat(group["target_items"])
-        labels[int(str(as_of))] = Lists(
-            int(str(as_of)), _rows(users, group["user_id"]), label_offsets, _rows(index, targets)
-        )
+    for as_of in as_ofs:
+        if num_intervals is None or as_of >= as_ofs[-1] - num_intervals:
+            rows = rows_as_of(as_of, ["item_id", *ITEM_STATISTICS])
+            array = np.zeros((len(item_ids), len(ITEM_STATISTICS)), dtype=np.float32)
+            columns = [rows[name].to_numpy().astype(np.float32) for name in ITEM_STATISTICS]
+            places = _rows(index, rows["item_id"])
+            array[places[places >= 0]] = np.stack(columns, axis=1)[places >= 0]
+            statistics[as_of] = array
+    items = opened[tables.ITEMS.name].to_pandas().drop_duplicates("item_id").set_index("item_id").reindex(item_ids)
     return Shop(
         item_ids=item_ids,
-        item_types=pd.factorize(known["type"])[0].astype(np.int64) + 1,
-        item_categories=pd.factorize(known["category"])[0].astype(np.int64) + 1,
-        recommendable=known["recommendable"].eq(True).to_numpy(bool),
+        item_types=pd.factorize(items["type"])[0].astype(np.int64) + 1,
+        item_categories=pd.factorize(items["category"])[0].astype(np.int64) + 1,
+        recommendable=items["recommendable"].eq(True).to_numpy(bool),
+        user_ids=np.empty(0, dtype=object),
+        histories=Histories(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.float32)),
+        lists={},
+        statistics=statistics,
+        list_intervals=frozenset(lists),
+        minimum_item_events=dataset.minimum_item_events,
+        interval_days=dataset.interval.days,
+        versions={name: table.version() for name, table in opened.items()},
+    )
+
+
+def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
+    """The shop with the users of some buckets (None: with all users), and their lists of the intervals it looks at."""
+    histories = _open(tables.USER_HISTORIES, shop.versions)
+    lists = _open(tables.TRAINING_LISTS, shop.versions)
+    of_bucket = [] if buckets is None else [("bucket", "in", sorted(buckets))]
+    index = pd.Index(shop.item_ids)
+    users = histories.to_pyarrow_table(filters=of_bucket or None, columns=["user_id", "item_ids", "at", "weights"])
+    users = users.take(pc.sort_indices(users["user_id"])).combine_chunks()
+    offsets, taken = _flat(users["item_ids"])
+    user_ids = users["user_id"].to_numpy().astype(object)
+    rows_of_users = pd.Index(user_ids)
+    wanted = sorted(shop.list_intervals & shop.statistics.keys())
+    labels = {}
+    asked = lists.to_pyarrow_table(
+        filters=[*of_bucket, ("as_of", "in", wanted)], columns=["as_of", "user_id", "target_items"]
+    ).sort_by([("as_of", "ascending"), ("user_id", "ascending")])
+    for as_of in pc.unique(asked["as_of"]).to_pylist():
+        group = asked.filter(pc.equal(asked["as_of"], as_of)).combine_chunks()
+        label_offsets, targets = _flat(group["target_items"])
+        labels[as_of] = Lists(as_of, _rows(rows_of_users, group["user_id"]), label_offsets, _rows(index, targets))
+    return replace(
+        shop,
         user_ids=user_ids,
         histories=Histories(
             offsets,
             _rows(index, taken),
-            _flat(histories["at"])[1].astype(np.float64),
-            _flat(histories["weights"])[1].astype(np.float32),
+            _flat(users["at"])[1].to_numpy().astype(np.float64),
+            _flat(users["weights"])[1].to_numpy().astype(np.float32),
         ),
         lists=labels,
-        statistics=statistics,
-        minimum_item_events=dataset.minimum_item_events,
-        interval_days=dataset.interval.days,
-        versions={
-            tables.ITEM_FEATURES.name: features_version,
-            tables.ITEMS.name: items_version,
-            tables.USER_HISTORIES.name: histories_version,
-            tables.TRAINING_LISTS.name: lists_version,
-        },
     )
+
+
+def parts(shop: Shop) -> list[Part]:
+    """The shop in parts: a bucket of users each, in order."""
+    buckets = {int(partition["bucket"]) for partition in _open(tables.USER_HISTORIES, shop.versions).partitions()}
+    return [partial(with_users, shop, [bucket]) for bucket in sorted(buckets)]
+
+
+def load_shop(dataset: Dataset, versions: Mapping[str, int]) -> Shop:
+    """The shop with all of its users; see `load_items`."""
+    return with_users(load_items(dataset, versions))
+
+
+def _rows(index: pd.Index[Any], ids: pa.ChunkedArray) -> Ints:
+    """The place of each id in `index`, -1 where it has none."""
+    encoded = ids.dictionary_encode().unify_dictionaries()
+    places = [
+        index.get_indexer(pd.Index(chunk.dictionary.to_numpy(zero_copy_only=False)))[chunk.indices.to_numpy()]
+        for chunk in encoded.chunks
+    ]
+    return np.concatenate([np.empty(0, np.int64), *places]).astype(np.int64)
+
+
+def _flat(lists: pa.ChunkedArray) -> tuple[Ints, pa.ChunkedArray]:
+    """Where each list begins and the last one ends, `[num_lists + 1]`, and what is in all of them."""
+    lengths = pc.list_value_length(lists).to_numpy()
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), pc.list_flatten(lists)
 
 
 def statistic(shop: Shop, as_of: int, name: str) -> Floats:

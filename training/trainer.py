@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from contracts.errors import InputError
-from contracts.metrics import BASELINES, K
+from contracts.metrics import BASELINES, METRICS, Floats, K
 from contracts.tables import TRAINING_LISTS
 from training import baselines, evaluation
 from training.config import RankerConfig
-from training.data import Ints, Lists, Shop, attainable, history_as_of, may_be_candidate, popular_items
+from training.data import Ints, Lists, Part, Shop, attainable, history_as_of, may_be_candidate, popular_items
+from training.distribution import wait_for, workers
 from training.evaluation import MODEL, Fold
+from training.examples import Examples, Shard, find_shard, write_shard
 from training.features import Candidates, History, Items, candidates, feature_names
-from training.ranker import Examples, Ranker, fit
+from training.fitting import fit
+from training.ranker import Ranker
+
+LISTS_AT_ONCE = 128
+"""Lists whose candidates are computed together."""
+
+Say = Callable[[str], None]
 
 
 def items_as_of(shop: Shop, as_of: int, config: RankerConfig) -> Items:
@@ -31,77 +42,110 @@ def items_as_of(shop: Shop, as_of: int, config: RankerConfig) -> Items:
     )
 
 
-def compiled_candidates(config: RankerConfig) -> Callable[[History, tf.Tensor, Items], Candidates]:
-    """`features.candidates` as one graph for all sizes."""
+class Retrieval:
+    """Candidates and their features as of an interval: `features.candidates` as one graph for all sizes."""
 
-    def flat(dtype: tf.DType) -> tf.TensorSpec:
-        return tf.TensorSpec([None], dtype)
+    def __init__(self, shop: Shop, config: RankerConfig) -> None:
+        def flat(dtype: tf.DType) -> tf.TensorSpec:
+            return tf.TensorSpec([None], dtype)
 
-    statistics = tf.TensorSpec([None, None], tf.float32)
+        self._shop, self._config = shop, config
+        self._items: dict[int, Items] = {}
+        self._graph = tf.function(
+            partial(candidates, config=config),
+            autograph=False,
+            input_signature=[
+                History(flat(tf.int64), flat(tf.int64), flat(tf.float32), flat(tf.float32)),
+                tf.TensorSpec([], tf.int64),
+                Items(
+                    flat(tf.int64),
+                    flat(tf.int64),
+                    flat(tf.bool),
+                    tf.TensorSpec([None, None], tf.float32),
+                    flat(tf.int64),
+                ),
+            ],
+        )
 
-    @tf.function(
-        input_signature=[
-            History(flat(tf.int64), flat(tf.int64), flat(tf.float32), flat(tf.float32)),
-            tf.TensorSpec([], tf.int64),
-            Items(flat(tf.int64), flat(tf.int64), flat(tf.bool), statistics, flat(tf.int64)),
-        ]
-    )
-    def graph(history: History, num_lists: tf.Tensor, items: Items) -> Candidates:
-        return candidates(history, num_lists, items, config)
-
-    return graph
-
-
-def _chunks(lists: Lists, size: int) -> Iterator[tuple[Ints, npt.NDArray[np.int64]]]:
-    for start in range(0, len(lists), size):
-        chosen = np.arange(start, min(start + size, len(lists)))
-        yield lists.users[chosen], chosen
+    def __call__(self, shop: Shop, users: Ints, as_of: int) -> Candidates:
+        """Candidates of some users of `shop`, whose items are those of this one; a list each, list ids from 0."""
+        if as_of not in self._items:
+            self._items[as_of] = items_as_of(self._shop, as_of, self._config)
+        history = History(*map(tf.constant, history_as_of(shop, users, as_of, self._config.max_history)))
+        found: Candidates = self._graph(history, tf.constant(len(users), tf.int64), self._items[as_of])
+        return found
 
 
 def list_candidates(
-    shop: Shop, lists: Lists, config: RankerConfig, graph: Callable[[History, tf.Tensor, Items], Candidates]
+    shop: Shop, lists: Lists, retrieve: Retrieval
 ) -> Iterator[tuple[npt.NDArray[np.int64], Candidates, npt.NDArray[np.bool_]]]:
     """Candidates of every list of one interval, some lists at a time.
 
     Yields:
         `chosen` `[num_chosen]` places in `lists`, their candidates (list ids from 0), and `[num_candidates]` labels.
     """
-    items = items_as_of(shop, lists.as_of, config)
     num_items = len(shop.item_ids)
     taken = np.repeat(np.arange(len(lists)), lists.num_targets) * num_items + lists.targets
     taken.sort()
-    for users, chosen in _chunks(lists, config.lists_a_batch):
-        history = History(*map(tf.constant, history_as_of(shop, users, lists.as_of, config.max_history)))
-        found = graph(history, tf.constant(len(users), tf.int64), items)
+    for start in range(0, len(lists), LISTS_AT_ONCE):
+        chosen = np.arange(start, min(start + LISTS_AT_ONCE, len(lists)))
+        found = retrieve(shop, lists.users[chosen], lists.as_of)
         keys = (found.list_ids.numpy() + chosen[0]) * num_items + found.items.numpy()
         places = np.minimum(np.searchsorted(taken, keys), len(taken) - 1)
         yield chosen, found, taken[places] == keys
 
 
-def build_examples(
-    shop: Shop, as_of: int, config: RankerConfig, graph: Callable[[History, tf.Tensor, Items], Candidates]
-) -> Examples:
-    """Sampled candidates of all lists of one interval, which the intervals before it explain."""
-    generator = np.random.default_rng([config.seed, as_of])
+def sampled_examples(
+    shop: Shop, as_of: int, config: RankerConfig, retrieve: Retrieval, generator: np.random.Generator
+) -> Iterator[Examples]:
+    """Sampled candidates of the lists of one interval, which the intervals before it explain, some lists at a time."""
     count = feature_names(config).index("count")
-    parts = []
-    for chosen, found, labels in list_candidates(shop, shop.lists[as_of], config, graph):
+    for chosen, found, labels in list_candidates(shop, shop.lists[as_of], retrieve):
         features = found.features.numpy()
         # Often-taken items are the hard negatives: they are kept more often (log1p(count) of 3 purchases is 1.4).
         chance = np.minimum(config.negative_share * (1.0 + features[:, count]), min(1.0, 4 * config.negative_share))
         kept = labels | (generator.random(len(labels)) < chance)
         chance = np.where(labels, 1.0, chance)
-        ids = found.list_ids.numpy()[kept]
-        parts.append(
-            Examples(
-                features[kept].astype(np.float16),
-                found.items.numpy()[kept],
-                labels[kept].astype(np.float32),
-                np.log(chance[kept]).astype(np.float32),
-                np.bincount(ids, minlength=len(chosen)),
-            )
+        yield Examples(
+            features[kept].astype(np.float16),
+            found.items.numpy()[kept].astype(np.int32),
+            labels[kept].astype(np.uint8),
+            np.log(chance[kept]).astype(np.float32),
+            np.bincount(found.list_ids.numpy()[kept], minlength=len(chosen)),
         )
-    return Examples.concatenate(parts)
+
+
+def write_examples(
+    parts: Sequence[Part],
+    intervals: Sequence[int],
+    config: RankerConfig,
+    retrieve: Retrieval,
+    folder: Path,
+    *,
+    say: Say,
+) -> dict[int, list[Shard]]:
+    """The shards of each interval, one for each part; each worker makes its share, and waits for the others."""
+
+    def path_of(interval: int, number: int) -> Path:
+        return folder / f"{interval}-{number:05d}.tfrecord"
+
+    own = workers()
+    for number in own.share(range(len(parts))):
+        missing = [interval for interval in intervals if find_shard(path_of(interval, number)) is None]
+        if not missing:
+            continue
+        shop = parts[number]()
+        for interval in missing:
+            generator = np.random.default_rng([config.seed, interval, number])
+            lists = shop.lists.get(interval)
+            examples = () if lists is None else sampled_examples(shop, interval, config, retrieve, generator)
+            num_attainable = 0 if lists is None else len(attainable(shop, lists))
+            write_shard(path_of(interval, number), examples, num_attainable, len(feature_names(config)))
+        say(f"examples of {len(missing)} intervals for part {number + 1} of {len(parts)}")
+    shards = {}
+    for interval in intervals:
+        shards[interval] = [wait_for(partial(find_shard, path_of(interval, number))) for number in range(len(parts))]
+    return shards
 
 
 def recommend(
@@ -109,7 +153,7 @@ def recommend(
     lists: Lists,
     ranker: Ranker,
     config: RankerConfig,
-    graph: Callable[[History, tf.Tensor, Items], Candidates],
+    retrieve: Retrieval,
     *,
     num_places: int | None = None,
 ) -> Ints:
@@ -119,7 +163,7 @@ def recommend(
         num_places: the most that a list may have; by default as many as are served.
     """
     rows = []
-    for chosen, found, _ in list_candidates(shop, lists, config, graph):
+    for chosen, found, _ in list_candidates(shop, lists, retrieve):
         scores = ranker(found.features, found.items)
         ids = found.list_ids.numpy()
         order = np.lexsort((-scores.numpy(), ids))
@@ -130,22 +174,23 @@ def recommend(
     return np.concatenate([row[:, :k] for row in rows])
 
 
-def usable_folds(shop: Shop, config: RankerConfig) -> list[int]:
-    """Intervals to evaluate on, latest first: those with attainable targets and lists before them to learn from."""
-    wanted = (shop.coming - offset for offset in config.fold_offsets)
+def learning_intervals(shop: Shop, as_of: int, config: RankerConfig) -> list[int]:
+    """Intervals whose lists a model for `as_of` learns from."""
     return [
-        fold
-        for fold in wanted
-        if fold in shop.lists
-        and fold in shop.statistics
-        and len(attainable(shop, shop.lists[fold]))
-        and learning_intervals(shop, fold, config)
+        i for i in range(as_of - config.training_intervals, as_of) if i in shop.list_intervals & shop.statistics.keys()
     ]
 
 
-def learning_intervals(shop: Shop, as_of: int, config: RankerConfig) -> list[int]:
-    """Intervals whose lists a model for `as_of` learns from."""
-    return [i for i in range(as_of - config.training_intervals, as_of) if i in shop.lists and i in shop.statistics]
+def possible_folds(shop: Shop, config: RankerConfig) -> list[int]:
+    """Intervals to evaluate on, first ones first: those with lists, and with lists before them to learn from."""
+    wanted = sorted(shop.coming - offset for offset in config.fold_offsets)
+    there = shop.list_intervals & shop.statistics.keys()
+    return [fold for fold in wanted if fold in there and learning_intervals(shop, fold, config)]
+
+
+def num_intervals(config: RankerConfig) -> int:
+    """How many intervals before the coming one are looked at."""
+    return max(config.fold_offsets, default=0) + config.training_intervals
 
 
 @dataclass(frozen=True)
@@ -154,51 +199,86 @@ class Trained:
     folds: list[Fold]
 
 
-def train(shop: Shop, config: RankerConfig, say: Callable[[str], None]) -> Trained:
-    """Evaluate on rolling folds, then train the model that will serve `shop.coming`.
+def train(
+    shop: Shop,
+    parts: Sequence[Part],
+    config: RankerConfig,
+    say: Say,
+    folder: Path,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Trained:
+    """Train a ranker for each rolling fold, and the one that will serve `shop.coming`; then evaluate the folds.
 
-    Each fold has a ranker of its own that has seen nothing of the fold's interval or after.
+    A fold's ranker has seen nothing of the fold's interval or after. Killed and called again with the same folder, it
+    goes on from the last checkpoint.
+
+    Args:
+        shop: what is known of the items.
+        parts: the same with users, of a bucket each.
+        folder: for examples and checkpoints; all workers share it. Delete it when the training is done.
 
     Raises:
         InputError: there is nothing to learn from.
     """
-    graph = compiled_candidates(config)
-    cache: dict[int, Examples] = {}
-
-    def fitted(as_of: int) -> Ranker:
-        intervals = learning_intervals(shop, as_of, config)
-        if not any(len(attainable(shop, shop.lists[interval])) for interval in intervals):
+    retrieve = Retrieval(shop, config)
+    folds, coming = possible_folds(shop, config), shop.coming
+    learned = {as_of: learning_intervals(shop, as_of, config) for as_of in [*folds, coming]}
+    intervals = sorted({*folds, *chain.from_iterable(learned.values())})
+    shards = write_examples(parts, intervals, config, retrieve, folder / "examples", say=say)
+    num_attainable = {
+        interval: sum(shard.num_attainable_lists for shard in of_interval) for interval, of_interval in shards.items()
+    }
+    rankers = {}
+    for as_of in [*(fold for fold in folds if num_attainable[fold]), coming]:
+        if not any(num_attainable[interval] for interval in learned[as_of]):
             raise InputError(
                 f"of what was taken in the {config.training_intervals} intervals before {as_of}, nothing could have "
                 "been recommended",
                 where=f"table {TRAINING_LISTS.name}",
                 cure="land more intervals, or lower minimum_item_events or not_recommended in the dataset file",
             )
-        for interval in intervals:
-            if interval not in cache:
-                cache[interval] = build_examples(shop, interval, config, graph)
-        examples = Examples.concatenate([cache[interval] for interval in intervals])
-        say(
-            f"as of {as_of}: {examples.num_lists} lists of {len(intervals)} intervals, {len(examples.labels)} candidates"
+        examples = [shard for interval in learned[as_of] for shard in shards[interval]]
+        num_lists, num_candidates = (
+            sum(getattr(each, name) for each in examples) for name in ("num_lists", "num_candidates")
         )
-        return fit(
-            examples,
-            config,
-            len(shop.item_ids),
-            lambda epoch, loss: say(f"as of {as_of}: epoch {epoch}, loss {loss:.4f}"),
-        )
+        say(f"as of {as_of}: {num_lists} lists of {len(learned[as_of])} intervals, {num_candidates} candidates")
 
+        def progress(epoch: int, loss: float, as_of: int = as_of) -> None:
+            say(f"as of {as_of}: epoch {epoch}, loss {loss:.4f}")
+
+        rankers[as_of] = fit(
+            examples, config, len(shop.item_ids), progress, strategy=strategy,
+            checkpoints=folder / "checkpoints" / f"{as_of}-of-{workers().count}",
+        )  # fmt: skip
+    ranker = rankers.pop(coming)
+    return Trained(ranker, evaluate(rankers, parts, config, retrieve, say) if workers().is_chief else [])
+
+
+def evaluate(
+    rankers: Mapping[int, Ranker], parts: Sequence[Part], config: RankerConfig, retrieve: Retrieval, say: Say
+) -> list[Fold]:
+    """Each ranker, and the baselines, on the lists of the interval that it is for."""
+    scores: dict[int, list[dict[str, dict[str, Floats]]]] = {as_of: [] for as_of in rankers}
+    for shop in (part() for part in parts):
+        for as_of, ranker in rankers.items():
+            if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
+                continue
+            shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
+            for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
+                shown[name] = baseline(shop, lists, K)
+            num_items = len(shop.item_ids)
+            scores[as_of].append({name: evaluation.score(rows, lists, num_items) for name, rows in shown.items()})
     folds = []
-    for as_of in sorted(usable_folds(shop, config)):
-        ranker = fitted(as_of)
-        lists = attainable(shop, shop.lists[as_of])
-        shown = {MODEL: recommend(shop, lists, ranker, config, graph, num_places=K)}
-        for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
-            shown[name] = baseline(shop, lists, K)
-        fold = Fold(as_of, {name: evaluation.score(rows, lists, len(shop.item_ids)) for name, rows in shown.items()})
-        folds.append(fold)
-        for name, metrics in fold.metrics.items():
-            say(f"as of {as_of}: {name:<18} " + "  ".join(f"{k} {v:.4f}" for k, v in evaluation.means(metrics).items()))
-        for interval in [i for i in cache if i < min(learning_intervals(shop, as_of, config))]:
-            del cache[interval]
-    return Trained(fitted(shop.coming), folds)
+    for as_of, of_parts in scores.items():
+        metrics = {
+            name: {metric: np.concatenate([each[name][metric] for each in of_parts]) for metric in METRICS}
+            for name in (MODEL, *BASELINES)
+        }
+        folds.append(Fold(as_of, metrics))
+        for name, by_metric in metrics.items():
+            say(
+                f"as of {as_of}: {name:<18} "
+                + "  ".join(f"{k} {v:.4f}" for k, v in evaluation.means(by_metric).items())
+            )
+    return folds

@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,17 @@ Method = Callable[[Shop, Lists], Ints]
 def ranker(shop: Shop, lists: Lists) -> Ints:
     """The model, trained on the lists before."""
     from training import trainer
-    from training.ranker import Examples, fit
+    from training.fitting import fit
 
     config = RankerConfig(training_intervals=TRAINING_INTERVALS)
-    graph = trainer.compiled_candidates(config)
-    intervals = trainer.learning_intervals(shop, lists.as_of, config)
-    examples = Examples.concatenate([trainer.build_examples(shop, each, config, graph) for each in intervals])
-    fitted = fit(examples, config, len(shop.item_ids), lambda epoch, loss: None)
-    return trainer.recommend(shop, lists, fitted, config, graph)
+    retrieve, intervals = trainer.Retrieval(shop, config), trainer.learning_intervals(shop, lists.as_of, config)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = trainer.write_examples(
+            [lambda: shop], intervals, config, retrieve, Path(folder), say=lambda line: None
+        )
+        examples = [*chain.from_iterable(shards.values())]
+        fitted = fit(examples, config, len(shop.item_ids), lambda epoch, loss: None)
+    return trainer.recommend(shop, lists, fitted, config, retrieve)
 
 
 def als(shop: Shop, lists: Lists, rank: int = 64, regularisation: float = 0.1, alpha: float = 10.0) -> Ints:

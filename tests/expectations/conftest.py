@@ -93,6 +93,7 @@ def shop() -> Frames:
                 "item_ids": [item for _ in INTERVALS for item in items],
                 "at": [interval - 1 + AT[user] for interval in INTERVALS for _ in items],
                 "weights": [1.0 for _ in INTERVALS for _ in items],
+                "bucket": 0,
             }
             for user, items in BASKETS.items()
         ),
@@ -100,7 +101,7 @@ def shop() -> Frames:
             {"interval": interval, "category": category, "share": 0.5} for interval in INTERVALS for category in "xy"
         ),
         "training_lists": pd.DataFrame(
-            {"as_of": as_of, "user_id": user, "target_items": list(items)}
+            {"as_of": as_of, "user_id": user, "target_items": list(items), "bucket": 0}
             for as_of in INTERVALS
             for user, items in BASKETS.items()
         ),

@@ -18,6 +18,7 @@ from contracts.tables import (
     ITEM_FEATURES,
     ITEM_INTERVALS,
     ITEMS,
+    NUM_USER_BUCKETS,
     PROMOTIONS,
     QUARANTINE,
     SILVER_EVENTS,
@@ -110,16 +111,19 @@ def test_item_features(built_shop: Any) -> None:
 
 def test_histories_lists_and_shares(built_shop: Any) -> None:
     """Histories are in order of time with the heaviest weight; lists hold targets only; shares add up to 1."""
-    assert built_shop.values(USER_HISTORIES, *USER_HISTORIES.column_names) == [
+    assert built_shop.values(USER_HISTORIES, "user_id", "item_ids", "at", "weights") == [
         ("ann", ["apple", "apple", "bread"], [0.5, 1.5, 2.5], [5.0, 5.0, 5.0]),
         ("bob", ["bread", "apple"], [0.75, 1.0], [1.0, 5.0]),
     ]
-    assert built_shop.values(TRAINING_LISTS, *TRAINING_LISTS.column_names) == [
+    assert built_shop.values(TRAINING_LISTS, "as_of", "user_id", "target_items") == [
         (1, "ann", ["apple"]),
         (2, "ann", ["apple"]),
         (2, "bob", ["apple"]),
         (3, "ann", ["bread"]),
     ]
+    buckets = dict(built_shop.values(USER_HISTORIES, "user_id", "bucket"))
+    assert set(buckets.values()) <= set(range(NUM_USER_BUCKETS))
+    assert all(buckets[user] == bucket for user, bucket in built_shop.values(TRAINING_LISTS, "user_id", "bucket"))
     assert built_shop.values(CATEGORY_SHARES, *CATEGORY_SHARES.column_names) == [
         (1, "bakery", 0.5),
         (1, "fruit", 0.5),

@@ -54,6 +54,7 @@ def shop() -> Shop:
             3: Lists(3, users=np.array([0, 2]), offsets=np.array([0, 2, 3]), targets=np.array([2, 4, 3])),
         },
         statistics={3: known, 4: known},
+        list_intervals=frozenset({3}),
         minimum_item_events=5,
         interval_days=7.0,
         versions={},

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from contracts.dataset import Dataset, load
+from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
 from training import baselines, evaluation
-from training.data import Shop, attainable, history_as_of, popular_items
+from training.data import (
+    ITEM_STATISTICS,
+    Shop,
+    attainable,
+    history_as_of,
+    load_items,
+    parts,
+    popular_items,
+    with_users,
+)
+
+SHOP = """
+name = "tiny"
+[interval]
+length = "1d"
+first = 2024-01-01T00:00:00
+[events]
+path = "events.csv"
+columns = { user_id = "who", item_id = "what", occurred_at = "when" }
+"""
 
 
 def test_history_is_a_strict_prefix(shop: Shop) -> None:
@@ -50,3 +77,70 @@ def test_scores_of_a_fold(shop: Shop) -> None:
     metrics = evaluation.score(baselines.popularity(shop, lists, 2), lists, len(shop.item_ids))
     assert metrics["recall_at_10"].tolist() == [0.0, 1.0]
     assert metrics["ndcg_at_10"].tolist() == [0.0, 1.0]
+
+
+@pytest.fixture
+def dataset(home: Path) -> Dataset:
+    """Feature tables of three users in two buckets, with lists of intervals 1 to 3."""
+
+    def write(table: Table, rows: list[dict[str, Any]]) -> None:
+        kinds = {"string": pa.string(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_()}
+        kinds |= {"bigint": pa.int64(), "array<string>": pa.list_(pa.string()), "array<double>": pa.list_(pa.float64())}
+        schema = pa.schema([(column.name, kinds[column.type]) for column in table.columns])
+        data = pa.Table.from_pylist([{column.name: 0 for column in table.columns} | row for row in rows], schema)
+        write_deltalake(str(table.path), data, partition_by=[*table.partition_by])
+
+    items = ("a", "b", "c")
+    text = {"name": "", "category": "", "type": "", "recommendable": True, "seen": True}
+    write(ITEMS, [text | {"item_id": item} for item in items])
+    write(ITEM_FEATURES, [{"as_of": n, "item_id": item, "events_all": n} for n in (2, 3, 4) for item in items[: n - 1]])
+    buckets = {"ann": 0, "bob": 1, "cem": 0}
+    histories = {"ann": (["a", "c"], [0.5, 2.5]), "bob": (["b"], [1.0]), "cem": (["b", "a"], [0.25, 0.25])}
+    write(
+        USER_HISTORIES,
+        [
+            {"user_id": user, "item_ids": ids, "at": at, "weights": [1.0] * len(at), "bucket": buckets[user]}
+            for user, (ids, at) in histories.items()
+        ],
+    )
+    taken = {1: {"cem": ["b"]}, 2: {"bob": ["b"], "ann": ["a", "b"]}, 3: {"ann": ["c"], "cem": ["a"]}}
+    write(
+        TRAINING_LISTS,
+        [
+            {"as_of": as_of, "user_id": user, "target_items": ids, "bucket": buckets[user]}
+            for as_of, lists in taken.items()
+            for user, ids in lists.items()
+        ],
+    )
+    (home / "shop.toml").write_text(SHOP)
+    return load(home / "shop.toml")
+
+
+def in_ids(shop: Shop) -> tuple[dict[str, Any], dict[tuple[int, str], list[str]]]:
+    """Histories by user, and what was taken by interval and user, in ids."""
+    histories = {}
+    for row, user in enumerate(shop.user_ids):
+        entries = slice(shop.histories.offsets[row], shop.histories.offsets[row + 1])
+        histories[user] = (shop.item_ids[shop.histories.items[entries]].tolist(), shop.histories.at[entries].tolist())
+    taken = {}
+    for as_of, lists in shop.lists.items():
+        for place, row in enumerate(lists.users):
+            targets = lists.targets[lists.offsets[place] : lists.offsets[place + 1]]
+            taken[as_of, shop.user_ids[row]] = shop.item_ids[targets].tolist()
+    return histories, taken
+
+
+def test_parts_are_the_whole(dataset: Dataset) -> None:
+    """A bucket of users each, with their histories and lists; together they are the shop, read at once."""
+    items = load_items(dataset, {}, num_intervals=2)
+    assert (sorted(items.statistics), items.coming, sorted(items.list_intervals)) == ([2, 3, 4], 4, [1, 2, 3])
+    assert items.statistics[3][:, ITEM_STATISTICS.index("events_all")].tolist() == [3.0, 3.0, 0.0]
+    whole = in_ids(with_users(items))
+    assert whole == (
+        {"ann": (["a", "c"], [0.5, 2.5]), "bob": (["b"], [1.0]), "cem": (["b", "a"], [0.25, 0.25])},
+        {(2, "ann"): ["a", "b"], (2, "bob"): ["b"], (3, "ann"): ["c"], (3, "cem"): ["a"]},
+    )
+    first, second = (in_ids(part()) for part in parts(items))
+    assert (sorted(first[0]), sorted(second[0])) == (["ann", "cem"], ["bob"])
+    assert (first[0] | second[0], first[1] | second[1]) == whole
+    assert sorted(load_items(dataset, {}, num_intervals=1).statistics) == [3, 4]

@@ -15,7 +15,7 @@ from training.data import Lists, Shop
 from training.export import GOLDEN_REQUESTS, MANIFEST, export
 from training.features import feature_names
 from training.ranker import Ranker
-from training.trainer import compiled_candidates, recommend
+from training.trainer import Retrieval, recommend
 
 CONFIG = RankerConfig(num_popular=3, top_k=3)
 
@@ -42,7 +42,7 @@ def answer(model: Path, *users: str) -> tuple[list[list[str]], np.ndarray]:
 def test_serves_what_the_trainer_would_recommend(shop: Shop, ranker: Ranker, model: Path) -> None:
     """No skew: the lists of all users are those that the trainer's own code makes."""
     everybody = Lists(4, users=np.arange(3), offsets=np.array([0, 1, 2, 3]), targets=np.zeros(3, np.int64))
-    expected = shop.item_ids[recommend(shop, everybody, ranker, CONFIG, compiled_candidates(CONFIG))].tolist()
+    expected = shop.item_ids[recommend(shop, everybody, ranker, CONFIG, Retrieval(shop, CONFIG))].tolist()
     assert answer(model, *map(str, shop.user_ids))[0] == expected
 
 

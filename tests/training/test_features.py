@@ -11,7 +11,7 @@ import tensorflow as tf
 from training.config import RankerConfig
 from training.data import Shop, history_as_of
 from training.features import NEVER, History, candidates, feature_names
-from training.trainer import compiled_candidates, items_as_of
+from training.trainer import Retrieval, items_as_of
 
 CONFIG = RankerConfig(num_popular=2)
 
@@ -109,8 +109,9 @@ def test_lists_without_any_history(shop: Shop) -> None:
 
 def test_the_compiled_graph_gives_the_same(shop: Shop) -> None:
     """The graph used for training and the plain function agree."""
-    history = History(*map(tf.constant, history_as_of(shop, np.array([0, 1, 2]), 3, 100)))
-    items, count = items_as_of(shop, 3, CONFIG), tf.constant(3, tf.int64)
-    eager, graph = candidates(history, count, items, CONFIG), compiled_candidates(CONFIG)(history, count, items)
+    users = np.array([0, 1, 2])
+    history = History(*map(tf.constant, history_as_of(shop, users, 3, CONFIG.max_history)))
+    eager = candidates(history, tf.constant(3, tf.int64), items_as_of(shop, 3, CONFIG), CONFIG)
+    graph = Retrieval(shop, CONFIG)(shop, users, 3)
     np.testing.assert_array_equal(eager.items, graph.items)
     np.testing.assert_allclose(eager.features, graph.features, atol=1e-5)

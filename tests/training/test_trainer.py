@@ -16,11 +16,7 @@ from training.data import Histories, Lists, Shop
 from training.export import export
 from training.features import feature_names
 from training.ranker import Ranker
-from training.trainer import compiled_candidates, recommend, train
-
-
-def silent(line: str) -> None:
-    pass
+from training.trainer import Retrieval, Trained, recommend, train
 
 
 def with_lists(shop: Shop, targets: list[int]) -> Shop:
@@ -29,7 +25,13 @@ def with_lists(shop: Shop, targets: list[int]) -> Shop:
         2: Lists(2, users=np.array([0, 1]), offsets=np.array([0, 1, 2]), targets=np.array([0, 1])),
         3: Lists(3, users=np.array([0, 2]), offsets=np.array([0, 1, 2]), targets=np.array(targets)),
     }
-    return dataclasses.replace(shop, lists=lists, statistics=dict.fromkeys((2, 3, 4), shop.statistics[3]))
+    statistics = dict.fromkeys((2, 3, 4), shop.statistics[3])
+    return dataclasses.replace(shop, lists=lists, list_intervals=frozenset(lists), statistics=statistics)
+
+
+def trained(shop: Shop, config: RankerConfig, folder: Path) -> Trained:
+    """All users are one part."""
+    return train(shop, [lambda: shop], config, lambda line: None, folder)
 
 
 def test_somebody_without_a_history_is_evaluated_as_served(shop: Shop, tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ def test_somebody_without_a_history_is_evaluated_as_served(shop: Shop, tmp_path:
     ranker = Ranker(config, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
     ranker.item_bias.assign([9.0, 0.0, 5.0, 0.0, 0.0])
     cat = Lists(4, users=np.array([2]), offsets=np.array([0, 1]), targets=np.array([3]))
-    [evaluated] = shop.item_ids[recommend(shop, cat, ranker, config, compiled_candidates(config))].tolist()
+    [evaluated] = shop.item_ids[recommend(shop, cat, ranker, config, Retrieval(shop, config))].tolist()
     assert evaluated[0] == "apple"  # which the ranker likes; most sold are dates
     export(ranker, shop, config, tmp_path / "saved_model")
     serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
@@ -52,24 +54,24 @@ def test_somebody_without_a_history_is_evaluated_as_served(shop: Shop, tmp_path:
 
 
 @pytest.mark.parametrize("top_k", [1, 10, 12])
-def test_metrics_at_10_look_at_ten_places(shop: Shop, top_k: int) -> None:
+def test_metrics_at_10_look_at_ten_places(shop: Shop, tmp_path: Path, top_k: int) -> None:
     """Best sellers are dates, apple, bread. ann took bread, cat dates: both are found, however many are served."""
     config = RankerConfig(num_popular=3, top_k=top_k, fold_offsets=(1,), epochs=1)
-    [fold] = train(with_lists(shop, targets=[1, 3]), config, silent).folds
+    [fold] = trained(with_lists(shop, targets=[1, 3]), config, tmp_path).folds
     assert fold.metrics[POPULARITY][RECALL].tolist() == [1.0, 1.0]
 
 
-def test_an_interval_of_items_that_nobody_could_recommend_is_no_fold(shop: Shop) -> None:
+def test_an_interval_of_items_that_nobody_could_recommend_is_no_fold(shop: Shop, tmp_path: Path) -> None:
     """In interval 3 only fuel was taken, which is excluded: there is a model, evaluated on nothing."""
     config = RankerConfig(num_popular=3, top_k=3, fold_offsets=(1,), epochs=1)
-    assert train(with_lists(shop, targets=[4, 4]), config, silent).folds == []
+    assert trained(with_lists(shop, targets=[4, 4]), config, tmp_path).folds == []
 
 
-def test_nothing_to_learn_from_is_said_in_words(shop: Shop) -> None:
+def test_nothing_to_learn_from_is_said_in_words(shop: Shop, tmp_path: Path) -> None:
     """Where nothing that was taken could have been recommended, training refuses."""
     shop = dataclasses.replace(shop, recommendable=np.zeros(5, bool))
     with pytest.raises(InputError, match="12 intervals before 4, nothing could have been recommended"):
-        train(with_lists(shop, targets=[1, 3]), RankerConfig(fold_offsets=(1,), epochs=1), silent)
+        trained(with_lists(shop, targets=[1, 3]), RankerConfig(fold_offsets=(1,), epochs=1), tmp_path)
 
 
 def tiny(shop: Shop, kind: str) -> Shop:
@@ -102,10 +104,10 @@ def test_the_smallest_shops_are_trained_and_served(shop: Shop, tmp_path: Path, k
     """Lists have no item twice and none that does not exist, and are as long as there are items; metrics are numbers."""
     shop = tiny(shop, kind)
     config = RankerConfig(fold_offsets=(1,), epochs=1)
-    trained = train(shop, config, silent)
-    [fold] = trained.folds
+    result = trained(shop, config, tmp_path)
+    [fold] = result.folds
     assert all(np.isfinite(values).all() for by_metric in fold.metrics.values() for values in by_metric.values())
-    export(trained.ranker, shop, config, tmp_path / "saved_model")
+    export(result.ranker, shop, config, tmp_path / "saved_model")
     serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
     answers = serve(user_id=tf.constant([*map(str, shop.user_ids), "nobody"]))
     recommendable = set(shop.item_ids[shop.recommendable])
