@@ -8,6 +8,7 @@ repository's root. `.env.example` and the table in the README are generated from
 from __future__ import annotations
 
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +97,9 @@ class Settings(BaseSettings):
         (1, 7, 13), description="Evaluation folds, as intervals before the coming one (1 is the latest complete one)."
     )
     training_epochs: int = Field(4, ge=1, description="Passes over the training lists.")
+    training_workers: int = Field(
+        1, ge=1, description="Processes that train together, as tasks of the Spark master. They share CARTWHEEL_HOME."
+    )
 
     # Gate
     gate_confidence: float = Field(
@@ -151,6 +155,13 @@ class Settings(BaseSettings):
     def jre_dir(self) -> Path:
         """The home of the Java that `deploy.local` puts here where the machine has none."""
         return self.home_dir / "java"
+
+    def provide_java(self) -> None:
+        """Set JAVA_HOME for an engine that starts a JVM, if the machine has no Java of its own."""
+        if self.java_home:
+            os.environ["JAVA_HOME"] = self.java_home
+        elif "JAVA_HOME" not in os.environ and not shutil.which("java") and self.jre_dir.is_dir():
+            os.environ["JAVA_HOME"] = str(self.jre_dir)
 
     @property
     def exposures_dir(self) -> Path:

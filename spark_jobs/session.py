@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -42,10 +40,7 @@ def session(name: str) -> SparkSession:
     """The running session, else a new one: with Delta, in UTC, quiet."""
     if SparkContext._active_spark_context is not None:  # unlike the active session, known to every thread
         return SparkSession.builder.getOrCreate()
-    if settings().java_home:
-        os.environ["JAVA_HOME"] = settings().java_home
-    elif "JAVA_HOME" not in os.environ and not shutil.which("java") and settings().jre_dir.is_dir():
-        os.environ["JAVA_HOME"] = str(settings().jre_dir)
+    settings().provide_java()
     gateway = launch_gateway(_launch_conf())
     try:
         gateway.jvm.Thread.currentThread().getContextClassLoader().loadClass(_EXTENSION)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,12 @@ from contracts.errors import InputError, reported
 from contracts.files import lock_holder, locked, read_json, write_json
 from contracts.settings import settings
 from contracts.trainings import REQUEST, TrainingData, needed_training_data
+from training.workers import workers
+
+if TYPE_CHECKING:
+    from training.config import RankerConfig
+    from training.data import Shop
+    from training.trainer import Trained
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
@@ -43,45 +51,64 @@ def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the
     """Evaluate on rolling intervals, train the model to serve, export it and log it to MLflow."""
     from training import registry
 
-    folder = _folder(key)
+    folder, own = _folder(key), workers()
+    if not own.is_chief:
+        _fit(key, lambda line: None)
+        return
     # A training outlives the Airflow worker that started it, if that is killed: who tries again waits for its end.
     if holder := lock_holder(folder / ".lock"):
         print(f"training {key} runs already (process {holder}): waiting for it", flush=True)
     with locked(folder / ".lock"):
         evaluation = read_json(folder / "evaluation.json")
-        if not evaluation:
-            evaluation = _train(key, requested_by)
+    if not evaluation and own.count == 1 and settings().training_workers > 1:
+        from training.launch import launch
+
+        launch(partial(train, key, requested_by), settings().training_workers)
+    with locked(folder / ".lock"):
+        evaluation = read_json(folder / "evaluation.json") or _train(key, requested_by)
         run_id = registry.log_run(key, evaluation, folder)
         write_json(folder / "run.json", {"run_id": run_id})
-    print(f"training {key} is MLflow run {run_id}")
+    print(f"training {key} is MLflow run {run_id}", flush=True)
+
+
+def _fit(key: str, say: Callable[[str], None]) -> tuple[Shop, TrainingData, RankerConfig, Trained]:
+    """What every worker does."""
+    from training.config import from_settings
+    from training.data import load_items, parts
+    from training.distribution import choose_strategy
+    from training.trainer import num_intervals
+    from training.trainer import train as fit_and_evaluate
+
+    strategy, config, dataset = choose_strategy(), from_settings(), datasets.load(settings().dataset_path)
+    request = read_json(_folder(key) / REQUEST)
+    data = TrainingData(**request) if request else needed_training_data()
+    shop = load_items(dataset, data.versions, num_intervals(config))
+    say(f"{dataset.name}: {len(shop.item_ids)} items, to serve interval {shop.coming}")
+    return (
+        shop,
+        data,
+        config,
+        fit_and_evaluate(shop, parts(shop), config, say, _folder(key) / "work", strategy=strategy),
+    )
 
 
 def _train(key: str, requested_by: str) -> dict[str, Any]:
     from training import registry
-    from training.config import from_settings
-    from training.data import load_items, parts, with_users
+    from training.data import with_users
     from training.evaluation import report
     from training.export import export
-    from training.trainer import num_intervals
-    from training.trainer import train as fit_and_evaluate
 
-    started = time.monotonic()
+    started, folder = time.monotonic(), _folder(key)
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
 
-    config = from_settings()
-    dataset = datasets.load(settings().dataset_path)
-    request = read_json(_folder(key) / REQUEST)
-    data = TrainingData(**request) if request else needed_training_data()
-    shop, folder = load_items(dataset, data.versions, num_intervals(config)), _folder(key)
-    say(f"{dataset.name}: {len(shop.item_ids)} items, to serve interval {shop.coming}")
-    trained = fit_and_evaluate(shop, parts(shop), config, say, folder / "work")
+    shop, data, config, trained = _fit(key, say)
     exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
     evaluation = {
         "key": key,
-        "dataset": dataset.name,
+        "dataset": datasets.load(settings().dataset_path).name,
         "as_of": shop.coming,
         "requested_by": requested_by,
         "parameters": asdict(config),

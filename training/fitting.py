@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from training.config import RankerConfig
-from training.distribution import Workers, workers
 from training.examples import Batch, Shard, batches, moments
 from training.ranker import Ranker, list_loss
+from training.workers import Workers, workers
 
 STEPS_A_CHECKPOINT = 200
 """The most that a kill costs."""

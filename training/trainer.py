@@ -18,12 +18,12 @@ from contracts.tables import TRAINING_LISTS
 from training import baselines, evaluation
 from training.config import RankerConfig
 from training.data import Ints, Lists, Part, Shop, attainable, history_as_of, may_be_candidate, popular_items
-from training.distribution import wait_for, workers
 from training.evaluation import MODEL, Fold
 from training.examples import Examples, Shard, find_shard, write_shard
 from training.features import Candidates, History, Items, candidates, feature_names
 from training.fitting import fit
 from training.ranker import Ranker
+from training.workers import wait_for, workers
 
 LISTS_AT_ONCE = 128
 """Lists whose candidates are computed together."""

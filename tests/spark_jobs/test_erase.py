@@ -254,9 +254,11 @@ def personal(open_shop: Callable[[Path], Any], tmp_path: Path) -> Any:
     text = (shop.folder / "shop.toml").read_text(encoding="utf-8")
     shop.write(shop__toml=text.replace("[interval]", "personal_user_id = true\n[interval]", 1))
     told = {name: pseudonym(f"{name}@example.org", KEY) for name in ("ann", "bob")}
-    schema = pa.schema([("user_id", pa.string()), ("item_ids", pa.list_(pa.string()))])
-    histories = pa.Table.from_pylist([{"user_id": each, "item_ids": ["x"]} for each in told.values()], schema)
-    deltalake.write_deltalake(str(USER_HISTORIES.path), histories)
+    schema = pa.schema([("user_id", pa.string()), ("item_ids", pa.list_(pa.string())), ("bucket", pa.int32())])
+    histories = pa.Table.from_pylist(
+        [{"user_id": each, "item_ids": ["x"], "bucket": 0} for each in told.values()], schema
+    )
+    deltalake.write_deltalake(str(USER_HISTORIES.path), histories, partition_by=["bucket"])
     aside = [
         {"interval": 0, "event_id": "e1", "row": json.dumps({"who": told["ann"]})},
         {"interval": 1, "event_id": "e2", "row": json.dumps({"user_id": told["bob"], "x": told["ann"]})},

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
 
 from contracts.dataset import Dataset, load
-from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
+from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
+from tests.training.tables import write_shop, write_table
 from training import baselines, evaluation
 from training.data import (
     ITEM_STATISTICS,
@@ -23,16 +22,6 @@ from training.data import (
     popular_items,
     with_users,
 )
-
-SHOP = """
-name = "tiny"
-[interval]
-length = "1d"
-first = 2024-01-01T00:00:00
-[events]
-path = "events.csv"
-columns = { user_id = "who", item_id = "what", occurred_at = "when" }
-"""
 
 
 def test_history_is_a_strict_prefix(shop: Shop) -> None:
@@ -82,21 +71,15 @@ def test_scores_of_a_fold(shop: Shop) -> None:
 @pytest.fixture
 def dataset(home: Path) -> Dataset:
     """Feature tables of three users in two buckets, with lists of intervals 1 to 3."""
-
-    def write(table: Table, rows: list[dict[str, Any]]) -> None:
-        kinds = {"string": pa.string(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_()}
-        kinds |= {"bigint": pa.int64(), "array<string>": pa.list_(pa.string()), "array<double>": pa.list_(pa.float64())}
-        schema = pa.schema([(column.name, kinds[column.type]) for column in table.columns])
-        data = pa.Table.from_pylist([{column.name: 0 for column in table.columns} | row for row in rows], schema)
-        write_deltalake(str(table.path), data, partition_by=[*table.partition_by])
-
     items = ("a", "b", "c")
     text = {"name": "", "category": "", "type": "", "recommendable": True, "seen": True}
-    write(ITEMS, [text | {"item_id": item} for item in items])
-    write(ITEM_FEATURES, [{"as_of": n, "item_id": item, "events_all": n} for n in (2, 3, 4) for item in items[: n - 1]])
+    write_table(ITEMS, [text | {"item_id": item} for item in items])
+    write_table(
+        ITEM_FEATURES, [{"as_of": n, "item_id": item, "events_all": n} for n in (2, 3, 4) for item in items[: n - 1]]
+    )
     buckets = {"ann": 0, "bob": 1, "cem": 0}
     histories = {"ann": (["a", "c"], [0.5, 2.5]), "bob": (["b"], [1.0]), "cem": (["b", "a"], [0.25, 0.25])}
-    write(
+    write_table(
         USER_HISTORIES,
         [
             {"user_id": user, "item_ids": ids, "at": at, "weights": [1.0] * len(at), "bucket": buckets[user]}
@@ -104,7 +87,7 @@ def dataset(home: Path) -> Dataset:
         ],
     )
     taken = {1: {"cem": ["b"]}, 2: {"bob": ["b"], "ann": ["a", "b"]}, 3: {"ann": ["c"], "cem": ["a"]}}
-    write(
+    write_table(
         TRAINING_LISTS,
         [
             {"as_of": as_of, "user_id": user, "target_items": ids, "bucket": buckets[user]}
@@ -112,8 +95,7 @@ def dataset(home: Path) -> Dataset:
             for user, ids in lists.items()
         ],
     )
-    (home / "shop.toml").write_text(SHOP)
-    return load(home / "shop.toml")
+    return load(write_shop(home))
 
 
 def in_ids(shop: Shop) -> tuple[dict[str, Any], dict[tuple[int, str], list[str]]]:

@@ -145,7 +145,7 @@ def dying(compiled: object, after: int) -> object:
 WORKER = """
 import json, sys
 import numpy as np
-from training.distribution import choose_strategy, workers
+from training.distribution import choose_strategy
 
 strategy = choose_strategy()
 from training.config import RankerConfig

@@ -1,0 +1,37 @@
+"""Feature tables, written without Spark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import write_deltalake
+
+from contracts.tables import Table
+
+SHOP = """
+name = "tiny"
+[interval]
+length = "1d"
+first = 2024-01-01T00:00:00
+[events]
+path = "events.csv"
+columns = { user_id = "who", item_id = "what", occurred_at = "when" }
+"""
+
+
+def write_shop(folder: Path) -> Path:
+    """The dataset file."""
+    path = folder / "shop.toml"
+    path.write_text(SHOP)
+    return path
+
+
+def write_table(table: Table, rows: list[dict[str, Any]]) -> None:
+    """Write a table; a number that a row lacks is 0."""
+    kinds = {"string": pa.string(), "int": pa.int32(), "double": pa.float64(), "boolean": pa.bool_()}
+    kinds |= {"bigint": pa.int64(), "array<string>": pa.list_(pa.string()), "array<double>": pa.list_(pa.float64())}
+    schema = pa.schema([(column.name, kinds[column.type]) for column in table.columns])
+    data = pa.Table.from_pylist([dict.fromkeys(table.column_names, 0) | row for row in rows], schema)
+    write_deltalake(str(table.path), data, partition_by=[*table.partition_by])
