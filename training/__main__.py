@@ -106,6 +106,10 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     shop, data, config, trained = _fit(key, say)
     exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
+    num_users = int(settings().gate_max_model_mib * 2**20 / exported["user_bytes"])
+    say(
+        f"up to about {num_users:,} users with such histories fit into a model; beyond, ask by the signature typed_history"
+    )
     evaluation = {
         "key": key,
         "dataset": datasets.load(settings().dataset_path).name,

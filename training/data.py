@@ -73,6 +73,9 @@ class Shop:
     """Intervals of which there are lists, of whatever user."""
     minimum_item_events: int
     interval_days: float
+    type_weights: Mapping[str, float]
+    """By event type."""
+    target_types: tuple[str, ...]
     versions: Mapping[str, int]
     """Delta version of each table read."""
 
@@ -148,6 +151,8 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
         list_intervals=frozenset(lists),
         minimum_item_events=dataset.minimum_item_events,
         interval_days=dataset.interval.days,
+        type_weights=dataset.types,
+        target_types=dataset.target_types,
         versions={name: table.version() for name, table in opened.items()},
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from contracts.names import MODEL
@@ -34,9 +35,12 @@ class ServingModel(tf.Module):
 
     Signatures:
         serving_default: `user_id` string `[batch]`, from the histories inside the model.
-        history: `item_id` string `[batch, length]`, `age_days` float `[batch, length]` (before now); '' pads.
+        history: `item_id` string `[batch, length]`, `age_days` float `[batch, length]` (before now); '' pads. All entries
+            are of the heaviest of the types that a recommendation should lead to.
+        typed_history: the same with `event_type` string `[batch, length]`. As in the histories that the model learned
+            from, an item that occurs several times in one basket is one entry of its heaviest type.
 
-    Both give `items` string `[batch, k]` and `scores` float `[batch, k]`, best first. Without any history that the
+    An entry with an item or a type that the model does not know is passed over. All give `items` string `[batch, k]` and `scores` float `[batch, k]`, best first. Without any history that the
     model knows, the same ranker orders what sold best in the last 4 intervals.
     """
 
@@ -57,15 +61,25 @@ class ServingModel(tf.Module):
         self._history_items = tf.Variable(items.astype(np.int32), trainable=False)
         self._history_ages = tf.Variable(ages, trainable=False)
         self._history_weights = tf.Variable(weights, trainable=False)
-        self._user_rows = _rows_by_id(shop.user_ids)
-        self._item_rows = _rows_by_id(shop.item_ids)
+        self._user_rows, self._item_rows = _RowsById(shop.user_ids), _RowsById(shop.item_ids)
+        self._types = tf.constant([*shop.type_weights], tf.string)
+        self._weights = tf.constant([*shop.type_weights.values()], tf.float32)
+        self._target_type = max(shop.target_types, key=lambda name: shop.type_weights[name])
+
+    @property
+    def history_bytes(self) -> int:
+        """What the histories of all users take."""
+        entries = (self._history_items, self._history_ages, self._history_weights)
+        return sum(
+            int(tf.size(each)) * each.dtype.size for each in (*entries, self._starts, *self._user_rows.variables)
+        )
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="user_id")])
     def serving_default(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._in_chunks(self._of_users, user_id)
 
     def _of_users(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        rows = self._user_rows.lookup(user_id)
+        rows = self._user_rows(user_id)
         known = tf.maximum(rows, 0)
         starts = tf.gather(self._starts, known)
         lengths = tf.where(rows >= 0, tf.gather(self._starts, known + 1) - starts, 0)
@@ -82,7 +96,17 @@ class ServingModel(tf.Module):
         ]
     )
     def history(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._in_chunks(self._of_histories, item_id, age_days)
+        return self._in_chunks(self._of_histories, item_id, age_days, tf.fill(tf.shape(item_id), self._target_type))
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.string, name="item_id"),
+            tf.TensorSpec([None, None], tf.float32, name="age_days"),
+            tf.TensorSpec([None, None], tf.string, name="event_type"),
+        ]
+    )
+    def typed_history(self, item_id: tf.Tensor, age_days: tf.Tensor, event_type: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._in_chunks(self._of_histories, item_id, age_days, event_type)
 
     def _in_chunks(self, recommend: Callable[..., dict[str, tf.Tensor]], *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """`recommend` a few lists at a time: the candidates of thousands at once would take gigabytes."""
@@ -104,14 +128,15 @@ class ServingModel(tf.Module):
         )
         return {name: tf.reshape(answer, [-1, self._k])[:batch] for name, answer in answers.items()}
 
-    def _of_histories(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _of_histories(self, item_id: tf.Tensor, age_days: tf.Tensor, event_type: tf.Tensor) -> dict[str, tf.Tensor]:
         order = tf.argsort(age_days, axis=1, direction="DESCENDING", stable=True)
         ages = tf.maximum(tf.gather(age_days, order, batch_dims=1), 0.0) / self._interval_days
-        rows = self._item_rows.lookup(tf.gather(item_id, order, batch_dims=1))
-        places = tf.where(rows >= 0)
-        ages = tf.gather_nd(ages, places)
-        history = History(places[:, 0], tf.gather_nd(rows, places), ages, tf.ones_like(ages))
-        return self._recommend(history, tf.shape(item_id, out_type=tf.int64)[0])
+        rows = self._item_rows(tf.gather(item_id, order, batch_dims=1))
+        is_type = tf.gather(event_type, order, batch_dims=1)[:, :, None] == self._types
+        weights = tf.reduce_max(tf.where(is_type, self._weights, 0.0), axis=2)
+        places = tf.where((rows >= 0) & (weights > 0))
+        entries = [tf.gather_nd(each, places) for each in (rows, ages, weights)]
+        return self._recommend(History(places[:, 0], *entries), tf.shape(item_id, out_type=tf.int64)[0])
 
     def _recommend(self, history: History, num_lists: tf.Tensor) -> dict[str, tf.Tensor]:
         found = candidates(history, num_lists, self._items, self._config)
@@ -123,12 +148,34 @@ class ServingModel(tf.Module):
         return {"items": items, "scores": best}
 
 
-def _rows_by_id(ids: Any) -> tf.lookup.StaticHashTable:
-    keys = tf.constant(ids.astype(str))
-    return tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(keys, tf.range(len(ids), dtype=tf.int64)),
-        default_value=tf.constant(-1, tf.int64),
-    )
+class _RowsById(tf.Module):
+    """The row of each id, -1 where there is none. Fingerprints stand for the ids, in variables: a table of texts would be
+    a constant of the graph, which may have 2 GiB, and would tell who the users are.
+    """
+
+    def __init__(self, ids: npt.NDArray[np.object_]) -> None:
+        """
+        Raises:
+            RuntimeError: two ids have the same fingerprint, of 63 bits.
+        """
+        super().__init__()
+        fingerprints = _fingerprints(tf.constant(ids.astype(str), tf.string)).numpy()
+        order = np.argsort(fingerprints)
+        if (np.diff(fingerprints[order]) == 0).any():
+            raise RuntimeError("two ids have the same fingerprint")
+        # The last one is nobody's, so that there is always one.
+        self._fingerprints = tf.Variable(np.append(fingerprints[order], np.iinfo(np.int64).max), trainable=False)
+        self._rows = tf.Variable(np.append(order, -1), trainable=False)
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
+        asked = _fingerprints(ids)
+        places = tf.reshape(tf.searchsorted(self._fingerprints, tf.reshape(asked, [-1])), tf.shape(asked))
+        return tf.where(tf.gather(self._fingerprints, places) == asked, tf.gather(self._rows, places), -1)
+
+
+def _fingerprints(ids: tf.Tensor) -> tf.Tensor:
+    """int64, at least 0 and less than the greatest."""
+    return tf.strings.to_hash_bucket_fast(ids, np.iinfo(np.int64).max)
 
 
 def _predict(loaded: Any, users: list[str]) -> dict[str, Any]:
@@ -167,12 +214,17 @@ def export(ranker: Ranker, shop: Shop, config: RankerConfig, folder: Path) -> di
     """Write the SavedModel to `folder`, whole or not at all.
 
     Returns:
-        `model_mib` and `predict_p50_ms` (median time of a single user's prediction in this process).
+        `model_mib`, `predict_p50_ms` (median time of a single user's prediction in this process) and `user_bytes` (what a
+        user's history takes of the model).
     """
     staging = folder.with_name(folder.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     module = ServingModel(ranker, shop, config)
-    signatures = {"serving_default": module.serving_default, "history": module.history}
+    signatures = {
+        "serving_default": module.serving_default,
+        "history": module.history,
+        "typed_history": module.typed_history,
+    }
     tf.saved_model.save(module, str(staging), signatures=signatures)
     lengths = np.diff(shop.histories.offsets)
     chosen = np.argsort(lengths, kind="stable")[np.linspace(0, len(lengths) - 1, min(8, len(lengths))).astype(int)]
@@ -190,4 +242,8 @@ def export(ranker: Ranker, shop: Shop, config: RankerConfig, folder: Path) -> di
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"model_mib": size / 2**20, "predict_p50_ms": statistics.median(times_ms)}
+    return {
+        "model_mib": size / 2**20,
+        "predict_p50_ms": statistics.median(times_ms),
+        "user_bytes": module.history_bytes / max(1, len(shop.user_ids)),
+    }

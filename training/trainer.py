@@ -25,7 +25,7 @@ from training.fitting import fit
 from training.ranker import Ranker
 from training.workers import wait_for, workers
 
-LISTS_AT_ONCE = 128
+LISTS_AT_ONCE = 64
 """Lists whose candidates are computed together."""
 
 Say = Callable[[str], None]

@@ -57,5 +57,7 @@ def shop() -> Shop:
         list_intervals=frozenset({3}),
         minimum_item_events=5,
         interval_days=7.0,
+        type_weights={"view": 0.5, "purchase": 1.0},
+        target_types=("purchase",),
         versions={},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -79,6 +80,42 @@ def test_a_history_in_the_request_gives_the_same_as_the_stored_one(model: Path) 
     items, scores = answer(model, "ann")
     assert [item.decode() for item in found["items"].numpy()[0]] == items[0]
     np.testing.assert_allclose(found["scores"].numpy(), scores, atol=1e-4)
+
+
+def test_events_of_all_types_in_the_request_give_the_same_as_the_stored_ones(
+    shop: Shop, ranker: Ranker, tmp_path: Path
+) -> None:
+    """Ann viewed bread and cheese, and bought apple: half of the weight, in the request as in the model. What is no type is
+    passed over, and without types all would count as bought.
+    """
+    index = feature_names(CONFIG).index("weight")
+    ranker.linear.assign(np.eye(ranker.linear.shape[0], dtype=np.float32)[:, index : index + 1])  # the weight alone decides
+    weights = np.array([1.0, 0.5, 1.0, 0.5, 1.0, 1.0], np.float32)
+    viewed = dataclasses.replace(shop, histories=dataclasses.replace(shop.histories, weights=weights))
+    export(ranker, viewed, CONFIG, tmp_path / "saved_model")
+    loaded = tf.saved_model.load(str(tmp_path / "saved_model"))
+    told = {
+        "item_id": tf.constant([["apple", "bread", "apple", "cheese", "dates"]]),
+        "age_days": tf.constant([[17.5, 17.5, 10.5, 5.25, 3.0]]),
+    }
+    types = tf.constant([["purchase", "view", "purchase", "view", "no such type"]])
+    found = loaded.signatures["typed_history"](**told, event_type=types)
+    items, scores = answer(tmp_path / "saved_model", "ann")
+    assert [item.decode() for item in found["items"].numpy()[0]] == items[0]
+    np.testing.assert_allclose(found["scores"].numpy(), scores, atol=1e-4)
+    bought = loaded.signatures["history"](**told)
+    assert bought["scores"].numpy().sum() > scores.sum() + 0.5
+
+
+def test_the_model_holds_no_user_id(shop: Shop, ranker: Ranker, tmp_path: Path) -> None:
+    """Fingerprints only, but for the examples that are written beside it on purpose."""
+    ids = np.array([f"{name}@example.org" for name in shop.user_ids], dtype=object)
+    export(ranker, dataclasses.replace(shop, user_ids=ids), CONFIG, tmp_path / "saved_model")
+    assert answer(tmp_path / "saved_model", ids[0])[0] != answer(tmp_path / "saved_model", "ann")[0]
+    files = [tmp_path / "saved_model" / "saved_model.pb", *(tmp_path / "saved_model" / "variables").iterdir()]
+    everything = b"".join(path.read_bytes() for path in files)
+    assert b"cheese" in everything
+    assert b"example.org" not in everything
 
 
 def test_golden_requests_and_checksums_describe_the_files(model: Path) -> None:
