@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults bench-ingest bench-model lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults bench-ingest bench-model bench-training lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -74,6 +74,10 @@ bench-ingest: setup-test ## Measure landing from each source beside a plain copy
 bench-model: setup-test ## Measure the model beside every baseline, on the tables that `make run` has filled
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.model
+
+bench-training: setup-test ## Measure memory and speed of training with 1, 10 and 30 times the users (after `make run`)
+	@$(python) -m deploy.local prepare
+	@$(python) -m tests.benchmarks.training
 
 lint: setup-test ## Check style, types and the law of imports
 	@$(python) -m ruff check .

@@ -32,7 +32,7 @@ class Histories:
     """Ragged histories, oldest entry first: user `u` has entries `offsets[u]:offsets[u+1]`."""
 
     offsets: Ints
-    items: Ints
+    items: npt.NDArray[np.int32]
     at: npt.NDArray[np.float64]
     weights: Floats
 
@@ -145,7 +145,7 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
         item_categories=pd.factorize(items["category"])[0].astype(np.int64) + 1,
         recommendable=items["recommendable"].eq(True).to_numpy(bool),
         user_ids=np.empty(0, dtype=object),
-        histories=Histories(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.float32)),
+        histories=Histories(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0), np.empty(0, np.float32)),
         lists={},
         statistics=statistics,
         list_intervals=frozenset(lists),
@@ -164,9 +164,15 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
     of_bucket = [] if buckets is None else [("bucket", "in", sorted(buckets))]
     index = pd.Index(shop.item_ids)
     users = histories.to_pyarrow_table(filters=of_bucket or None, columns=["user_id", "item_ids", "at", "weights"])
-    users = users.take(pc.sort_indices(users["user_id"])).combine_chunks()
-    offsets, taken = _flat(users["item_ids"])
-    user_ids = users["user_id"].to_numpy().astype(object)
+    order = pc.sort_indices(users["user_id"])
+
+    def flat(name: str) -> tuple[Ints, pa.ChunkedArray]:
+        return _flat(users[name].take(order))
+
+    user_ids = users["user_id"].take(order).to_numpy().astype(object)
+    offsets, taken = flat("item_ids")
+    items = _rows(index, taken).astype(np.int32)
+    del taken
     rows_of_users = pd.Index(user_ids)
     wanted = sorted(shop.list_intervals & shop.statistics.keys())
     labels = {}
@@ -182,9 +188,9 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
         user_ids=user_ids,
         histories=Histories(
             offsets,
-            _rows(index, taken),
-            _flat(users["at"])[1].to_numpy().astype(np.float64),
-            _flat(users["weights"])[1].to_numpy().astype(np.float32),
+            items,
+            flat("at")[1].to_numpy().astype(np.float64, copy=False),
+            flat("weights")[1].to_numpy().astype(np.float32),
         ),
         lists=labels,
     )
@@ -265,4 +271,4 @@ def history_as_of(shop: Shop, users: Ints, as_of: int, max_entries: int) -> tupl
     entries = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
     list_ids = np.repeat(np.arange(len(users)), [len(part) for part in parts])
     ages = (start - at[entries]).astype(np.float32)
-    return list_ids, shop.histories.items[entries], ages, shop.histories.weights[entries]
+    return list_ids, shop.histories.items[entries].astype(np.int64), ages, shop.histories.weights[entries]

@@ -18,10 +18,10 @@ import tensorflow as tf
 
 from contracts.names import MODEL
 from training.config import RankerConfig
-from training.data import Shop, history_as_of
+from training.data import Shop
 from training.features import History, candidates
 from training.ranker import Ranker
-from training.trainer import items_as_of
+from training.trainer import items_as_of, stored_history
 
 LISTS_AT_ONCE = 64
 """More are recommended one chunk after the other."""
@@ -48,7 +48,6 @@ class ServingModel(tf.Module):
         super().__init__()
         self._config = config
         self._ranker = ranker
-        self._interval_days = shop.interval_days
         known = items_as_of(shop, shop.coming, config)
         self._items = known._replace(
             **{name: tf.Variable(value, trainable=False) for name, value in known._asdict().items()}
@@ -56,11 +55,11 @@ class ServingModel(tf.Module):
         self._item_ids = tf.Variable(shop.item_ids.astype(str), trainable=False)
         self._k = min(config.top_k, int(known.popular.shape[0]))
         users = np.arange(len(shop.user_ids))
-        list_ids, items, ages, weights = history_as_of(shop, users, shop.coming, config.max_history)
-        self._starts = tf.Variable(np.searchsorted(list_ids, np.arange(len(users) + 1)), trainable=False)
-        self._history_items = tf.Variable(items.astype(np.int32), trainable=False)
-        self._history_ages = tf.Variable(ages, trainable=False)
-        self._history_weights = tf.Variable(weights, trainable=False)
+        history = stored_history(shop, users, shop.coming, config)
+        self._starts = tf.Variable(np.searchsorted(history.list_ids, np.arange(len(users) + 1)), trainable=False)
+        self._history_items = tf.Variable(tf.cast(history.items, tf.int32), trainable=False)
+        self._history_ages = tf.Variable(history.ages, trainable=False)
+        self._history_weights = tf.Variable(history.weights, trainable=False)
         self._user_rows, self._item_rows = _RowsById(shop.user_ids), _RowsById(shop.item_ids)
         self._types = tf.constant([*shop.type_weights], tf.string)
         self._weights = tf.constant([*shop.type_weights.values()], tf.float32)
@@ -130,7 +129,7 @@ class ServingModel(tf.Module):
 
     def _of_histories(self, item_id: tf.Tensor, age_days: tf.Tensor, event_type: tf.Tensor) -> dict[str, tf.Tensor]:
         order = tf.argsort(age_days, axis=1, direction="DESCENDING", stable=True)
-        ages = tf.maximum(tf.gather(age_days, order, batch_dims=1), 0.0) / self._interval_days
+        ages = tf.maximum(tf.gather(age_days, order, batch_dims=1), 0.0)
         rows = self._item_rows(tf.gather(item_id, order, batch_dims=1))
         is_type = tf.gather(event_type, order, batch_dims=1)[:, :, None] == self._types
         weights = tf.reduce_max(tf.where(is_type, self._weights, 0.0), axis=2)

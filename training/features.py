@@ -1,7 +1,8 @@
 """Candidates and their user x item features, in TensorFlow: one code for the training cache and the SavedModel.
 
 Flat tensors everywhere: `[num_entries]` of history, `[num_candidates]` of candidates, each with the id of its list
-(a list is one user at one time). Ages are in intervals before the start of the interval to be predicted.
+(a list is one user at one time). Ages are in days before the start of the interval to be predicted, and so are all
+constants of time, so that they mean the same in a shop of hours, days or weeks.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import tensorflow as tf
 from training.config import RankerConfig
 from training.data import ITEM_STATISTICS
 
+WEEK_DAYS = 7.0
+"""Features count time in weeks: logarithms and ratios of it are well spread."""
 NEVER = 60.0
-"""Age in intervals of what never happened, and the greatest age told apart."""
+"""Age in weeks of what never happened, and the greatest age told apart."""
 NEVER_BASKETS = 200.0
 """Baskets since what never happened."""
 UNKNOWN_GAP = 12.0
-"""Time between two purchases of an item, in intervals, while nobody has repeated it."""
+"""Time between two purchases of an item, in weeks, while nobody has repeated it."""
 
 
 class Items(NamedTuple):
@@ -32,7 +35,7 @@ class Items(NamedTuple):
     allowed: tf.Tensor
     """bool `[num_items]`"""
     statistics: tf.Tensor
-    """float32 `[num_items, len(training.data.ITEM_STATISTICS)]`"""
+    """float32 `[num_items, len(training.data.ITEM_STATISTICS)]`, `mean_gap` in days"""
     popular: tf.Tensor
     """int64 `[num_popular]`"""
 
@@ -45,7 +48,7 @@ class History(NamedTuple):
     items: tf.Tensor
     """int64 `[num_entries]`"""
     ages: tf.Tensor
-    """float32 `[num_entries]`"""
+    """float32 `[num_entries]`, in days"""
     weights: tf.Tensor
     """float32 `[num_entries]`"""
 
@@ -61,8 +64,8 @@ class Candidates(NamedTuple):
 
 def feature_names(config: RankerConfig) -> list[str]:
     """The name of each feature, in order."""
-    decays = [f"decay_{tau:g}" for tau in config.decay_intervals]
-    windows = [f"age_{a:g}_{b:g}" for a, b in pairwise(config.window_edges)]
+    decays = [f"decay_{tau:g}" for tau in config.decay_days]
+    windows = [f"age_{a:g}_{b:g}" for a, b in pairwise(config.window_days)]
     own = [
         "count",
         "weight",
@@ -73,9 +76,9 @@ def feature_names(config: RankerConfig) -> list[str]:
     ]
     derived = [
         "last_age", "first_age", "baskets_since", "own_gap", "shrunk_gap", "age_by_own_gap", "age_by_item_gap", "age_by_shrunk_gap",
-        "due", "rate_by_basket", "rate_by_time", "share_of_events", "share_of_decay_8", "share_since_first", "is_own",
+        "due", "rate_by_basket", "rate_by_time", "share_of_events", "share_of_decay_56", "share_since_first", "is_own",
     ]  # fmt: skip
-    group = ["count", "decay_4", "decay_16", "last_age", "share", "another_since"]
+    group = ["count", "decay_28", "decay_112", "last_age", "share", "another_since"]
     groups = [f"{kind}_{name}" for kind in ("type", "category") for name in group]
     user = ["user_baskets", "user_last_age", "user_tenure", "user_basket_size", "user_events", "user_items", "user_gap"]
     item = [
@@ -144,7 +147,7 @@ class _Users(NamedTuple):
     baskets: tf.Tensor
     last_age: tf.Tensor
     first_age: tf.Tensor
-    decay_8: tf.Tensor
+    decay_56: tf.Tensor
 
     def of(self, list_ids: tf.Tensor) -> _Users:
         """The same, one row a candidate."""
@@ -166,7 +169,7 @@ def _users(history: History, starts: tf.Tensor, num_lists: tf.Tensor) -> _Users:
         baskets=tf.math.unsorted_segment_sum(tf.cast(starts, tf.float32), ids, num_lists),
         last_age=tf.where(entries > 0, tf.math.unsorted_segment_min(ages, ids, num_lists), NEVER),
         first_age=tf.where(entries > 0, tf.math.unsorted_segment_max(ages, ids, num_lists), NEVER),
-        decay_8=tf.math.unsorted_segment_sum(tf.exp(-ages / 8.0), ids, num_lists),
+        decay_56=tf.math.unsorted_segment_sum(tf.exp(-ages / 8.0), ids, num_lists),
     )
 
 
@@ -185,9 +188,12 @@ def _own_pairs(
     keys, pair = tf.unique(ids * num_items + history.items, out_idx=tf.int64)
     size = tf.size(keys)
     columns = [tf.ones_like(ages), weights]
-    columns += [weights * tf.exp(-ages / tau) for tau in config.decay_intervals]
+    columns += [weights * tf.exp(-ages * WEEK_DAYS / tau) for tau in config.decay_days]
     columns += [weights * tf.pow(decay, since) for decay in config.basket_decays]
-    columns += [tf.cast((ages >= low) & (ages < high), tf.float32) for low, high in pairwise(config.window_edges)]
+    columns += [
+        tf.cast((ages * WEEK_DAYS >= low) & (ages * WEEK_DAYS < high), tf.float32)
+        for low, high in pairwise(config.window_days)
+    ]
     columns += [tf.cast(since == 0.0, tf.float32)]
     sums = tf.math.unsorted_segment_sum(tf.stack(columns, axis=1), pair, size)
     latest = tf.math.unsorted_segment_min(ages, pair, size)
@@ -204,7 +210,7 @@ def _derived(pairs: tf.Tensor, users: _Users, item_gap: tf.Tensor, config: Ranke
     shrunk = tf.where(own > 0, ((own - 1.0) * own_gap + known_gap) / tf.maximum(own, 1.0), known_gap)
     by_shrunk = _ratio(last, shrunk + 0.1)
     is_own = tf.cast(own > 0, tf.float32)
-    decay_8 = pairs[:, 2 + config.decay_intervals.index(8.0)]
+    decay_56 = pairs[:, 2 + config.decay_days.index(56.0)]
     return [
         tf.math.log1p(last),
         tf.math.log1p(first),
@@ -218,7 +224,7 @@ def _derived(pairs: tf.Tensor, users: _Users, item_gap: tf.Tensor, config: Ranke
         _ratio(own, users.baskets + 1.0),
         _ratio(own, users.first_age + 1.0),
         tf.math.log1p(100.0 * _ratio(own, users.entries + 1.0)),
-        tf.math.log1p(100.0 * _ratio(decay_8, users.decay_8 + 0.1)),
+        tf.math.log1p(100.0 * _ratio(decay_56, users.decay_56 + 0.1)),
         _ratio(own, first + 1.0) * is_own,
         is_own,
     ]
@@ -254,7 +260,7 @@ def _item_columns(statistics: tf.Tensor, list_ids: tf.Tensor, num_lists: tf.Tens
         tf.math.log((item_4 + 1.0) / (item_13 * 4.0 / 13.0 + 1.0)),
         first_share,
         repeat_share,
-        tf.math.log1p(item_gap),
+        tf.math.log1p(item_gap / WEEK_DAYS),
         log_price,
         tf.math.log(tf.clip_by_value(price_ratio, 0.1, 10.0)),
         tf.math.log1p(_ratio(item_all, buyers + 1.0)),
@@ -273,7 +279,7 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
     Args:
         num_lists: int64 scalar; lists without any history are fine.
     """
-    history = history._replace(ages=tf.minimum(history.ages, NEVER))
+    history = history._replace(ages=tf.minimum(history.ages / WEEK_DAYS, NEVER))
     num_items = tf.shape(items.types, out_type=tf.int64)[0]
     lists = tf.cast(num_lists, tf.int32)
     starts = _basket_starts(history)
@@ -293,7 +299,7 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
     users = _users(history, starts, lists).of(candidate.list_ids)
     num_own_items = tf.math.unsorted_segment_sum(tf.ones_like(keys, tf.float32), keys // num_items, lists)
     statistics = tf.gather(items.statistics, candidate.items)
-    item_gap = statistics[:, ITEM_STATISTICS.index("mean_gap")]
+    item_gap = statistics[:, ITEM_STATISTICS.index("mean_gap")] / WEEK_DAYS
     own, last = pairs[:, 0], pairs[:, -3]
     features = tf.concat(
         [

@@ -15,7 +15,7 @@ from training.features import feature_names
 CLIP = 6.0
 """Standardised features beyond this many deviations are cut."""
 
-_PRIOR = {"decay_16": 1.0, "decay_4": 0.3, "item_target_4": 0.3}
+_PRIOR = {"decay_112": 1.0, "decay_28": 0.3, "item_target_4": 0.3}
 """Weights the linear part starts with: decayed personal frequency, then popularity. A little data can only improve on it."""
 
 

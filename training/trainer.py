@@ -17,7 +17,17 @@ from contracts.metrics import BASELINES, METRICS, Floats, K
 from contracts.tables import TRAINING_LISTS
 from training import baselines, evaluation
 from training.config import RankerConfig
-from training.data import Ints, Lists, Part, Shop, attainable, history_as_of, may_be_candidate, popular_items
+from training.data import (
+    ITEM_STATISTICS,
+    Ints,
+    Lists,
+    Part,
+    Shop,
+    attainable,
+    history_as_of,
+    may_be_candidate,
+    popular_items,
+)
 from training.evaluation import MODEL, Fold
 from training.examples import Examples, Shard, find_shard, write_shard
 from training.features import Candidates, History, Items, candidates, feature_names
@@ -33,13 +43,21 @@ Say = Callable[[str], None]
 
 def items_as_of(shop: Shop, as_of: int, config: RankerConfig) -> Items:
     """What features need to know of the items before `as_of`."""
+    statistics = shop.statistics[as_of].copy()
+    statistics[:, ITEM_STATISTICS.index("mean_gap")] *= shop.interval_days
     return Items(
         types=tf.constant(shop.item_types),
         categories=tf.constant(shop.item_categories),
         allowed=tf.constant(may_be_candidate(shop, as_of)),
-        statistics=tf.constant(shop.statistics[as_of]),
+        statistics=tf.constant(statistics),
         popular=tf.constant(popular_items(shop, as_of, config.num_popular)),
     )
+
+
+def stored_history(shop: Shop, users: Ints, as_of: int, config: RankerConfig) -> History:
+    """The users' entries before `as_of`, a list each."""
+    list_ids, items, ages, weights = history_as_of(shop, users, as_of, config.max_history)
+    return History(*map(tf.constant, (list_ids, items, ages * np.float32(shop.interval_days), weights)))
 
 
 class Retrieval:
@@ -71,7 +89,7 @@ class Retrieval:
         """Candidates of some users of `shop`, whose items are those of this one; a list each, list ids from 0."""
         if as_of not in self._items:
             self._items[as_of] = items_as_of(self._shop, as_of, self._config)
-        history = History(*map(tf.constant, history_as_of(shop, users, as_of, self._config.max_history)))
+        history = stored_history(shop, users, as_of, self._config)
         found: Candidates = self._graph(history, tf.constant(len(users), tf.int64), self._items[as_of])
         return found
 

@@ -2,7 +2,7 @@
 
 Reads the feature tables of the installation at CARTWHEEL_HOME, which `make run` has filled, and copies every user with
 what belongs to them under other names. Writes `docs/benchmarks/training.json`: records of scale, users, lists,
-peak_mib, examples_seconds, fit_seconds, seconds_per_million_lists (of an epoch), each of a process of its own that trains
+examples_peak_mib, peak_mib, examples_seconds, fit_seconds, seconds_per_million_lists (of an epoch), each of a process of its own that trains
 one model without folds for one epoch. What is exported is not part of it: see docs/scaling.md.
 """
 
@@ -58,12 +58,14 @@ def train() -> None:
     from training.data import load_items, parts
     from training.trainer import train
 
-    started, times = time.monotonic(), {}
+    started = time.monotonic()
+    times, peaks_mib = {}, {}
 
     def say(line: str) -> None:
-        for sign, name in ((" lists of ", "examples_seconds"), (": epoch 1", "end")):
+        for sign, name in ((" lists of ", "examples"), (": epoch 1", "fit")):
             if sign in line:
                 times[name] = time.monotonic() - started
+                peaks_mib[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         print(line, file=sys.stderr, flush=True)
 
     config = from_settings()
@@ -71,11 +73,12 @@ def train() -> None:
     with tempfile.TemporaryDirectory(dir=settings().home_dir) as folder:
         train(shop, parts(shop), config, say, Path(folder))
         shards = [json.loads(path.read_text()) for path in Path(folder).glob("examples/*.json")]
-    num_lists, fit_s = sum(shard["num_lists"] for shard in shards), times["end"] - times["examples_seconds"]
+    num_lists, fit_s = sum(shard["num_lists"] for shard in shards), times["fit"] - times["examples"]
     record = {
         "lists": num_lists,
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "examples_seconds": round(times["examples_seconds"], 1),
+        "examples_peak_mib": peaks_mib["examples"],
+        "peak_mib": peaks_mib["fit"],
+        "examples_seconds": round(times["examples"], 1),
         "fit_seconds": round(fit_s, 1),
         "seconds_per_million_lists": round(1e6 * fit_s / num_lists),
     }

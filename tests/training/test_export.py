@@ -89,7 +89,9 @@ def test_events_of_all_types_in_the_request_give_the_same_as_the_stored_ones(
     passed over, and without types all would count as bought.
     """
     index = feature_names(CONFIG).index("weight")
-    ranker.linear.assign(np.eye(ranker.linear.shape[0], dtype=np.float32)[:, index : index + 1])  # the weight alone decides
+    ranker.linear.assign(
+        np.eye(ranker.linear.shape[0], dtype=np.float32)[:, index : index + 1]
+    )  # the weight alone decides
     weights = np.array([1.0, 0.5, 1.0, 0.5, 1.0, 1.0], np.float32)
     viewed = dataclasses.replace(shop, histories=dataclasses.replace(shop.histories, weights=weights))
     export(ranker, viewed, CONFIG, tmp_path / "saved_model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,16 +10,16 @@ import pytest
 import tensorflow as tf
 
 from training.config import RankerConfig
-from training.data import Shop, history_as_of
-from training.features import NEVER, History, candidates, feature_names
-from training.trainer import Retrieval, items_as_of
+from training.data import ITEM_STATISTICS, Shop
+from training.features import NEVER, candidates, feature_names
+from training.trainer import Retrieval, items_as_of, stored_history
 
 CONFIG = RankerConfig(num_popular=2)
 
 
 def computed(shop: Shop, users: list[int], as_of: int = 3) -> dict[tuple[int, str], dict[str, float]]:
     """Features by name of each (list, item)."""
-    history = History(*map(tf.constant, history_as_of(shop, np.array(users), as_of, 100)))
+    history = stored_history(shop, np.array(users), as_of, CONFIG)
     found = candidates(history, tf.constant(len(users), tf.int64), items_as_of(shop, as_of, CONFIG), CONFIG)
     names = feature_names(CONFIG)
     assert found.features.shape[1] == len(names)
@@ -40,10 +41,10 @@ def test_counts_and_ages_of_an_own_item(shop: Shop) -> None:
     """Ann's apple, as of 2.0: two purchases aged 1.5 and 0.5, the last in her last of two baskets."""
     apple = computed(shop, [0])[0, "apple"]
     assert apple["count"] == pytest.approx(math.log1p(2), rel=1e-5)
-    assert apple["decay_2"] == pytest.approx(math.log1p(math.exp(-0.75) + math.exp(-0.25)), rel=1e-5)
+    assert apple["decay_14"] == pytest.approx(math.log1p(math.exp(-0.75) + math.exp(-0.25)), rel=1e-5)
     assert apple["basket_decay_0.5"] == pytest.approx(math.log1p(0.5 + 1.0), rel=1e-5)
-    assert apple["age_0_1"] == pytest.approx(math.log1p(1), rel=1e-5)
-    assert apple["age_1_2"] == pytest.approx(math.log1p(1), rel=1e-5)
+    assert apple["age_3_7"] == pytest.approx(math.log1p(1), rel=1e-5)
+    assert apple["age_7_14"] == pytest.approx(math.log1p(1), rel=1e-5)
     assert apple["in_last_basket"] == pytest.approx(math.log1p(1), rel=1e-5)
     assert apple["last_age"] == pytest.approx(math.log1p(0.5), rel=1e-5)
     assert apple["first_age"] == pytest.approx(math.log1p(1.5), rel=1e-5)
@@ -110,8 +111,20 @@ def test_lists_without_any_history(shop: Shop) -> None:
 def test_the_compiled_graph_gives_the_same(shop: Shop) -> None:
     """The graph used for training and the plain function agree."""
     users = np.array([0, 1, 2])
-    history = History(*map(tf.constant, history_as_of(shop, users, 3, CONFIG.max_history)))
+    history = stored_history(shop, users, 3, CONFIG)
     eager = candidates(history, tf.constant(3, tf.int64), items_as_of(shop, 3, CONFIG), CONFIG)
     graph = Retrieval(shop, CONFIG)(shop, users, 3)
     np.testing.assert_array_equal(eager.items, graph.items)
     np.testing.assert_allclose(eager.features, graph.features, atol=1e-5)
+
+
+def test_an_interval_of_a_day_means_the_same_as_one_of_a_week(shop: Shop) -> None:
+    """The same purchases, counted in days: interval 15 starts where week 3 does."""
+    known = shop.statistics[3].copy()
+    known[:, ITEM_STATISTICS.index("mean_gap")] *= 7
+    histories = dataclasses.replace(shop.histories, at=shop.histories.at * 7)
+    daily = dataclasses.replace(shop, interval_days=1.0, histories=histories, statistics={15: known})
+    weekly, by_day = computed(shop, [0, 1, 2]), computed(daily, [0, 1, 2], as_of=15)
+    assert weekly.keys() == by_day.keys()
+    for key, values in weekly.items():
+        assert by_day[key] == pytest.approx(values, abs=1e-4)

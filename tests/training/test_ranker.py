@@ -45,6 +45,6 @@ def test_untrained_ranker_orders_by_personal_frequency() -> None:
     config = RankerConfig()
     ranker = Ranker(config, np.zeros(NUM_FEATURES, np.float32), np.ones(NUM_FEATURES, np.float32), 2)
     features = np.zeros((2, NUM_FEATURES), np.float32)
-    features[1, feature_names(config).index("decay_16")] = 1.0
+    features[1, feature_names(config).index("decay_112")] = 1.0
     scores = ranker(tf.constant(features), tf.constant([0, 1], tf.int64)).numpy()
     assert scores.tolist() == [0.0, 1.0]
