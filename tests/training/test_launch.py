@@ -78,6 +78,13 @@ class Training:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
+    def start_until(self, words: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+        """Start, and wait until it says so; with all processes that it has started."""
+        process = self.start()
+        assert process.stdout is not None
+        assert any(words in line for line in process.stdout)
+        return process, psutil.Process(process.pid).children(recursive=True)
+
     def run(self) -> dict[str, Any]:
         process = self.start()
         output, _ = process.communicate(timeout=600)
@@ -89,7 +96,9 @@ class Training:
 def test_two_workers_killed_in_the_middle_end_as_undisturbed_ones(
     tables: Path, tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path
 ) -> None:
-    """They evaluate as one does, up to what their other batches change; killed with their launcher they go on."""
+    """They evaluate as one does, up to what their other batches change. Where one is killed the others end too; killed
+    with their launcher, nobody is left; run again they go on.
+    """
     parent = tmp_path_factory.mktemp("trainings")
     alone = Training(parent / "alone", tables, mlflow_store, 1).run()
     together = Training(parent / "together", tables, mlflow_store, 2).run()
@@ -99,10 +108,15 @@ def test_two_workers_killed_in_the_middle_end_as_undisturbed_ones(
         assert mean == pytest.approx(alone["means"]["model"][metric], abs=0.05)
 
     killed = Training(parent / "killed", tables, mlflow_store, 2)
-    process = killed.start()
-    assert process.stdout is not None
-    assert any("as of 7: epoch 1" in line for line in process.stdout)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    process, workers = killed.start_until("as of 6: epoch 1")
+    trainers = [worker for worker in workers if worker.memory_info().rss > 400 * 2**20 and "java" not in worker.name()]
+    assert len(trainers) == 2
+    trainers[1].kill()
+    assert process.wait(timeout=120) != 0  # nobody waits for the one that is gone
+    psutil.wait_procs(workers, timeout=60)
+    assert not any(worker.is_running() for worker in workers)
+
+    process, workers = killed.start_until("as of 7: epoch 1")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     psutil.wait_procs(workers, timeout=60)
