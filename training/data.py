@@ -163,16 +163,18 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
     lists = _open(tables.TRAINING_LISTS, shop.versions)
     of_bucket = [] if buckets is None else [("bucket", "in", sorted(buckets))]
     index = pd.Index(shop.item_ids)
-    users = histories.to_pyarrow_table(filters=of_bucket or None, columns=["user_id", "item_ids", "at", "weights"])
-    order = pc.sort_indices(users["user_id"])
 
-    def flat(name: str) -> tuple[Ints, pa.ChunkedArray]:
-        return _flat(users[name].take(order))
+    def column(name: str) -> pa.ChunkedArray:
+        return histories.to_pyarrow_table(filters=of_bucket or None, columns=[name])[name]
 
-    user_ids = users["user_id"].take(order).to_numpy().astype(object)
-    offsets, taken = flat("item_ids")
+    # One column after the other, so that none but the last waits for the others.
+    user_ids = column("user_id").to_numpy().astype(object)
+    order = pa.array(np.argsort(user_ids, kind="stable"))
+    user_ids = user_ids[order]
+    offsets, taken = _flat(column("item_ids").take(order))
     items = _rows(index, taken).astype(np.int32)
-    del taken
+    at = _flat(column("at").take(order))[1].to_numpy().astype(np.float64, copy=False)
+    weights = _flat(column("weights").take(order))[1].to_numpy().astype(np.float32)
     rows_of_users = pd.Index(user_ids)
     wanted = sorted(shop.list_intervals & shop.statistics.keys())
     labels = {}
@@ -183,17 +185,9 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
         group = asked.filter(pc.equal(asked["as_of"], as_of)).combine_chunks()
         label_offsets, targets = _flat(group["target_items"])
         labels[as_of] = Lists(as_of, _rows(rows_of_users, group["user_id"]), label_offsets, _rows(index, targets))
-    return replace(
-        shop,
-        user_ids=user_ids,
-        histories=Histories(
-            offsets,
-            items,
-            flat("at")[1].to_numpy().astype(np.float64, copy=False),
-            flat("weights")[1].to_numpy().astype(np.float32),
-        ),
-        lists=labels,
-    )
+    del taken
+    pa.default_memory_pool().release_unused()
+    return replace(shop, user_ids=user_ids, histories=Histories(offsets, items, at, weights), lists=labels)
 
 
 def parts(shop: Shop) -> list[Part]:

@@ -133,6 +133,17 @@ def sampled_examples(
         )
 
 
+def write_part(shop: Shop, paths: Mapping[int, Path], config: RankerConfig, retrieve: Retrieval) -> None:
+    """Write the shards of one part, by interval."""
+    for interval, path in paths.items():
+        # By the name of the shard, so that it is the same whoever makes it, and however often.
+        generator = np.random.default_rng([config.seed, *path.stem.encode()])
+        lists = shop.lists.get(interval)
+        examples = () if lists is None else sampled_examples(shop, interval, config, retrieve, generator)
+        num_attainable = 0 if lists is None else len(attainable(shop, lists))
+        write_shard(path, examples, num_attainable, len(feature_names(config)))
+
+
 def write_examples(
     parts: Sequence[Part],
     intervals: Sequence[int],
@@ -152,13 +163,8 @@ def write_examples(
         missing = [interval for interval in intervals if find_shard(path_of(interval, number)) is None]
         if not missing:
             continue
-        shop = parts[number]()
-        for interval in missing:
-            generator = np.random.default_rng([config.seed, interval, number])
-            lists = shop.lists.get(interval)
-            examples = () if lists is None else sampled_examples(shop, interval, config, retrieve, generator)
-            num_attainable = 0 if lists is None else len(attainable(shop, lists))
-            write_shard(path_of(interval, number), examples, num_attainable, len(feature_names(config)))
+        # The part is not named here, so that it is gone before the next one is read.
+        write_part(parts[number](), {interval: path_of(interval, number) for interval in missing}, config, retrieve)
         say(f"examples of {len(missing)} intervals for part {number + 1} of {len(parts)}")
     shards = {}
     for interval in intervals:
@@ -273,20 +279,27 @@ def train(
     return Trained(ranker, evaluate(rankers, parts, config, retrieve, say) if workers().is_chief else [])
 
 
+def scores_of_part(
+    shop: Shop, rankers: Mapping[int, Ranker], config: RankerConfig, retrieve: Retrieval
+) -> Iterator[tuple[int, dict[str, dict[str, Floats]]]]:
+    """For each interval in which these users have lists: the metrics of each list, by the name of what recommended."""
+    for as_of, ranker in rankers.items():
+        if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
+            continue
+        shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
+        for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
+            shown[name] = baseline(shop, lists, K)
+        yield as_of, {name: evaluation.score(rows, lists, len(shop.item_ids)) for name, rows in shown.items()}
+
+
 def evaluate(
     rankers: Mapping[int, Ranker], parts: Sequence[Part], config: RankerConfig, retrieve: Retrieval, say: Say
 ) -> list[Fold]:
     """Each ranker, and the baselines, on the lists of the interval that it is for."""
     scores: dict[int, list[dict[str, dict[str, Floats]]]] = {as_of: [] for as_of in rankers}
-    for shop in (part() for part in parts):
-        for as_of, ranker in rankers.items():
-            if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
-                continue
-            shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
-            for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
-                shown[name] = baseline(shop, lists, K)
-            num_items = len(shop.item_ids)
-            scores[as_of].append({name: evaluation.score(rows, lists, num_items) for name, rows in shown.items()})
+    for part in parts:
+        for as_of, by_name in scores_of_part(part(), rankers, config, retrieve):
+            scores[as_of].append(by_name)
     folds = []
     for as_of, of_parts in scores.items():
         metrics = {

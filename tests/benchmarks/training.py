@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def train() -> None:
         for sign, name in ((" lists of ", "examples"), (": epoch 1", "fit")):
             if sign in line:
                 times[name] = time.monotonic() - started
-                peaks_mib[name] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                peaks_mib[name] = peak_mib()
         print(line, file=sys.stderr, flush=True)
 
     config = from_settings()
@@ -83,6 +82,12 @@ def train() -> None:
         "seconds_per_million_lists": round(1e6 * fit_s / num_lists),
     }
     print(json.dumps(record))
+
+
+def peak_mib() -> int:
+    """The highest resident memory of this process. What `getrusage` says may be that of the process that started it."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
 
 
 def measured(scale: int) -> dict[str, Any]:
