@@ -52,7 +52,8 @@ def fit(
     manager = None
     if checkpoints is not None:
         state = tf.train.Checkpoint(ranker=ranker, optimizer=optimizer, losses=losses)
-        state.restore(tf.train.latest_checkpoint(str(checkpoints)))
+        if latest := tf.train.latest_checkpoint(str(checkpoints)):
+            state.restore(latest).assert_existing_objects_matched()
         if own.is_chief:  # every worker has the same weights
             manager = tf.train.CheckpointManager(state, str(checkpoints), max_to_keep=2)
 

@@ -20,7 +20,9 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     "deploy/local/stack.py": "puts the virtual environment in front of the PATH",
     "deploy/local/supervision.py": "starts supervisord with the environment of the stack",
     "expectations/validation.py": "writes GX_ANALYTICS_ENABLED, which Great Expectations reads on import",
-    "spark_jobs/session.py": "writes JAVA_HOME, which PySpark reads when it starts the JVM",
+    "training/distribution.py": "reads TPU_NAME, which TensorFlow's users set",
+    "training/launch.py": "writes TF_CONFIG, and what PySpark starts its workers with",
+    "training/workers.py": "reads TF_CONFIG, by which TensorFlow's workers know each other",
 }
 """Modules beside `contracts/settings.py` that use `os.environ`, each with its reason. None reads a setting of ours."""
 CODE = ("contracts", "dags", "deploy", "expectations", "monitoring", "plugins", "serving", "spark_jobs", "training")

@@ -26,6 +26,8 @@ from training.ranker import Ranker
 
 NUM_FEATURES = len(feature_names(RankerConfig()))
 NUM_ITEMS = 10
+SIZES = (60, 51, 40, 42)
+"""Lists of each shard: two workers have a step more and a step less."""
 
 
 def examples(num_lists: int, seed: int) -> Examples:
@@ -45,7 +47,7 @@ def shard(folder: Path, num_lists: int, seed: int) -> Shard:
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Shard]:
     """Four of unequal length."""
-    return [shard(tmp_path / "examples", num_lists, seed) for seed, num_lists in enumerate((60, 51, 40, 49))]
+    return [shard(tmp_path / "examples", num_lists, seed) for seed, num_lists in enumerate(SIZES)]
 
 
 def into(losses: list[float]) -> fitting.Progress:
@@ -89,7 +91,7 @@ def test_an_epoch_has_each_list_once_in_an_order_of_its_own(shards: list[Shard])
         return every
 
     first, other = lists((0, 0)), lists((0, 1))
-    expected = np.concatenate([examples(n, seed).features[:, 0] for seed, n in enumerate((60, 51, 40, 49))])
+    expected = np.concatenate([examples(n, seed).features[:, 0] for seed, n in enumerate(SIZES)])
     assert sorted(first) == sorted(expected.astype(np.float32).reshape(-1, NUM_ITEMS).tolist())
     assert first != other
     assert sorted(first) == sorted(other)
@@ -98,7 +100,7 @@ def test_an_epoch_has_each_list_once_in_an_order_of_its_own(shards: list[Shard])
 
 def test_moments_are_those_of_all_rows(shards: list[Shard]) -> None:
     """Mean and deviation by the shards' sums."""
-    rows = np.concatenate([examples(n, seed).features for seed, n in enumerate((60, 51, 40, 49))]).astype(np.float64)
+    rows = np.concatenate([examples(n, seed).features for seed, n in enumerate(SIZES)]).astype(np.float64)
     mean, deviation = moments(shards)
     np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(deviation, rows.std(axis=0), atol=1e-6)
@@ -113,7 +115,7 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(
     config = RankerConfig(epochs=2, lists_a_batch=16)
     losses: list[float] = []
     undisturbed = weights(fit(shards, config, NUM_ITEMS, into(losses)))
-    num_steps = 13  # an epoch of 200 lists
+    num_steps = 13  # an epoch of 193 lists
     for killed_at in (3, 7, num_steps, 20, 2 * num_steps - 1):
         again: list[float] = []
         checkpoints = tmp_path / f"killed-at-{killed_at}"
