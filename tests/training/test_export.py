@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from training.config import RankerConfig
-from training.data import Lists, Shop
+from training.data import ITEM_STATISTICS, Histories, Lists, Shop
 from training.export import GOLDEN_REQUESTS, MANIFEST, export
 from training.features import feature_names
 from training.ranker import Ranker
@@ -45,6 +47,53 @@ def test_serves_what_the_trainer_would_recommend(shop: Shop, ranker: Ranker, mod
     everybody = Lists(4, users=np.arange(3), offsets=np.array([0, 1, 2, 3]), targets=np.zeros(3, np.int64))
     expected = shop.item_ids[recommend(shop, everybody, ranker, CONFIG, Retrieval(shop, CONFIG))].tolist()
     assert answer(model, *map(str, shop.user_ids))[0] == expected
+
+
+def test_the_scores_of_all_users_of_a_larger_shop_are_the_trainers(shop: Shop, tmp_path: Path) -> None:
+    """Sixty users with up to forty events of two types, and some with none: stored, and sent along, they score the same."""
+    generator, config = np.random.default_rng(5), RankerConfig(num_popular=8, top_k=5)
+    num_items, lengths = 30, generator.integers(0, 40, 60) * generator.integers(0, 2, 60)
+    at = [np.sort(generator.uniform(0, 2.9, length)).round(1) for length in lengths]
+    weights = generator.choice([0.5, 1.0], lengths.sum()).astype(np.float32)
+    statistics = generator.uniform(0, 9, (num_items, len(ITEM_STATISTICS))).astype(np.float32)
+    large = dataclasses.replace(
+        shop,
+        item_ids=np.array([f"i{number}" for number in range(num_items)], dtype=object),
+        item_types=generator.integers(0, 4, num_items),
+        item_categories=generator.integers(0, 3, num_items),
+        recommendable=generator.random(num_items) < 0.9,
+        user_ids=np.array([f"u{number}" for number in range(60)], dtype=object),
+        histories=Histories(
+            np.concatenate([[0], np.cumsum(lengths)]),
+            generator.integers(0, num_items, lengths.sum()).astype(np.int32),
+            np.concatenate(at),
+            weights,
+        ),
+        statistics={4: statistics},
+    )
+    size = len(feature_names(config))
+    ranker = Ranker(config, np.ones(size, np.float32), np.ones(size, np.float32), num_items)
+    for variable in ranker.trainable_variables:
+        variable.assign(generator.normal(0, 0.3, variable.shape))
+    found = Retrieval(large, config)(large, np.arange(60), 4)
+    ragged = tf.RaggedTensor.from_value_rowids(ranker(found.features, found.items), found.list_ids, nrows=60)
+    expected = [sorted(row, reverse=True)[:5] for row in ragged.to_list()]
+    export(ranker, large, config, tmp_path / "saved_model")
+    loaded = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
+    np.testing.assert_allclose(
+        loaded["serving_default"](tf.constant(large.user_ids.astype(str)))["scores"], expected, atol=1e-4
+    )
+
+    def padded(values: Iterable[Any], nothing: Any) -> tf.Tensor:
+        rows = tf.RaggedTensor.from_row_splits(tf.constant([*values]), large.histories.offsets)
+        return rows.to_tensor(nothing)
+
+    sent = loaded["typed_history"](
+        item_id=padded(large.item_ids[large.histories.items], ""),
+        age_days=padded(((3.0 - np.concatenate(at)) * 7).astype(np.float32), 0.0),
+        event_type=padded(np.where(weights == 1.0, "purchase", "view"), ""),
+    )
+    np.testing.assert_allclose(sent["scores"], expected, atol=1e-3)
 
 
 def test_unknown_users_get_best_sellers(model: Path) -> None:
