@@ -30,11 +30,11 @@ def test_the_kept_run_beats_both_baselines_in_every_fold() -> None:
 
 
 def test_the_scales_of_training_are_those_that_were_measured() -> None:
-    """The table in docs/scaling.md is what `make bench-training` wrote; memory grows by less than a third from 1x to 30x."""
+    """The table in docs/scaling.md is what `make bench-training` wrote; memory grows by less than 1.3 from 1x to 30x."""
     records = json.loads((REPOSITORY / "docs" / "benchmarks" / "training.json").read_text())
     text = (REPOSITORY / "docs" / "scaling.md").read_text()
     columns = ("users", "lists", "peak_mib", "examples_seconds", "fit_seconds", "seconds_per_million_lists")
     for record in records:
         assert f"| {record['scale']}x | " + " | ".join(f"{record[column]:,}" for column in columns) + " |" in text
     assert [record["scale"] for record in records] == [1, 10, 30]
-    assert records[-1]["peak_mib"] < 1.33 * records[0]["peak_mib"]
+    assert records[-1]["peak_mib"] < 1.3 * records[0]["peak_mib"]
