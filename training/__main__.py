@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from training.data import Shop
     from training.trainer import Trained
 
+WORK = "work"
+"""Beside a training's results while it runs: its examples and checkpoints."""
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
     str,
@@ -88,8 +90,15 @@ def _fit(key: str, say: Callable[[str], None]) -> tuple[Shop, TrainingData, Rank
         shop,
         data,
         config,
-        fit_and_evaluate(shop, parts(shop), config, say, _folder(key) / "work", strategy=strategy),
+        fit_and_evaluate(shop, parts(shop), config, say, _folder(key) / WORK, strategy=strategy),
     )
+
+
+def clear_abandoned(key: str) -> None:
+    """Delete examples and checkpoints of other trainings that were killed and will not be gone on with: newer data came."""
+    for work in settings().training_dir.glob(f"*/{WORK}"):
+        if work.parent.name != key and lock_holder(work.parent / ".lock") is None:
+            shutil.rmtree(work)
 
 
 def _train(key: str, requested_by: str) -> dict[str, Any]:
@@ -103,6 +112,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
 
+    clear_abandoned(key)
     shop, data, config, trained = _fit(key, say)
     exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
@@ -125,7 +135,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     }
     # Written last: whoever sees it sees a whole training.
     write_json(folder / "evaluation.json", evaluation)
-    shutil.rmtree(folder / "work")
+    shutil.rmtree(folder / WORK)
     return evaluation
 
 

@@ -14,12 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from contracts.files import lock_holder, read_json
+from contracts.files import lock_holder, locked, read_json
 from contracts.settings import REPOSITORY
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
 from tests.training.tables import write_shop, write_table
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+from training.__main__ import clear_abandoned
 
 NUM_USERS, NUM_ITEMS, LAST = 60, 12, 6
 KEY = "as_of_7_v0_test"
@@ -93,6 +92,17 @@ class Training:
         return found
 
 
+def test_what_abandoned_trainings_have_left_is_cleared(home: Path) -> None:
+    """But not what one that runs is at, nor our own."""
+    for name in ("abandoned", "running", "ours"):
+        (home / "training" / name / "work").mkdir(parents=True)
+    with locked(home / "training" / "running" / ".lock"):
+        clear_abandoned("ours")
+    assert sorted(path.parent.name for path in (home / "training").glob("*/work")) == ["ours", "running"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_killed_in_the_middle_end_as_undisturbed_ones(
     tables: Path, tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path
 ) -> None:
