@@ -121,6 +121,7 @@ def ann(spark: Any, folder_of_ann: Path, open_shop: Callable[[Path], Any], tmp_p
         "reports/gates/raw.json": {"passed": True},
         "training/as_of_4_v1/run.json": {"run_id": "1"},
         "training/as_of_4_v1/result.json": {"as_of": 4},
+        "training/as_of_5_v2/work/examples/4-00001.json": {"killed while it was made of": WHO},
         "training/as_of_4_v1/saved_model/golden_requests.json": {"instances": [{"user_id": WHO}]},
     }.items():
         path = home / name
