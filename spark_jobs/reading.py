@@ -37,8 +37,10 @@ KEYS = "_keys"
 """Column with the names of all fields of a record in JSON."""
 _HEAD = 1000
 """Records that are looked at first for the names of fields."""
-_AROUND_JSON = " \t\r\n\ufeff"
+_AROUND_JSON = " \t\r\n"
 """What may stand before and after a record."""
+_BYTE_ORDER_MARK = "\ufeff"
+"""What Windows writes before a text."""
 _STRICT_JSON = {"allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
 PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".inprogress")
 """Endings of files that somebody still writes."""
@@ -254,7 +256,7 @@ def _json_lines(
     with readable(found):
         lines = _reader(spark, here, base).text(list(here), lineSep="\n")
         beside = [name for name in lines.columns if name != "value"]
-        lines = lines.where(F.btrim("value", F.lit(_AROUND_JSON)) != "")
+        lines = lines.where(_bare("value") != "")
         rows = json_rows(lines, [name for name in declared if name not in beside])
         absent = _absent(rows, [name for name in declared if name not in beside])
         yield rows.drop(*absent), list(found)
@@ -266,6 +268,13 @@ def _absent(rows: DataFrame, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in heads and rows.where(F.array_contains(KEYS, name)).isEmpty()]
 
 
+def _bare(name: str) -> Column:
+    """A record without what stands around it. The mark is taken off whole: trimming would take single bytes of it, too."""
+    value = F.btrim(name, F.lit(_AROUND_JSON))
+    unmarked = F.substring(value, 2, 2**31 - 1)
+    return F.btrim(F.when(F.startswith(value, F.lit(_BYTE_ORDER_MARK)), unmarked).otherwise(value), F.lit(_AROUND_JSON))
+
+
 def json_rows(frame: DataFrame, declared: Sequence[str], *, with_paths: bool = False) -> DataFrame:
     """Records in JSON (text, in column `value`) as a column for each declared name, FIELDS, KEYS and CORRUPT.
 
@@ -275,7 +284,7 @@ def json_rows(frame: DataFrame, declared: Sequence[str], *, with_paths: bool = F
     Args:
         with_paths: whether a declared name with dots may be a path into a record.
     """
-    frame = frame.withColumn("value", F.btrim("value", F.lit(_AROUND_JSON)))
+    frame = frame.withColumn("value", _bare("value"))
     text_, beside = F.col("value"), [column(name) for name in frame.columns if name != "value"]
     # As the one element of a list, since Spark's parser does not look at what follows an object.
     parsed = F.from_json(F.concat(F.lit("["), text_, F.lit("]")), "array<map<string,string>>", _STRICT_JSON)

@@ -11,11 +11,11 @@ from contracts.settings import settings
 class RankerConfig:
     """Configuration of candidates, features, network and optimiser."""
 
-    decay_days: tuple[float, ...] = (1.0, 3.0, 7.0, 14.0, 28.0, 56.0, 112.0, 224.0)
+    decay_days: tuple[float, ...] = (0.05, 0.25, 1.0, 3.0, 7.0, 14.0, 28.0, 56.0, 112.0, 224.0)
     """Time constants of the exponentially decayed counts."""
     basket_decays: tuple[float, ...] = (0.5, 0.8, 0.9, 0.97)
     """Decay for each later basket."""
-    window_days: tuple[float, ...] = (0.0, 1.0, 3.0, 7.0, 14.0, 21.0, 28.0, 56.0, 119.0)
+    window_days: tuple[float, ...] = (0.0, 0.05, 0.25, 1.0, 3.0, 7.0, 14.0, 21.0, 28.0, 56.0, 119.0)
     """Edges of the counting windows by age."""
     num_popular: int = 300
     """Best sellers of the last 4 intervals that join a user's own items as candidates."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contracts.tables import BRONZE_EVENTS, LEDGER, UNTIMED
@@ -69,6 +69,11 @@ ODD = st.one_of(
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(GOOD.map(dumped), min_size=1, max_size=30), st.lists(MALFORMED, max_size=60), st.lists(ODD, max_size=60)
+)
+@example(
+    good=[b'{"who": "ann", "what": "apple", "when": "2024-01-01T00:00:00", "pieces": 1}'],
+    malformed=[b"\xbb", b"\xef"],  # of the mark that Windows writes, single bytes
+    odd=[],
 )
 def lands_all(shop: Any, good: list[bytes], malformed: list[bytes], odd: list[bytes]) -> None:
     """Land a file of these lines into an empty home, and hold the ledger against the tables."""
