@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.errors import InputError
-from contracts.files import read_json
+from contracts.files import lock_holder, read_json
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
 
@@ -17,6 +18,10 @@ TABLES = (ITEM_FEATURES, ITEMS, USER_HISTORIES, TRAINING_LISTS)
 SETTINGS = ("seed", "training_intervals", "fold_offsets", "training_epochs", "top_k")
 REQUEST = "request.json"
 """Beside a training's results: the `TrainingData` that its key was made for, which it reads whatever lands meanwhile."""
+LOCK = ".lock"
+"""Held by the process that trains."""
+WORK = "work"
+"""Beside a training's results until it has ended: its examples and checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,10 @@ def training_key(as_of: int, versions: Mapping[str, int]) -> str:
     for path in (settings().dataset_path, *sorted((REPOSITORY / "training").glob("*.py"))):
         digest.update(path.read_bytes() if path.is_file() else b"")
     return f"as_of_{as_of}_v{versions[TRAINING_LISTS.name]}_{digest.hexdigest()[:8]}"
+
+
+def clear_abandoned(*, but: str = "") -> None:
+    """Delete what trainings were at that were killed, but for the one with the key `but`: newer data is another training."""
+    for work in settings().training_dir.glob(f"*/{WORK}"):
+        if work.parent.name != but and lock_holder(work.parent / LOCK) is None:
+            shutil.rmtree(work)

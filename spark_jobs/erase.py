@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from contracts import names
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
-from contracts.files import lock_holder, read_json, sync, write_json, write_text
+from contracts.files import read_json, sync, write_json, write_text
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 from contracts.tables import (
@@ -43,6 +43,7 @@ from contracts.tables import (
     USERS,
     Table,
 )
+from contracts.trainings import clear_abandoned
 from spark_jobs import storage
 
 BY_USER = (BRONZE_EVENTS, SILVER_EVENTS, USERS, USER_HISTORIES, TRAINING_LISTS, ATTRIBUTIONS)
@@ -363,10 +364,8 @@ def erase(person: Person, dataset: Dataset) -> Removed:
     removed["exposures"] = sum(erase_lines(path, {"user_id"}, person) for path in exposures)
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)
-    # So are the examples of a training that was killed: newer tables are another training.
-    for work in settings().training_dir.glob("*/work"):
-        if lock_holder(work.parent / ".lock") is None:
-            shutil.rmtree(work)
+    # So are the examples of a training that was killed.
+    clear_abandoned()
     removed["reports"] = erase_reports(person)
     removed["trained models"] = drop_trained_models()
     return removed

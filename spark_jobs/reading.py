@@ -271,8 +271,8 @@ def _absent(rows: DataFrame, names: Sequence[str]) -> list[str]:
 def _bare(name: str) -> Column:
     """A record without what stands around it. The mark is taken off whole: trimming would take single bytes of it, too."""
     value = F.btrim(name, F.lit(_AROUND_JSON))
-    unmarked = F.substring(value, 2, 2**31 - 1)
-    return F.btrim(F.when(F.startswith(value, F.lit(_BYTE_ORDER_MARK)), unmarked).otherwise(value), F.lit(_AROUND_JSON))
+    unmarked = F.btrim(F.substring(value, 2, 2**31 - 1), F.lit(_AROUND_JSON))
+    return F.when(F.startswith(value, F.lit(_BYTE_ORDER_MARK)), unmarked).otherwise(value)
 
 
 def json_rows(frame: DataFrame, declared: Sequence[str], *, with_paths: bool = False) -> DataFrame:

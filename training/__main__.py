@@ -16,7 +16,7 @@ from contracts import dataset as datasets
 from contracts.errors import InputError, reported
 from contracts.files import lock_holder, locked, read_json, write_json
 from contracts.settings import settings
-from contracts.trainings import REQUEST, TrainingData, needed_training_data
+from contracts.trainings import LOCK, REQUEST, WORK, TrainingData, clear_abandoned, needed_training_data
 from training.workers import workers
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from training.data import Shop
     from training.trainer import Trained
 
-WORK = "work"
-"""Beside a training's results while it runs: its examples and checkpoints."""
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
     str,
@@ -55,18 +53,21 @@ def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the
 
     folder, own = _folder(key), workers()
     if not own.is_chief:
-        _fit(key, lambda line: None)
+        if not read_json(
+            folder / "evaluation.json"
+        ):  # else the chief has nothing to do but to log it, and waits for nobody
+            _fit(key, lambda line: None)
         return
     # A training outlives the Airflow worker that started it, if that is killed: who tries again waits for its end.
-    if holder := lock_holder(folder / ".lock"):
+    if holder := lock_holder(folder / LOCK):
         print(f"training {key} runs already (process {holder}): waiting for it", flush=True)
-    with locked(folder / ".lock"):
+    with locked(folder / LOCK):
         evaluation = read_json(folder / "evaluation.json")
     if not evaluation and own.count == 1 and settings().training_workers > 1:
         from training.launch import launch
 
         launch(partial(train, key, requested_by), settings().training_workers)
-    with locked(folder / ".lock"):
+    with locked(folder / LOCK):
         evaluation = read_json(folder / "evaluation.json") or _train(key, requested_by)
         run_id = registry.log_run(key, evaluation, folder)
         write_json(folder / "run.json", {"run_id": run_id})
@@ -86,19 +87,8 @@ def _fit(key: str, say: Callable[[str], None]) -> tuple[Shop, TrainingData, Rank
     data = TrainingData(**request) if request else needed_training_data()
     shop = load_items(dataset, data.versions, num_intervals(config))
     say(f"{dataset.name}: {len(shop.item_ids)} items, to serve interval {shop.coming}")
-    return (
-        shop,
-        data,
-        config,
-        fit_and_evaluate(shop, parts(shop), config, say, _folder(key) / WORK, strategy=strategy),
-    )
-
-
-def clear_abandoned(key: str) -> None:
-    """Delete examples and checkpoints of other trainings that were killed and will not be gone on with: newer data came."""
-    for work in settings().training_dir.glob(f"*/{WORK}"):
-        if work.parent.name != key and lock_holder(work.parent / ".lock") is None:
-            shutil.rmtree(work)
+    trained = fit_and_evaluate(shop, parts(shop), config, say, _folder(key) / WORK, strategy=strategy)
+    return shop, data, config, trained
 
 
 def _train(key: str, requested_by: str) -> dict[str, Any]:
@@ -112,7 +102,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
 
-    clear_abandoned(key)
+    clear_abandoned(but=key)
     shop, data, config, trained = _fit(key, say)
     exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,6 +78,11 @@ class Shop:
     target_types: tuple[str, ...]
     versions: Mapping[str, int]
     """Delta version of each table read."""
+
+    @property
+    def usable_intervals(self) -> Set[int]:
+        """Intervals with lists, and with what was known of the items before them."""
+        return self.list_intervals & self.statistics.keys()
 
     @property
     def coming(self) -> int:
@@ -176,7 +181,7 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
     at = _flat(column("at").take(order))[1].to_numpy().astype(np.float64, copy=False)
     weights = _flat(column("weights").take(order))[1].to_numpy().astype(np.float32)
     rows_of_users = pd.Index(user_ids)
-    wanted = sorted(shop.list_intervals & shop.statistics.keys())
+    wanted = sorted(shop.usable_intervals)
     labels = {}
     asked = lists.to_pyarrow_table(
         filters=[*of_bucket, ("as_of", "in", wanted)], columns=["as_of", "user_id", "target_items"]

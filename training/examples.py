@@ -20,7 +20,7 @@ from contracts.files import read_json, write_json
 SHUFFLED_LISTS = 2048
 """How many lists are mixed at a time. Shards are read side by side, in another order in each epoch."""
 _SHARDS_AT_ONCE = 16
-_WIDTHS = {"features": tf.float16, "items": tf.int32, "labels": tf.uint8, "log_chance": tf.float32}
+_TYPES = {"features": tf.float16, "items": tf.int32, "labels": tf.uint8, "log_chance": tf.float32}
 """What a record holds for each candidate of its list, as bytes."""
 
 
@@ -80,7 +80,7 @@ def write_shard(path: Path, parts: Iterable[Examples], num_attainable_lists: int
 def _record(part: Examples, rows: slice) -> bytes:
     values = {
         name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[getattr(part, name)[rows].tobytes()]))
-        for name in _WIDTHS
+        for name in _TYPES
     }
     record: bytes = tf.train.Example(features=tf.train.Features(feature=values)).SerializeToString()
     return record
@@ -109,13 +109,6 @@ class Batch(NamedTuple):
     """int64 `[num_candidates]`, ascending"""
 
 
-def signature(num_features: int) -> Batch:
-    """Shapes and types of a batch."""
-    flat = tf.TensorSpec([None], tf.float32)
-    ids = tf.TensorSpec([None], tf.int64)
-    return Batch(tf.TensorSpec([None, num_features], tf.float32), ids, flat, flat, ids)
-
-
 def batches(
     shards: Sequence[Shard],
     num_features: int,
@@ -134,8 +127,8 @@ def batches(
     paths = [shards[place].path for place in generator.permutation(len(shards))]
 
     def decoded(records: tf.Tensor) -> Batch:
-        parsed = tf.io.parse_example(records, {name: tf.io.FixedLenFeature([], tf.string) for name in _WIDTHS})
-        flat = {name: tf.io.decode_raw(tf.strings.reduce_join(parsed[name]), dtype) for name, dtype in _WIDTHS.items()}
+        parsed = tf.io.parse_example(records, {name: tf.io.FixedLenFeature([], tf.string) for name in _TYPES})
+        flat = {name: tf.io.decode_raw(tf.strings.reduce_join(parsed[name]), dtype) for name, dtype in _TYPES.items()}
         lengths = tf.strings.length(parsed["labels"])
         return Batch(
             tf.cast(tf.reshape(flat["features"], [-1, num_features]), tf.float32),
@@ -152,6 +145,6 @@ def batches(
         .skip(skip * lists_a_batch)
     )
     whole = lists.batch(lists_a_batch).map(decoded, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    nothing = Batch(*(tf.zeros([0, *spec.shape[1:]], spec.dtype) for spec in signature(num_features)))
+    nothing = Batch(*(tf.zeros([0, *spec.shape[1:]], spec.dtype) for spec in whole.element_spec))
     empty = tf.data.Dataset.from_tensors(nothing).repeat()
     return whole.concatenate(empty).take(num_batches - skip).prefetch(4)

@@ -21,10 +21,8 @@ from training.config import RankerConfig
 from training.data import Shop
 from training.features import History, candidates
 from training.ranker import Ranker
-from training.trainer import items_as_of, stored_history
+from training.trainer import LISTS_AT_ONCE, items_as_of, stored_history
 
-LISTS_AT_ONCE = 64
-"""More are recommended one chunk after the other."""
 GOLDEN_REQUESTS = "golden_requests.json"
 MANIFEST = "MANIFEST.sha256"
 UNKNOWN_USER = "a-user-nobody-has-seen"
@@ -40,8 +38,8 @@ class ServingModel(tf.Module):
         typed_history: the same with `event_type` string `[batch, length]`. As in the histories that the model learned
             from, an item that occurs several times in one basket is one entry of its heaviest type.
 
-    An entry with an item or a type that the model does not know is passed over. All give `items` string `[batch, k]` and `scores` float `[batch, k]`, best first. Without any history that the
-    model knows, the same ranker orders what sold best in the last 4 intervals.
+    An entry with an item or a type that the model does not know is passed over. All give `items` string `[batch, k]` and
+    `scores` float `[batch, k]`, best first. Without any history that the model knows, the same ranker orders what sold best in the last 4 intervals.
     """
 
     def __init__(self, ranker: Ranker, shop: Shop, config: RankerConfig) -> None:

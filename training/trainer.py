@@ -200,16 +200,13 @@ def recommend(
 
 def learning_intervals(shop: Shop, as_of: int, config: RankerConfig) -> list[int]:
     """Intervals whose lists a model for `as_of` learns from."""
-    return [
-        i for i in range(as_of - config.training_intervals, as_of) if i in shop.list_intervals & shop.statistics.keys()
-    ]
+    return sorted(shop.usable_intervals & {*range(as_of - config.training_intervals, as_of)})
 
 
 def possible_folds(shop: Shop, config: RankerConfig) -> list[int]:
     """Intervals to evaluate on, first ones first: those with lists, and with lists before them to learn from."""
     wanted = sorted(shop.coming - offset for offset in config.fold_offsets)
-    there = shop.list_intervals & shop.statistics.keys()
-    return [fold for fold in wanted if fold in there and learning_intervals(shop, fold, config)]
+    return [fold for fold in wanted if fold in shop.usable_intervals and learning_intervals(shop, fold, config)]
 
 
 def num_intervals(config: RankerConfig) -> int:

@@ -29,8 +29,8 @@ class Batch:
 
     Attributes:
         rows: one column for each field, as text or with the source's own types (JSON: see `reading.json_rows`); rows
-            that are no record of the usual shape have their text in `reading.CORRUPT`. Read once,
-            but for a look at the keys of JSON.
+            that are no record of the usual shape have their text in `reading.CORRUPT`. Read once, but for a look at the
+            keys of JSON.
         position: the parts of the source that are further than before once `rows` have landed; committed with them.
         where: what is read, for messages to people.
     """

@@ -151,7 +151,6 @@ def test_a_shop_goes_through_every_stage(
     def verb(*command: str) -> str:
         done = run_verb(*command, environment=environment)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        print(done.stdout)
         return done.stdout
 
     verb("spark_jobs.land", "--through", str(last))
@@ -189,4 +188,6 @@ def test_a_shop_goes_through_every_stage(
         assert answer.model_version == 1
         assert len(set(answer.items)) == 10
     taken = events().query("who == 'user3'").sort_values("when").what
-    assert answers[0].items[0] in set(taken[-12:])
+    lately = taken[len(taken) // 2 :].value_counts()
+    # What they came for last, which every second visit is for again, or one of their favourites.
+    assert answers[0].items[0] in {taken.iloc[-1], *lately.index[:3]}

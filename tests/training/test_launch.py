@@ -17,8 +17,8 @@ import pytest
 from contracts.files import lock_holder, locked, read_json
 from contracts.settings import REPOSITORY
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
+from contracts.trainings import clear_abandoned
 from tests.training.tables import write_shop, write_table
-from training.__main__ import clear_abandoned
 
 NUM_USERS, NUM_ITEMS, LAST = 60, 12, 6
 KEY = "as_of_7_v0_test"
@@ -97,7 +97,7 @@ def test_what_abandoned_trainings_have_left_is_cleared(home: Path) -> None:
     for name in ("abandoned", "running", "ours"):
         (home / "training" / name / "work").mkdir(parents=True)
     with locked(home / "training" / "running" / ".lock"):
-        clear_abandoned("ours")
+        clear_abandoned(but="ours")
     assert sorted(path.parent.name for path in (home / "training").glob("*/work")) == ["ours", "running"]
 
 
