@@ -30,7 +30,7 @@ COPY . .
 RUN uv pip install --no-cache --no-deps --no-build-isolation --editable . \
     && CARTWHEEL_HOME=/tmp/build python -m deploy.local prepare \
     && rm -rf /tmp/build \
-    && mkdir -p /state/mlflow /state/serving spark-warehouse \
+    && mkdir -p /state/mlflow /state/serving /state/gateway /state/exposures spark-warehouse \
     && chown -R cartwheel:cartwheel /state spark-warehouse
 
 USER cartwheel

@@ -56,14 +56,35 @@ class Settings(BaseSettings):
     airflow_port: Port = Field(8080, description="Airflow's web UI and API.")
     mlflow_port: Port = Field(5000, description="MLflow's UI and API.")
     postgres_port: Port = Field(5433, description="The embedded PostgreSQL.")
-    rest_port: Port = Field(8501, description="TF Serving's REST API: the endpoint that recommends.")
+    rest_port: Port = Field(8501, description="TF Serving's REST API, behind the gateway.")
+    gateway_port: Port = Field(8600, description="The gateway: the endpoint that recommends.")
+    gateway_metrics_port: Port = Field(8601, description="The gateway's page for Prometheus, /metrics.")
     database_url: str = Field(
         "",
         description="An outside PostgreSQL server instead of the embedded one, as postgresql://user:password@host:port.",
     )
     mlflow_tracking_uri: str = Field("", description="An outside MLflow server instead of our own.")
     mlflow_link: str = Field("", description="Where a browser finds MLflow, if not at the address that programs use.")
-    serving_url: str = Field("", description="REST address of an outside TF Serving instead of the local one.")
+    serving_url: str = Field(
+        "", description="REST addresses of outside TF Servings instead of the local one, separated by commas."
+    )
+
+    # The gateway
+    gateway_tls_dir: str = Field(
+        "", description="Folder with tls.crt and tls.key, read again when they are replaced. Empty: plain HTTP."
+    )
+    gateway_timeout_ms: int = Field(1000, ge=1, description="Longest wait for a model, all tries together.")
+    gateway_fallback: bool = Field(
+        True, description="Whether the gateway answers with what is popular when no model does, instead of an error."
+    )
+    gateway_requests_per_s: int = Field(1000, ge=1, description="Requests a second that one client may make.")
+    gateway_max_body_kib: int = Field(1024, ge=1, description="Largest body of a request.")
+    gateway_cors_origins: str = Field(
+        "", description="Origins whose pages may ask from a browser, separated by commas. Empty: none."
+    )
+    gateway_otlp_url: str = Field(
+        "", description="Collector of OpenTelemetry (OTLP over HTTP) that gets the gateway's traces. Empty: no traces."
+    )
 
     # Engines
     java_home: str = Field(
@@ -183,6 +204,15 @@ class Settings(BaseSettings):
         return self.home_dir / "serving"
 
     @property
+    def gateway_dir(self) -> Path:
+        """What Envoy reads, and its admin socket."""
+        return self.home_dir / "gateway"
+
+    @property
+    def gateway_tls_path(self) -> Path:
+        return REPOSITORY / self.gateway_tls_dir
+
+    @property
     def secrets_path(self) -> Path:
         return self.home_dir / "secrets.json"
 
@@ -217,8 +247,15 @@ class Settings(BaseSettings):
         return f"http://{self.host}:{self.airflow_port}"
 
     @property
-    def rest_url(self) -> str:
-        return self.serving_url or f"http://{self.host}:{self.rest_port}"
+    def serving_urls(self) -> tuple[str, ...]:
+        """REST addresses of the model servers, which hold the same versions."""
+        outside = tuple(url.strip().rstrip("/") for url in self.serving_url.split(",") if url.strip())
+        return outside or (f"http://{self.host}:{self.rest_port}",)
+
+    @property
+    def gateway_url(self) -> str:
+        scheme = "https" if self.gateway_tls_dir else "http"
+        return f"{scheme}://{self.host}:{self.gateway_port}"
 
 
 @cache

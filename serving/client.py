@@ -1,4 +1,4 @@
-"""A typed client of the endpoint that recommends."""
+"""A typed client of the gateway: the endpoint that recommends."""
 
 from __future__ import annotations
 
@@ -27,47 +27,33 @@ class ServingError(Exception):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One user's list: `items` [K] with `scores` [K], best first, by which version.
+    """One user's list: `items` [K] with `scores` [K], best first.
 
-    `latency_ms` is that of the request, which all its users share.
+    Attributes:
+        model_version: which version answered; None for a fallback.
+        latency_ms: of the request, which all its users share.
+        request_id: by which the exposure log knows the request; empty where there is no gateway.
+        fallback: no model answered, and this is what is popular.
     """
 
     items: tuple[str, ...]
     scores: tuple[float, ...]
-    model_version: int
+    model_version: int | None
     latency_ms: float
+    request_id: str = ""
+    fallback: bool = False
 
 
-@dataclass(frozen=True)
-class VersionState:
-    """What the endpoint says of one version: `AVAILABLE`, `LOADING`, ..., and `OK` or the code of its failure."""
-
-    state: str
-    error_code: str = "OK"
-    message: str = ""
-
-    @property
-    def failed(self) -> bool:
-        return self.state == "END" and self.error_code != "OK"
-
-
-class Client:
-    """Talks REST to TF Serving. Only 503 and failed connections are tried again, until the deadline.
-
-    Args:
-        url: address of the REST API; `settings().rest_url` by default.
-        deadline_s: longest time of one call, all its tries together.
-        pseudonym_key: the secret `pseudonym_key`, for a shop whose user ids are personal: only their pseudonyms leave
-            this process then. None: ids are sent as they are.
+class RestClient:
+    """Speaks REST. Only 429, 503 and failed connections are tried again, until the deadline.
 
     Every method raises `ServingError` for an error answer and `httpx.TransportError` when none came in time.
     """
 
-    def __init__(self, url: str | None = None, *, deadline_s: float = 5.0, pseudonym_key: str | None = None) -> None:
+    def __init__(self, url: str, *, deadline_s: float, verify: bool | str, headers: dict[str, str]) -> None:
         # Proxies of the environment are none of the endpoint's business.
-        self._http = httpx.Client(base_url=url or settings().rest_url, trust_env=False)
+        self._http = httpx.Client(base_url=url, trust_env=False, verify=verify, headers=headers)
         self._deadline_s = deadline_s
-        self._pseudonym_key = pseudonym_key
 
     def __enter__(self) -> Self:
         return self
@@ -77,72 +63,83 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def recommend(
-        self, user_ids: Sequence[str], *, version: int | None = None, label: str = "stable"
-    ) -> list[Recommendation]:
-        """One recommendation for each user, in their order.
-
-        Args:
-            version: the version that shall answer; by default the one the label points at. A request without
-                either would go to the highest version loaded, which may be a canary.
-        """
-        if not user_ids:
-            return []
-        key = self._pseudonym_key
-        told = user_ids if key is None else [pseudonym(user_id, key) for user_id in user_ids]
-        body = {"instances": [{"user_id": user_id} for user_id in told]}
-        if version is not None:
-            return self._predict(version, body)
-        # The answer does not say which version gave it, so it is asked for by number. After a rollback that number
-        # may be gone, and the label names another.
-        number = self.labelled(label)
-        while True:
-            try:
-                return self._predict(number, body)
-            except ServingError as error:
-                if error.status_code != httpx.codes.NOT_FOUND or (moved := self.labelled(label)) == number:
-                    raise
-                number = moved
-
-    def _predict(self, version: int, body: Any) -> list[Recommendation]:
-        start_s = time.perf_counter()
-        rows = self._json("POST", f"/v1/models/{MODEL}/versions/{version}:predict", body)["predictions"]
-        latency_ms = (time.perf_counter() - start_s) * 1e3
-        return [Recommendation(tuple(row["items"]), tuple(row["scores"]), version, latency_ms) for row in rows]
-
-    def labelled(self, label: str) -> int:
-        """The version a label points at."""
-        # The status page ignores labels; the metadata page does not.
-        metadata = self._json("GET", f"/v1/models/{MODEL}/labels/{label}/metadata")
-        return int(metadata["model_spec"]["version"])
-
-    def states(self) -> dict[int, VersionState]:
-        """State of every version the endpoint has seen; empty when it knows no model yet."""
-        try:
-            entries = self._json("GET", f"/v1/models/{MODEL}")["model_version_status"]
-        except ServingError as error:
-            if error.status_code == httpx.codes.NOT_FOUND:
-                return {}
-            raise
-        return {
-            int(entry["version"]): VersionState(
-                entry["state"], entry["status"]["error_code"], entry["status"]["error_message"]
-            )
-            for entry in entries
-        }
-
-    def available_versions(self) -> list[int]:
-        """The versions that answer requests, ascending."""
-        return sorted(version for version, entry in self.states().items() if entry.state == "AVAILABLE")
-
-    def _json(self, method: str, path: str, body: Any = None) -> Any:
+    def _ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> httpx.Response:
         end_s = time.monotonic() + self._deadline_s
         for attempt in stamina.retry_context(
             on=_is_transient, attempts=None, timeout=self._deadline_s, wait_initial=0.05, wait_max=1.0
         ):
             with attempt, _as_serving_error():
                 remaining_s = max(end_s - time.monotonic(), 0.001)
-                return self._http.request(method, path, json=body, timeout=remaining_s).raise_for_status().json()
+                return self._http.request(
+                    method, path, json=body, headers=headers, timeout=remaining_s
+                ).raise_for_status()
+        raise AssertionError("unreachable: the last attempt raises")
+
+    def _predict(self, path: str, instances: list[Any], headers: dict[str, str]) -> list[Recommendation]:
+        start_s = time.perf_counter()
+        answer = self._ask("POST", path, {"instances": instances}, headers)
+        latency_ms = (time.perf_counter() - start_s) * 1e3
+        version = answer.headers.get("x-cartwheel-model-version")
+        return [
+            Recommendation(
+                tuple(row["items"]),
+                tuple(row["scores"]),
+                int(version) if version else None,
+                latency_ms,
+                answer.headers.get("x-request-id", ""),
+                "x-cartwheel-fallback" in answer.headers,
+            )
+            for row in answer.json()["predictions"]
+        ]
+
+
+class Client(RestClient):
+    """Asks the gateway.
+
+    Args:
+        token: what `python -m serving token issue` printed.
+        url: address of the gateway; `settings().gateway_url` by default.
+        deadline_s: longest time of one call, all its tries together.
+        verify: a file of certificates to trust instead of the system's; False trusts any.
+        pseudonym_key: the secret `pseudonym_key`, for a shop whose user ids are personal: only their pseudonyms leave
+            this process then. None: ids are sent as they are.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        url: str | None = None,
+        *,
+        deadline_s: float = 5.0,
+        verify: bool | str = True,
+        pseudonym_key: str | None = None,
+    ) -> None:
+        super().__init__(
+            url or settings().gateway_url,
+            deadline_s=deadline_s,
+            verify=verify,
+            headers={"authorization": f"Bearer {token}"},
+        )
+        self._pseudonym_key = pseudonym_key
+
+    def recommend(
+        self, user_ids: Sequence[str], *, arm: str | None = None, served_at: str | None = None
+    ) -> list[Recommendation]:
+        """One recommendation for each user, in their order.
+
+        Users of one request are all answered by the stable version; to be part of a canary, ask for each alone.
+
+        Args:
+            arm: `stable` or `canary` instead of what the gateway chooses; needs a token with the scope admin.
+            served_at: ISO 8601, UTC: when a replayed request was made; needs a token with the scope admin.
+        """
+        if not user_ids:
+            return []
+        key = self._pseudonym_key
+        ids = user_ids if key is None else [pseudonym(user_id, key) for user_id in user_ids]
+        asked = {"x-cartwheel-arm": arm, "x-cartwheel-served-at": served_at}
+        headers = {name: value for name, value in asked.items() if value is not None}
+        return self._predict(f"/v1/models/{MODEL}:predict", [{"user_id": user_id} for user_id in ids], headers)
 
 
 @contextmanager
@@ -160,5 +157,6 @@ def _as_serving_error() -> Iterator[None]:
 
 def _is_transient(error: Exception) -> bool:
     return isinstance(error, httpx.ConnectError | httpx.RemoteProtocolError | httpx.ReadError) or (
-        isinstance(error, ServingError) and error.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        isinstance(error, ServingError)
+        and error.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
     )

@@ -1,7 +1,9 @@
 """Bring a registered version into service, and back: publish, verify, promote, roll back.
 
-The config file holds the whole desired state and is replaced at once; the ledger's last line says which
-version is deployed. Every step may be repeated, so a run that was killed is simply run again.
+Two files hold the whole desired state, and each is replaced at once: which versions the model servers load, and which
+of them the gateway asks. The ledger's last line says which version is deployed. A version is loaded everywhere before
+it is asked, and not asked any more before it is unloaded. Every step may be repeated, so a run that was killed is
+simply run again.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,19 @@ from contracts.files import locked, write_json
 from contracts.names import CHALLENGER, CHAMPION
 from contracts.settings import settings
 from serving import artifact, desired, ledger, registry
-from serving.client import Client, Recommendation, ServingError
+from serving.backend import Backend
+from serving.client import Recommendation, ServingError
 from serving.desired import CANARY, STABLE, Desired
+from serving.gateway import process as gateway
+from serving.gateway import traffic
 
 DEADLINE_S = 120.0
 SCORE_TOLERANCE = 1e-4
 STALE_S = 5.0
 """How long the failure of an earlier try may still show after the config named the version anew."""
 PASSED, FAILED = "passed", "failed"
+NOBODY = "\N{REPLACEMENT CHARACTER}"
+"""A user that no model knows."""
 
 
 class DeploymentError(Exception):
@@ -76,13 +84,13 @@ def publish(version: int, *, deadline_s: float = DEADLINE_S) -> None:
     labels = {} if champion is None else {STABLE: champion}
     # A label in use moves only to a version that is AVAILABLE: load first, label then.
     if before.labels.get(CANARY) != version:
-        desired.write(Desired(tuple({version, *labels.values()}), labels))
+        _load(Desired(tuple({version, *labels.values()}), labels))
     try:
         _wait_available(version, deadline_s)
-        desired.write(Desired(tuple({version, *labels.values()}), {**labels, CANARY: version}))
+        _load(Desired(tuple({version, *labels.values()}), {**labels, CANARY: version}))
         _wait_label(CANARY, version, deadline_s)
     except DeploymentError:
-        desired.write(restored)
+        _load(restored)
         raise
 
 
@@ -98,8 +106,25 @@ def verify(version: int) -> dict[str, Any]:
     except DeploymentError:
         before = desired.read()
         if before.stable != version:
-            desired.write(before.without(version))
+            _load(before.without(version))
         raise
+
+
+def _load(wanted: Desired) -> None:
+    """Have the model servers load these versions and no others; none that goes is asked any more."""
+    asked = kept = traffic.read()
+    for version in asked.versions - {*wanted.versions, asked.stable}:
+        kept = kept.without(version)
+    if kept != asked:
+        gateway.put(kept)
+    desired.write(wanted)
+
+
+def _ask(version: int) -> None:
+    """Give all traffic to a version that is AVAILABLE everywhere; what it tells a stranger is the fallback."""
+    with Backend(settings().serving_urls[0]) as backend, endpoint_errors():
+        (popular,) = backend.recommend([NOBODY], version=version)
+    gateway.put(traffic.read().promoted(version, popular.items, popular.scores))
 
 
 def _verified(version: int) -> dict[str, Any]:
@@ -112,11 +137,11 @@ def _verified(version: int) -> dict[str, Any]:
         raise InputError("there is no golden request", where=str(folder / artifact.GOLDEN), cure="export it again")
     latencies_ms: list[float] = []
     mismatches: list[str] = []
-    with Client() as client, _endpoint_errors():
+    with Backend(settings().serving_urls[0]) as backend, endpoint_errors():
         for number, case in enumerate(golden):
             users = [row["user_id"] for row in case["request"]["instances"]]
             try:
-                answers = client.recommend(users, version=version)
+                answers = backend.recommend(users, version=version)
             except ServingError as error:
                 if error.status_code in (httpx.codes.NOT_FOUND, httpx.codes.SERVICE_UNAVAILABLE):
                     raise  # it is not loaded, which says nothing of its answers
@@ -170,7 +195,7 @@ def promote(version: int, *, deadline_s: float = DEADLINE_S) -> None:
         DeploymentError: the endpoint does not follow in time.
     """
     registry.deployable(version)
-    _require_verified(version)
+    require_verified(version)
     last = ledger.deployed()
     done = last is not None and last.version == version
     previous = last.version if last and not done else None
@@ -180,7 +205,8 @@ def promote(version: int, *, deadline_s: float = DEADLINE_S) -> None:
     if version not in desired.read().versions:
         raise InputError(f"version {version} is not published", where=str(desired.config_path()), cure="publish it")
     _wait_available(version, deadline_s)
-    desired.write(Desired(tuple(kept), {STABLE: version}))
+    _ask(version)
+    _load(Desired(tuple(kept), {STABLE: version}))
     _wait_label(STABLE, version, deadline_s)
     registry.move_alias(CHAMPION, version)
     if not done:
@@ -190,7 +216,7 @@ def promote(version: int, *, deadline_s: float = DEADLINE_S) -> None:
     _remove_retired(deadline_s)
 
 
-def _require_verified(version: int) -> None:
+def require_verified(version: int) -> None:
     path, folder = report_path(version), desired.base_path() / str(version)
     try:
         report = json.loads(path.read_text())
@@ -205,8 +231,8 @@ def _remove_retired(deadline_s: float) -> None:
     """Delete the folders that the config no longer names, once the endpoint let go of them."""
     retired = artifact.versions_on_disk() - set(desired.read().versions)
 
-    def unloaded(client: Client) -> bool:
-        states = client.states()
+    def unloaded(backend: Backend) -> bool:
+        states = backend.states()
         return all(version not in states or states[version].state == "END" for version in retired)
 
     if retired:
@@ -216,7 +242,7 @@ def _remove_retired(deadline_s: float) -> None:
 
 
 def rollback(to: int | None = None, *, deadline_s: float = DEADLINE_S) -> int | None:
-    """Go back to the previous or a named version; the one left is unloaded.
+    """Go back to the previous or a named version; the one left is unloaded. A promotion that broke off is undone.
 
     Returns:
         The version now served, None when the last deployment was a rollback already and no version is named.
@@ -225,12 +251,12 @@ def rollback(to: int | None = None, *, deadline_s: float = DEADLINE_S) -> int | 
         InputError: there is nothing to go back to.
         DeploymentError: the endpoint does not follow in time.
     """
-    last = ledger.deployed()
+    last, asked = ledger.deployed(), traffic.read().stable
     if last is None:
         raise InputError("nothing was deployed yet", where=str(ledger.ledger_path()), cure="publish and promote first")
-    if to is None and last.verdict == ledger.ROLLED_BACK:
-        return None
-    target = last.previous if to is None else to
+    left = last.version if asked is None else asked
+    was_done = left == last.version and last.verdict == ledger.ROLLED_BACK
+    target = to if to is not None else last.version if left != last.version or was_done else last.previous
     if target is None:
         raise InputError(
             f"version {last.version} is the first", where=str(ledger.ledger_path()), cure="name a version with --to"
@@ -244,32 +270,34 @@ def rollback(to: int | None = None, *, deadline_s: float = DEADLINE_S) -> int | 
     before = desired.read()
     if target not in artifact.versions_on_disk():
         artifact.place(target, registry.deployable(target))
-    if before.stable != target:
+    if target not in before.versions:
         labels = {} if before.stable is None else {STABLE: before.stable}
-        if target not in before.versions:
-            desired.write(Desired(tuple({target, *labels.values()}), labels))
-        try:
-            _wait_available(target, deadline_s)
-        except DeploymentError:
-            desired.write(before)
-            raise
-    # The version left behind goes at once: it would answer whoever names neither version nor label.
-    desired.write(Desired((target,), {STABLE: target}))
-    _wait_available(target, deadline_s)
+        _load(Desired((*before.versions, target), labels))
+    try:
+        _wait_available(target, deadline_s)
+    except DeploymentError:
+        _load(before)
+        raise
+    # Before anything changes for users: whoever runs this again, after a kill, goes on to the same version.
+    if left != target and (last.version, last.previous, last.verdict) != (target, left, ledger.ROLLED_BACK):
+        ledger.record(target, left, ledger.ROLLED_BACK)
+    _ask(target)
+    # The version left behind goes at once: it would answer whoever asks the model server without version and label.
+    _load(Desired((target,), {STABLE: target}))
     _wait_label(STABLE, target, deadline_s)
     registry.move_alias(CHAMPION, target)
-    if last.version != target:
-        registry.drop_alias(CHALLENGER, last.version)  # a promotion killed at its end left it there
-        ledger.record(target, last.version, ledger.ROLLED_BACK)
-    return target
+    for version in (left, last.version, last.previous):
+        if version is not None and version != target:
+            registry.drop_alias(CHALLENGER, version)  # or the next deployment would promote it again
+    return None if was_done and to is None else target
 
 
 def status() -> dict[str, Any]:
     """What config, ledger, endpoint and MLflow say; a part that does not answer says why."""
 
-    def endpoint() -> Any:
-        with Client(deadline_s=2) as client, _endpoint_errors():
-            return {str(version): vars(state) for version, state in client.states().items()}
+    def endpoint(url: str) -> Any:
+        with Backend(url, deadline_s=2) as backend, endpoint_errors():
+            return {str(version): vars(state) for version, state in backend.states().items()}
 
     def said(ask: Callable[[], Any]) -> Any:
         try:
@@ -285,7 +313,8 @@ def status() -> dict[str, Any]:
     return {
         "config": said(lambda: vars(desired.read())),
         "deployed": vars(deployed) if deployed else None,
-        "endpoint": said(endpoint),
+        "traffic": said(lambda: vars(traffic.read())),
+        "endpoints": {url: said(partial(endpoint, url)) for url in settings().serving_urls},
         "mlflow": said(registry.aliases),
         "deleted_in_mlflow": said(deleted),
     }
@@ -297,8 +326,8 @@ def status() -> dict[str, Any]:
 def _wait_available(version: int, deadline_s: float) -> None:
     start_s = time.monotonic()
 
-    def available(client: Client) -> bool:
-        state = client.states().get(version)
+    def available(backend: Backend) -> bool:
+        state = backend.states().get(version)
         if state and state.failed and time.monotonic() - start_s > STALE_S:
             raise DeploymentError(f"version {version} failed to load: {state.error_code}: {state.message}")
         return state is not None and state.state == "AVAILABLE"
@@ -307,9 +336,9 @@ def _wait_available(version: int, deadline_s: float) -> None:
 
 
 def _wait_label(label: str, version: int, deadline_s: float) -> None:
-    def moved(client: Client) -> bool:
+    def moved(backend: Backend) -> bool:
         try:
-            return client.labelled(label) == version
+            return backend.labelled(label) == version
         except ServingError as error:
             if error.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND):
                 return False
@@ -318,32 +347,38 @@ def _wait_label(label: str, version: int, deadline_s: float) -> None:
     _wait(moved, deadline_s, f"label {label} to reach version {version}")
 
 
-def _wait(reached: Callable[[Client], bool], deadline_s: float, what: str) -> None:
-    """Ask the endpoint until it says yes; one that does not answer may still be starting."""
+def _wait(reached: Callable[[Backend], bool], deadline_s: float, what: str) -> None:
+    """Ask every model server until it says yes; one that does not answer may still be starting."""
+    end_s = time.monotonic() + deadline_s
+    for url in settings().serving_urls:
+        _wait_one(url, reached, end_s, what)
+
+
+def _wait_one(url: str, reached: Callable[[Backend], bool], end_s: float, what: str) -> None:
     start_s, said_s, trouble = time.monotonic(), 0.0, ""
-    with Client(deadline_s=5) as client:
+    with Backend(url) as backend:
         while True:
             try:
-                if reached(client):
+                if reached(backend):
                     return _say(f"{what}: done after {time.monotonic() - start_s:.1f} s")
                 trouble = "it answers, but not so"
             except (httpx.TransportError, ServingError) as error:
                 trouble = f"{type(error).__name__}: {error}"
             waited_s = time.monotonic() - start_s
-            if waited_s > deadline_s:
-                raise DeploymentError(f"waited {waited_s:.0f} s for {what} at {settings().rest_url}: {trouble}")
+            if time.monotonic() > end_s:
+                raise DeploymentError(f"waited {waited_s:.0f} s for {what} at {url}: {trouble}")
             if waited_s - said_s >= 5:
                 said_s = waited_s
-                _say(f"waiting for {what}: {waited_s:.0f} of {deadline_s:.0f} s")
+                _say(f"waiting for {what}: {waited_s:.0f} s, until {end_s - start_s:.0f} s")
             time.sleep(0.2)
 
 
 @contextmanager
-def _endpoint_errors() -> Iterator[None]:
+def endpoint_errors() -> Iterator[None]:
     try:
         yield
     except (httpx.TransportError, ServingError) as error:
-        raise DeploymentError(f"the endpoint {settings().rest_url} failed: {type(error).__name__}: {error}") from None
+        raise DeploymentError(f"the model server failed: {type(error).__name__}: {error}") from None
 
 
 def _say(line: str) -> None:

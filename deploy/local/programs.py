@@ -76,7 +76,7 @@ def programs(settings: Settings) -> list[Program]:
         server = ["server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
         found.append(Program(MLFLOW, [sys.executable, "-m", "mlflow", *server], url=settings.mlflow_uri))
     if not settings.serving_url:
-        url = f"{settings.rest_url}/v1/models/{MODEL}"
+        url = f"{settings.serving_urls[0]}/v1/models/{MODEL}"
         found.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
     # Without --skip-serve-logs a log server would listen on every interface; the api-server reads the files itself.
     return [

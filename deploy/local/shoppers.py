@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from contracts.settings import settings
-from serving.client import Client
+from serving.backend import Backend
 
 SHOPPERS_AT_ONCE = 4
 
@@ -48,12 +48,12 @@ def visit(interval: int, users: Sequence[str], console: Console, served_at: date
     waiting = [user for user in users if user not in served]
     latencies_ms = []
     with (
-        Client(settings().rest_url) as client,
+        Backend(settings().serving_urls[0]) as client,
         ThreadPoolExecutor(SHOPPERS_AT_ONCE) as pool,
         path.open("a", encoding="utf-8") as log,
         Progress(console=console, transient=True) as progress,
     ):
-        version = client.labelled("stable") if waiting else None
+        version = client.labelled("stable") if waiting else 0
         task = progress.add_task(f"interval {interval}: shoppers ask", total=len(waiting))
         answers = pool.map(lambda user: (user, client.recommend([user], version=version)[0]), waiting)
         for user, answer in answers:

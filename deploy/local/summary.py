@@ -78,7 +78,7 @@ def build(
     evaluation = progress.evaluation_of(version) if version is not None else {}
     shown = examples(max(live)) if live else {}
     # By label: without one, a candidate that is loaded to be verified would answer.
-    rest = f"{chosen.rest_url}/v1/models/{names.MODEL}/labels/{STABLE}:predict"
+    rest = f"{chosen.serving_urls[0]}/v1/models/{names.MODEL}/labels/{STABLE}:predict"
     asked = shown["best"]["user_id"] if shown else "somebody"
     return {
         "dataset": dataset.name,

@@ -116,7 +116,8 @@ def test_outside_servers_replace_our_own_addresses(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CARTWHEEL_HOST", "127.0.0.2")
     monkeypatch.setenv("CARTWHEEL_REST_PORT", "9")
     monkeypatch.setenv("CARTWHEEL_MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert settings().rest_url == "http://127.0.0.2:9"
+    assert settings().serving_urls == ("http://127.0.0.2:9",)
+    assert settings().gateway_url == "http://127.0.0.2:8600"
     assert settings().mlflow_uri == "http://mlflow:5000"
 
 

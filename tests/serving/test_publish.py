@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from contracts.names import CHALLENGER, CHAMPION, MODEL, NOTHING_TO_DO
+from serving.gateway.routes import state
 from tests.verbs import Ended, run_killed_verb, run_verb
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,13 @@ class Shop:
         """The first score of user x: three, plus a tenth of the export's number."""
         answer = self.server.predict(f"{MODEL}/labels/{label}", {"instances": ["x"]}).json()
         return round(answer["predictions"][0]["scores"][0], 4)
+
+    def asked(self) -> tuple[int | None, float]:
+        """The version that the gateway would ask, and its first score for user x: it must answer at any time."""
+        routes = json.loads((self.folder / "gateway" / "routes.json").read_text())
+        version = state(routes)["stable"]
+        answer = self.server.predict(f"{MODEL}/versions/{version}", {"instances": ["x"]}).json()
+        return version, round(answer["predictions"][0]["scores"][0], 4)
 
     def aliases(self) -> dict[str, int]:
         aliases = self.mlflow.get_registered_model(MODEL).aliases
@@ -145,7 +153,8 @@ def test_publish_promote_roll_back(shop: Shop) -> None:
     assert shop.on_disk() == {str(previous), str(version)}
     status = json.loads(shop.verb("status").stdout)
     assert status["config"] == {"versions": [previous, version], "labels": {"stable": version}}
-    assert status["endpoint"][str(version)]["state"] == "AVAILABLE"
+    assert status["endpoints"][f"http://127.0.0.1:{shop.server.rest_port}"][str(version)]["state"] == "AVAILABLE"
+    assert status["traffic"]["stable"] == version
 
     assert shop.verb("rollback").stdout == f"{previous}\n"
     assert shop.served() == before
@@ -168,8 +177,9 @@ def test_killed_anywhere_and_run_again(shop: Shop) -> None:
     shop.verb(*words)
     shop.verb("verify", "--version", str(version))
     words = ("promote", "--version", str(version))
-    for step in ("publish._wait_label", "registry.move_alias", "ledger.record"):
+    for step in ("publish._ask", "publish._wait_label", "registry.move_alias", "ledger.record"):
         shop.killed_at(step, *words)
+        assert shop.asked() in ((previous, before), (version, 3.6))
     assert shop.verb("pending").stdout == f"{version}\n"
     shop.killed_at("registry.drop_alias", *words)
     shop.verb("pending", code=NOTHING_TO_DO)
@@ -179,6 +189,34 @@ def test_killed_anywhere_and_run_again(shop: Shop) -> None:
     assert shop.aliases() == {CHAMPION: version}
     assert [line for line in shop.ledger() if line[0] == version] == [(version, previous, "promoted")]
     assert shop.on_disk() == {str(previous), str(version)}
+
+
+@pytest.mark.parametrize(
+    ("step", "again"),
+    [
+        ("publish._load", None),
+        ("publish._wait_label", "publish._ask"),
+        ("registry.move_alias", "publish._wait_label"),
+        ("ledger.record", "registry.drop_alias"),
+    ],
+)
+def test_a_promotion_that_broke_off_is_undone(shop: Shop, step: str, again: str | None) -> None:
+    """Rolling back leads to the version that was deployed last, not to the one before it; also if that is killed, too."""
+    previous, before = shop.aliases()[CHAMPION], shop.served()
+    version = shop.register(7)
+    shop.verb("publish", "--version", str(version))
+    shop.verb("verify", "--version", str(version))
+    shop.killed_at(step, "promote", "--version", str(version))
+    assert shop.asked() == (version, 3.7)
+    if again:
+        shop.killed_at(again, "rollback")
+        run_verb("serving", "rollback", environment=shop.settings)
+    else:
+        assert shop.verb("rollback").stdout == f"{previous}\n"
+    assert (shop.asked(), shop.served()) == ((previous, before), before)
+    assert shop.aliases() == {CHAMPION: previous}
+    shop.verb("pending", code=NOTHING_TO_DO)
+    shop.verb("rollback", code=NOTHING_TO_DO)
 
 
 def test_a_candidate_whose_verification_broke_off(shop: Shop) -> None:
