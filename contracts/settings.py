@@ -186,7 +186,7 @@ class Settings(BaseSettings):
 
     @property
     def exposures_dir(self) -> Path:
-        """JSON lines, one for each answer that a shopper saw (`contracts.tables.EXPOSURE_COLUMNS`)."""
+        """The gateway's log of what it has shown (`contracts.exposures`), until it has landed in `exposures`."""
         return self.home_dir / "exposures"
 
     @property

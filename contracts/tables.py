@@ -275,6 +275,26 @@ TRAINING_LISTS = Table(
     partition_by=("as_of",),
 )
 
+EXPOSURES = Table(
+    "exposures",
+    "What was shown to whom: one row for each list of recommendations that the gateway has answered with.",
+    (
+        Column("interval", "int", "interval the shopper was in"),
+        Column("request_id", "string", "the answer's x-request-id; with its place, where it was for several users"),
+        Column("served_at", "timestamp", "when it was asked for; of a replayed request, the time it stands for"),
+        Column("user_id", "string", "as the model knows it; null: a request that brought a history", nullable=True),
+        Column("client", "string", "who asked, by its token", nullable=True),
+        Column("arm", "string", "stable or canary as the gateway chose; pinned where the request named a version"),
+        Column("model_version", "int", "null: no model answered, and what is popular was shown", nullable=True),
+        Column("items", "array<string>", "as shown, best first"),
+        Column("scores", "array<double>"),
+        Column("latency_ms", "double", "in the gateway, from the request's first byte to the answer's last", minimum=0),
+    ),
+    key=("request_id",),
+    partition_by=("interval",),
+    may_be_empty=True,
+)
+
 ATTRIBUTIONS = Table(
     "attributions",
     "What was recommended, by the model and by the baselines, beside what was then taken.",
@@ -320,18 +340,7 @@ TABLES = (
     ITEM_FEATURES,
     USER_HISTORIES,
     TRAINING_LISTS,
+    EXPOSURES,
     ATTRIBUTIONS,
     CATEGORY_SHARES,
 )
-
-EXPOSURE_COLUMNS = (
-    Column("request_id", "string", "unique; the answer's x-request-id"),
-    Column("served_at", "string", "ISO 8601, UTC"),
-    Column("interval", "int", "interval the shopper was in"),
-    Column("user_id", "string"),
-    Column("model_version", "int"),
-    Column("items", "array<string>", "as shown, best first"),
-    Column("scores", "array<double>"),
-    Column("latency_ms", "double"),
-)
-"""One JSON line in `settings().exposures_dir` for each list of recommendations that a shopper saw."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from contracts.dataset import load
 from contracts.errors import reported
 from contracts.settings import settings
-from contracts.tables import ATTRIBUTIONS, EXPOSURE_COLUMNS, ITEMS, SILVER_EVENTS
+from contracts.tables import ATTRIBUTIONS, EXPOSURES, ITEMS, SILVER_EVENTS
 from spark_jobs import pending, storage
 from spark_jobs.arguments import add_interval
 from spark_jobs.session import plain_failures, say, session
@@ -28,14 +27,6 @@ def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="attribute", description=__doc__)
     add_interval(parser, "--interval", "the interval; empty: all whose outcome is new")
     return parser
-
-
-def read_exposures(spark: SparkSession, folder: Path, interval: int) -> DataFrame:
-    """The interval's exposures, each request once. A line torn by a kill is left out."""
-    schema = ", ".join(f"{column.name} {column.type}" for column in EXPOSURE_COLUMNS)
-    lines = spark.read.json(str(folder / "*.jsonl"), schema=schema, mode="DROPMALFORMED")
-    whole = F.col("request_id").isNotNull() & F.col("user_id").isNotNull() & F.col("model_version").isNotNull()
-    return lines.where((F.col("interval") == interval) & whole).dropDuplicates(["request_id"])
 
 
 def attainable_items(before: DataFrame, items: DataFrame, minimum_events: int) -> DataFrame:
@@ -76,9 +67,13 @@ def attributions(
 ) -> DataFrame:
     """ATTRIBUTIONS rows of one interval.
 
-    `taken_items` holds what was taken in the interval after the list was shown (from the interval's start on, when
-    `served_at` is no time), of attainable items only, as evaluation does.
+    `taken_items` holds what was taken in the interval after the list was shown, of attainable items only, as
+    evaluation does. What no model answered, and what was shown to nobody who is known, is left out.
+
+    Args:
+        exposures: EXPOSURES rows of the interval.
     """
+    exposures = exposures.where("user_id IS NOT NULL AND model_version IS NOT NULL")
     before = silver.where(F.col("interval") < interval)
     attainable = attainable_items(before, items, minimum_events)
     known = before.join(attainable, "item_id", "left_semi")
@@ -86,8 +81,8 @@ def attributions(
     shoppers = exposures.select("user_id").distinct()
     own = frequent(known.join(shoppers, "user_id", "left_semi"), k)
     here = silver.where((F.col("interval") == interval) & F.col("target")).join(attainable, "item_id", "left_semi")
-    requests = exposures.select("request_id", "user_id", F.col("served_at").try_cast("timestamp").alias("served"))
-    after = F.col("served").isNull() | (F.col("occurred_at") >= F.col("served"))
+    requests = exposures.select("request_id", "user_id", "served_at")
+    after = F.col("occurred_at") >= F.col("served_at")
     taken = (
         requests.join(here.select("user_id", "item_id", "occurred_at"), "user_id")
         .where(after)
@@ -105,8 +100,8 @@ def attributions(
             "request_id",
             "user_id",
             "model_version",
-            F.coalesce("latency_ms", F.lit(0.0)).alias("latency_ms"),
-            F.coalesce("items", none).alias("items"),
+            "latency_ms",
+            "items",
             F.slice(best, 1, k).alias("popular_items"),
             F.slice(filled, 1, k).alias("frequent_items"),
             F.coalesce("taken_items", none).alias("taken_items"),
@@ -127,16 +122,14 @@ def main(interval: int | None) -> int:
         return 0
     dataset, spark = load(settings().dataset_path), session("attribute")
     for each in todo:
-        # Before reading, so that what arrives meanwhile is found again next time.
-        shown, unreadable = pending.exposures(settings().exposures_dir)
-        if each not in shown:
+        shown = storage.rows(EXPOSURES).get(each, 0)
+        if not shown:
             print(f"nothing to do: no exposures in interval {each}")
             continue
-        states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {
-            str(each): pending.attribution_state(each, shown[each])
-        }
+        state = {str(each): pending.attribution_state(each)}
+        states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | state
         rows = attributions(
-            read_exposures(spark, settings().exposures_dir, each),
+            storage.read(spark, EXPOSURES).where(F.col("interval") == each),
             storage.read(spark, SILVER_EVENTS),
             storage.read(spark, ITEMS),
             each,
@@ -144,9 +137,7 @@ def main(interval: int | None) -> int:
             k=settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})
-        say(
-            f"interval {each}: {shown[each].num_requests:,} requests attributed, {unreadable} lines that could not be read"
-        )
+        say(f"interval {each}: {shown:,} lists attributed")
     return 0
 
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from contracts import names
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
+from contracts.exposures import finish_log, finished_logs
 from contracts.files import read_json, sync, write_json, write_text
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
@@ -36,6 +37,7 @@ from contracts.tables import (
     ATTRIBUTIONS,
     BRONZE_EVENTS,
     ERASED,
+    EXPOSURES,
     QUARANTINE,
     SILVER_EVENTS,
     TRAINING_LISTS,
@@ -46,7 +48,7 @@ from contracts.tables import (
 from contracts.trainings import clear_abandoned
 from spark_jobs import storage
 
-BY_USER = (BRONZE_EVENTS, SILVER_EVENTS, USERS, USER_HISTORIES, TRAINING_LISTS, ATTRIBUTIONS)
+BY_USER = (BRONZE_EVENTS, SILVER_EVENTS, USERS, USER_HISTORIES, TRAINING_LISTS, EXPOSURES, ATTRIBUTIONS)
 """Tables with a column `user_id`, from the first of the path of the data to the last."""
 
 Removed = dict[str, int]
@@ -255,35 +257,49 @@ def _redact_checkpoint(path: Path) -> None:
         beside.replace(path)
 
 
-def erase_lines(path: Path, columns: Collection[str], person: Person) -> int:
-    """Remove the person's lines from a file of JSON lines; their number. Lines torn by a kill go if they name the person."""
+def erase_exposures(path: Path, person: Person) -> int:
+    """Take the person out of a log of the gateway, and leave the others whom the same request was for; the number of lines.
 
-    def is_theirs(line: bytes) -> bool:
-        text = line.decode("utf-8", errors="replace")
-        try:
-            row = json.loads(text)
-        except ValueError:
-            return person.is_in(text)
-        users = [row.get(column) for column in columns] if isinstance(row, dict) else []
-        return any(user is not None and person.is_named_by(user) for user in users)
-
+    Lines torn by a kill go if they name the person.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    num_removed = 0
+    num_changed = 0
     with path.open("rb") as lines, beside.open("wb") as kept:
         os.fchmod(kept.fileno(), path.stat().st_mode & 0o777)
         for line in lines:
-            if is_theirs(line):
-                num_removed += 1
-            else:
-                kept.write(line)
+            rest = _without(line, person)
+            num_changed += rest != line
+            kept.write(rest)
         kept.flush()
         os.fsync(kept.fileno())
-    if num_removed:
+    if num_changed:
         beside.replace(path)
         sync(path.parent)
     else:
         beside.unlink()
-    return num_removed
+    return num_changed
+
+
+def _without(line: bytes, person: Person) -> bytes:
+    text = line.decode("utf-8", errors="replace")
+    try:
+        exposure = json.loads(text)
+        users = exposure["user_ids"] or []
+        named = [place for place, user in enumerate(users) if user is not None and person.is_named_by(user)]
+        if not named:
+            return line
+        if len(named) == len(users):
+            return b""
+        answer = json.loads(exposure["response"])
+        for place in named:
+            # Others keep their places, which name their rows.
+            users[place] = None
+            for lists in (answer.get("predictions"), *answer.get("outputs", {}).values()):
+                if lists:
+                    lists[place] = None
+        return json.dumps(exposure | {"response": json.dumps(answer)}).encode() + b"\n"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return b"" if person.is_in(text) else line
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -360,8 +376,8 @@ def erase(person: Person, dataset: Dataset) -> Removed:
     removed[f"table {QUARANTINE.name}"] = delete_records(QUARANTINE, "row", person, columns)
     for table in (*BY_USER, QUARANTINE):
         drop_former_versions(table)
-    exposures = sorted(settings().exposures_dir.glob("*.jsonl"))
-    removed["exposures"] = sum(erase_lines(path, {"user_id"}, person) for path in exposures)
+    finish_log()
+    removed["exposures"] = sum(erase_exposures(path, person) for path in finished_logs())
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)
     # So are the examples of a training that was killed.

@@ -1,4 +1,4 @@
-"""Land what a shop's sources hold: events into `bronze_events`, and what is known of users and promotions.
+"""Land what a shop's sources hold: events into `bronze_events`, what is known of users and promotions, and exposures.
 
 A run may be repeated or killed at any instant: a record that has landed is not landed again. Everything that a source
 holds lands; how far all of it is complete is written down beside it, and cleaning goes no further.
@@ -17,7 +17,7 @@ from contracts.errors import InputError, reported
 from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS
-from spark_jobs import ledger, pending, references, sources, storage
+from spark_jobs import exposures, ledger, pending, references, sources, storage
 from spark_jobs.arguments import add_flag, add_interval
 from spark_jobs.landing import Landing, Range, landed_intervals, refuse_empty_range
 from spark_jobs.session import plain_failures, say, session
@@ -90,6 +90,7 @@ def _land(
         print(f"nothing to do: everything through interval {before} has landed")
         references.land_promotions(dataset, folder)
         references.land_users(dataset, folder)
+        exposures.land(dataset)
         return 0
 
     say(f"land {dataset.name} through interval {end}")
@@ -105,6 +106,7 @@ def _land(
             num_landed += landing.num_landed
         for each in others:
             each.result()
+    exposures.land(dataset)
     if failures:
         raise failures[0]
     if through is not None and not num_landed:

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from contracts.tables import (
     ATTRIBUTIONS,
     BRONZE_EVENTS,
     CATEGORY_SHARES,
+    EXPOSURES,
     ITEM_FEATURES,
     ITEM_INTERVALS,
     PROMOTIONS,
@@ -39,7 +39,7 @@ from contracts.tables import (
     USER_HISTORIES,
 )
 from contracts.trainings import coming_interval
-from spark_jobs import ledger, sources, storage
+from spark_jobs import exposures, ledger, sources, storage
 from spark_jobs.arguments import add_interval
 
 
@@ -65,7 +65,7 @@ def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int
         position = ledger.latest(dataset.source_name(source)).position
         if sources.open_source(source, dataset, folder).news(position):
             return [before]
-    return []
+    return [before] if exposures.waiting() else []
 
 
 def build() -> list[int]:
@@ -161,49 +161,18 @@ def features(coming: int | None = None) -> Features:
     )
 
 
-class Exposures(NamedTuple):
-    """The exposures of one interval."""
-
-    num_requests: int
-    fingerprint: str
-    """Of the set of request ids."""
-
-
-def exposures(folder: Path) -> tuple[dict[int, Exposures], int]:
-    """The exposures by interval, and how many lines could not be read (a line may be torn by a kill)."""
-    requests: defaultdict[int, set[str]] = defaultdict(set)
-    unreadable = 0
-    for path in sorted(folder.glob("*.jsonl")):
-        with path.open("rb") as lines:
-            for line in lines:
-                try:
-                    exposure = json.loads(line)
-                    requests[int(exposure["interval"])].add(str(exposure["request_id"]))
-                except (ValueError, KeyError, TypeError):
-                    unreadable += 1
-    return {
-        interval: Exposures(len(ids), hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest())
-        for interval, ids in requests.items()
-    }, unreadable
-
-
-def attribution_state(interval: int, shown: Exposures) -> str:
-    """What the attributions of an interval are made of: its exposures and its silver files."""
-    files = sorted(storage.files(SILVER_EVENTS).get(interval, ()))
-    return hashlib.sha256("\n".join([shown.fingerprint, *files]).encode()).hexdigest()
+def attribution_state(interval: int) -> str:
+    """What the attributions of an interval are made of: its files of exposures and of silver."""
+    made_of = [sorted(storage.files(table).get(interval, ())) for table in (EXPOSURES, SILVER_EVENTS)]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
 def attribute() -> list[int]:
     """Intervals that have exposures and silver events, and attributions that are missing or made of others."""
-    shown, _ = exposures(settings().exposures_dir)
-    if not shown:
-        return []
-    there = storage.files(SILVER_EVENTS)
+    shown, there = storage.files(EXPOSURES), storage.files(SILVER_EVENTS)
     done = storage.recorded(ATTRIBUTIONS).get("intervals", {})
     return sorted(
-        interval
-        for interval in shown
-        if interval in there and done.get(str(interval)) != attribution_state(interval, shown[interval])
+        interval for interval in shown if interval in there and done.get(str(interval)) != attribution_state(interval)
     )
 
 

@@ -206,6 +206,12 @@ def write(frame: DataFrame, table: Table, *, where: str | None = None, record: d
     writer.save(str(table.path))
 
 
+def add(frame: DataFrame, table: Table, *, record: dict[str, Any]) -> None:
+    """Add rows in one atomic commit, which keeps `record` for `recorded`."""
+    writer = _typed(frame, table).write.format("delta").mode("append").option("mergeSchema", "true")
+    writer.option("userMetadata", json.dumps(record)).save(str(table.path))
+
+
 def stage(frame: DataFrame, table: Table, folder: Path) -> DataFrame:
     """Write rows as files beside the table, for `append`; returns them as they lie there. No reader of the table sees them."""
     columns = [frame[column.name].cast(column.type) for column in table.columns]

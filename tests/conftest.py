@@ -51,6 +51,8 @@ PORTS = (
     "mlflow_port",
     "postgres_port",
     "rest_port",
+    "gateway_port",
+    "gateway_metrics_port",
 )
 
 IMPATIENT = {

@@ -155,7 +155,7 @@ class Loop:
         """Let every user who is active in the interval ask for recommendations, before what they take arrives."""
         name = f"live traffic of interval {dataset.interval.label(interval)}"
         opening = dataset.moment(dataset.interval.start(interval))
-        self.measured(name, lambda: shoppers.visit(interval, users, self._console, opening))
+        self.measured(name, lambda: shoppers.visit(users, self._console, opening, name))
 
     def train_and_deploy(self, request: dict[str, Any]) -> None:
         """Wait for a requested training and, when its gate lets it pass, for its deployment."""
@@ -233,7 +233,7 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
         except StageFailed as failure:
             console.print(f"\n[red]✗[/] {failure}", highlight=False)
             return 1
-        except (httpx.HTTPError, ServingError) as error:
+        except (httpx.HTTPError, ServingError, shoppers.NoModelError) as error:
             logs = settings().home_dir / "logs"
             console.print(f"\n[red]✗[/] Airflow or the endpoint does not answer ({error}): see {logs}", highlight=False)
             return 1

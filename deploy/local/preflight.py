@@ -14,7 +14,11 @@ FREE_DISK_GIB = 2
 
 def ports(settings: Settings) -> dict[str, int]:
     """Setting by setting, the ports that this installation's own servers listen on."""
-    wanted = {"airflow_port": settings.airflow_port}
+    wanted = {
+        "airflow_port": settings.airflow_port,
+        "gateway_port": settings.gateway_port,
+        "gateway_metrics_port": settings.gateway_metrics_port,
+    }
     if not settings.mlflow_tracking_uri:
         wanted["mlflow_port"] = settings.mlflow_port
     if not settings.database_url:

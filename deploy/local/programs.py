@@ -18,7 +18,8 @@ from contracts.settings import REPOSITORY, Settings
 from deploy.local import postgres
 
 SERVICES = "services"
-POSTGRES, MIGRATE, MLFLOW, MODEL_SERVER = "postgres", "airflow-migrate", "mlflow", "model-server"
+POSTGRES, MIGRATE, MLFLOW = "postgres", "airflow-migrate", "mlflow"
+MODEL_SERVER, GATEWAY = "model-server", "gateway"
 API_SERVER, SCHEDULER = "airflow-api-server", "airflow-scheduler"
 DAG_PROCESSOR, TRIGGERER = "airflow-dag-processor", "airflow-triggerer"
 _HEARTBEATS = {SCHEDULER: "scheduler", DAG_PROCESSOR: "dag_processor", TRIGGERER: "triggerer"}
@@ -78,6 +79,8 @@ def programs(settings: Settings) -> list[Program]:
     if not settings.serving_url:
         url = f"{settings.serving_urls[0]}/v1/models/{MODEL}"
         found.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
+    gateway = shlex.split(serving_verb("command", "--gateway"))
+    found.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{MODEL}"))
     # Without --skip-serve-logs a log server would listen on every interface; the api-server reads the files itself.
     return [
         *found,
@@ -89,17 +92,17 @@ def programs(settings: Settings) -> list[Program]:
     ]
 
 
-def serving_verb(verb: str) -> str:
-    """What `python -m serving VERB` prints.
+def serving_verb(*words: str) -> str:
+    """What `python -m serving WORDS` prints.
 
     Raises:
         InputError: it failed.
     """
-    argv = [sys.executable, "-m", "serving", verb]
+    argv = [sys.executable, "-m", "serving", *words]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     if done.returncode != 0:
         raise InputError(
-            f"`python -m serving {verb}` failed: {''.join(done.stderr.strip().splitlines()[-1:])}", where="serving",
+            f"`python -m serving {' '.join(words)}` failed: {''.join(done.stderr.strip().splitlines()[-1:])}", where="serving",
             cure="run that command to see why",
         )  # fmt: skip
     return done.stdout
@@ -119,6 +122,8 @@ def healthy(client: httpx.Client, program: Program, airflow_url: str, started: f
             return bool(answer["metadatabase"]["status"] == "healthy")
         if program.name == MLFLOW:
             return client.get(f"{program.url}/health").status_code == httpx.codes.OK
+        if program.name == GATEWAY:
+            return client.get(f"{program.url.partition('/v1')[0]}/livez").status_code == httpx.codes.OK
         # A model server without a model yet says 404, and is up.
         return client.get(program.url).status_code in (httpx.codes.OK, httpx.codes.NOT_FOUND)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):

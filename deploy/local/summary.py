@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from contracts.metrics import BASELINES, METRICS, NDCG
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
-from serving.desired import STABLE
 
 PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
 WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
@@ -77,9 +77,14 @@ def build(
     version = progress.deployed_version()
     evaluation = progress.evaluation_of(version) if version is not None else {}
     shown = examples(max(live)) if live else {}
-    # By label: without one, a candidate that is loaded to be verified would answer.
-    rest = f"{chosen.serving_urls[0]}/v1/models/{names.MODEL}/labels/{STABLE}:predict"
+    rest = f"{chosen.gateway_url}/v1/models/{names.MODEL}:predict"
     asked = shown["best"]["user_id"] if shown else "somebody"
+    home = (
+        ""
+        if chosen.home == type(chosen).model_fields["home"].default
+        else f"CARTWHEEL_HOME={shlex.quote(str(chosen.home_dir))} "
+    )
+    token = f"$({home}.venv/bin/python -m serving token issue me --days 1)"
     return {
         "dataset": dataset.name,
         "champion_version": version,
@@ -101,7 +106,8 @@ def build(
         "peak_memory_mib": max((stage["peak_memory_mib"] for stage in stages), default=None),
         "urls": {"airflow": chosen.airflow_url, "mlflow": chosen.mlflow_uri, "endpoint": rest},
         "login": {"user": "admin", "password_in": str(chosen.secrets_path)},
-        "curl": f"curl -s {rest} -d '{json.dumps({'instances': [{'user_id': asked}]})}'",
+        "curl": f'curl -s -H "Authorization: Bearer {token}" '
+        f"{rest} -d '{json.dumps({'instances': [{'user_id': asked}]})}'",
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }

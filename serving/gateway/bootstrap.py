@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from contracts.exposures import admin_socket, current_log
 from contracts.names import MODEL
 from contracts.settings import Settings
 from serving.gateway.routes import DECIDED, FILTER, MODEL_CLUSTER, NOWHERE_CLUSTER, ROUTES, SHADOW_CLUSTER
@@ -46,7 +47,7 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
         {
             "name": "admin",
             "type": "STATIC",
-            "load_assignment": _assignment("admin", [{"pipe": {"path": str(admin_socket(settings))}}]),
+            "load_assignment": _assignment("admin", [{"pipe": {"path": str(admin_socket())}}]),
         },
     ]
     if settings.gateway_otlp_url:
@@ -54,23 +55,13 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
     return {
         "node": {"id": "cartwheel-gateway", "cluster": "cartwheel"},
         # Whoever reaches it can stop Envoy: a socket that only the owner's account can open.
-        "admin": {"address": {"pipe": {"path": str(admin_socket(settings)), "mode": 0o600}}},
+        "admin": {"address": {"pipe": {"path": str(admin_socket()), "mode": 0o600}}},
         "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload_manager(),
         "stats_config": {
             "histogram_bucket_settings": [{"match": {"prefix": "cartwheel"}, "buckets": LATENCY_BUCKETS_MS}]
         },
     }
-
-
-def admin_socket(settings: Settings) -> Path:
-    """Where Envoy is told to reopen its log. A path of a socket holds at most 107 bytes."""
-    return settings.gateway_dir / "admin.sock"
-
-
-def exposure_log(settings: Settings) -> Path:
-    """The file that the gateway writes exposures to."""
-    return settings.exposures_dir / "gateway.jsonl"
 
 
 def jwt_path(settings: Settings) -> Path:
@@ -90,6 +81,8 @@ def jwt_discovery(jwks: str) -> dict[str, Any]:
         "local_jwks": {"inline_string": jwks},
         "require_expiration": True,
         "payload_in_metadata": "claims",
+        # Checking a signature costs more than all the rest. The cache goes with the keys: a new set begins an empty one.
+        "jwt_cache_config": {"jwt_cache_size": 1000},
         "clock_skew_seconds": 5,
     }
     config = _typed(
@@ -258,13 +251,13 @@ def _filters(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _note(name: str) -> str:
-    return f"%DYNAMIC_METADATA({OURS}:{name})%"
+    return f"%DYNAMIC_METADATA({OURS}:request:{name})%"
 
 
 def _is_note(name: str, value: Any) -> dict[str, Any]:
     return {
         "metadata_filter": {
-            "matcher": {"filter": OURS, "path": [{"key": name}], "value": value},
+            "matcher": {"filter": OURS, "path": [{"key": "request"}, {"key": name}], "value": value},
             "match_if_key_not_found": False,
         }
     }
@@ -275,18 +268,18 @@ def _exposures(settings: Settings) -> dict[str, Any]:
     log = _extension(
         "envoy.access_loggers.file",
         "extensions.access_loggers.file.v3.FileAccessLog",
-        path=str(exposure_log(settings)),
+        path=str(current_log()),
         log_format={
             "json_format": {
                 "request_id": "%REQ(X-REQUEST-ID)%",
                 "served_at": "%START_TIME(%Y-%m-%dT%H:%M:%S.%6fZ)%",
                 "replayed_at": _note("served_at"),
                 "client": _note("client"),
-                "user_ids": _note("user_ids"),
+                "user_ids": _note("users"),
                 "arm": _note("arm"),
                 "model_version": _note("version"),
                 "fallback": "%RESP(X-CARTWHEEL-FALLBACK)%",
-                "response": _note("response"),
+                "response": f"%DYNAMIC_METADATA({OURS}:response)%",
                 "latency_us": "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%",
             }
         },
@@ -333,7 +326,7 @@ def _local_replies(settings: Settings) -> dict[str, Any]:
                     "and_filter": {
                         "filters": [
                             {"response_flag_filter": {"flags": _FALLBACK_FLAGS}},
-                            _is_note("popular", {"present_match": True}),
+                            _is_note("has_fallback", {"bool_match": True}),
                         ]
                     }
                 },
@@ -415,7 +408,8 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
         "lb_policy": "LEAST_REQUEST",
         "per_connection_buffer_limit_bytes": 4 * settings.gateway_max_body_kib * 1024,
         "load_assignment": _assignment(name, addresses),
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # With none that is healthy all are asked: one that was merely slow to say so answers, one that is dead refuses.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
         "circuit_breakers": {
             "thresholds": [
                 {
@@ -435,10 +429,10 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
     if name == MODEL_CLUSTER:
         cluster["health_checks"] = [
             {
-                "timeout": "1s",
+                "timeout": "2s",
                 "interval": "1s",
                 "no_traffic_interval": "1s",
-                "unhealthy_threshold": 2,
+                "unhealthy_threshold": 3,
                 "healthy_threshold": 1,
                 # A model without a labelled version answers nobody yet.
                 "http_health_check": {"path": f"/v1/models/{MODEL}/labels/stable/metadata"},

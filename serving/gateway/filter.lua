@@ -173,9 +173,7 @@ function envoy_on_request(handle)
   local is_prediction = string.find(handle:headers():get(":path"), ":predict", 1, true) ~= nil
   local body = is_prediction and handle:body()
   local headers, metadata, traffic = handle:headers(), handle:metadata(), {}
-  for _, name in ipairs({"stable", "canary", "canary_share", "shadow", "popular"}) do
-    traffic[name] = metadata:get(name)
-  end
+  for _, name in ipairs({"stable", "canary", "canary_share", "shadow"}) do traffic[name] = metadata:get(name) end
   if not traffic.canary_share then return end -- not a route to the model
   local notes = handle:streamInfo():dynamicMetadata()
   local claims = (notes:get(SCOPE) or {}).claims or {}
@@ -197,32 +195,27 @@ function envoy_on_request(handle)
   headers:replace("x-cartwheel-decided", "1")
   headers:remove("authorization")
   if traffic.shadow then headers:replace("x-cartwheel-shadow", string.format("%d", traffic.shadow)) end
-  notes:set(OURS, "arm", arm)
-  notes:set(OURS, "client", claims.sub)
-  if version then notes:set(OURS, "version", tonumber(version)) end
-  if served_at then notes:set(OURS, "served_at", served_at) end
-  if is_prediction then
-    notes:set(OURS, "is_prediction", true)
-    notes:set(OURS, "user_ids", users)
-    if traffic.popular ~= "" then notes:set(OURS, "popular", traffic.popular) end
-  end
+  notes:set(OURS, "request", {
+    arm = arm, version = tonumber(version), client = claims.sub, served_at = served_at, users = users,
+    is_prediction = is_prediction, has_fallback = is_prediction and metadata:get("popular") ~= "",
+  })
   handle:clearRouteCache()
 end
 
 function envoy_on_response(handle)
-  local ours = handle:streamInfo():dynamicMetadata():get(OURS)
-  if not ours then return end
-  local is_shown = ours.is_prediction and handle:headers():get(":status") == "200"
+  local request = (handle:streamInfo():dynamicMetadata():get(OURS) or {}).request
+  if not request then return end
+  local is_shown = request.is_prediction and handle:headers():get(":status") == "200"
   local body = is_shown and handle:body()
   local headers = handle:headers()
   if headers:get("x-cartwheel-fallback") then
-    local lists = {}
-    for place = 1, math.max(1, #(ours.user_ids or {})) do lists[place] = ours.popular end
+    local popular, lists = handle:metadata():get("popular"), {}
+    for place = 1, math.max(1, #(request.users or {})) do lists[place] = popular end
     headers:replace("content-type", "application/json")
     body:setBytes(string.format('{"predictions": [%s]}', table.concat(lists, ", ")))
   else
-    headers:replace("x-cartwheel-arm", ours.arm)
-    if ours.version then headers:replace("x-cartwheel-model-version", string.format("%d", ours.version)) end
+    headers:replace("x-cartwheel-arm", request.arm)
+    if request.version then headers:replace("x-cartwheel-model-version", string.format("%d", request.version)) end
   end
   if body then
     handle:streamInfo():dynamicMetadata():set(OURS, "response", tostring(body:getBytes(0, body:length())))

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from contracts.errors import InputError
+from contracts.exposures import admin
 from contracts.files import write_json, write_text
 from contracts.settings import settings
 from serving.gateway import bootstrap, tokens, traffic
@@ -131,9 +132,9 @@ def _follows(state: Traffic) -> bool:
     wanted = json.loads(traffic.render(state))["version_info"]
     end_s = time.monotonic() + SWAP_DEADLINE_S
     try:
-        with _admin() as admin:
+        with admin(timeout_s=SWAP_DEADLINE_S) as gateway:
             while time.monotonic() < end_s:
-                answer = admin.get("/config_dump", params={"resource": "dynamic_route_configs"}).raise_for_status()
+                answer = gateway.get("/config_dump", params={"resource": "dynamic_route_configs"}).raise_for_status()
                 if any(each["version_info"] == wanted for each in answer.json().get("configs", ())):
                     return True
                 time.sleep(0.01)
@@ -141,18 +142,3 @@ def _follows(state: Traffic) -> bool:
         print("the gateway is not running: it will follow when it starts", file=sys.stderr)
         return True
     return False
-
-
-def reopen_log() -> bool:
-    """Have the gateway open its exposure log anew, so that a renamed one is finished; False when it is not running."""
-    try:
-        with _admin() as admin:
-            admin.post("/reopen_logs").raise_for_status()
-    except httpx.ConnectError:
-        return False
-    return True
-
-
-def _admin() -> httpx.Client:
-    transport = httpx.HTTPTransport(uds=str(bootstrap.admin_socket(settings())))
-    return httpx.Client(transport=transport, base_url="http://gateway", timeout=SWAP_DEADLINE_S)

@@ -63,15 +63,18 @@ def issue(client: str, scope: str = PREDICT, *, lifetime_s: float = 90 * DAY_S) 
             where="the gateway's tokens",
             cure=f"name the client, one of the scopes {', '.join(SCOPES)}, and a lifetime above zero",
         )
-    private = Ed25519PrivateKey.generate()
-    now_s = int(time.time())
-    public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
-    key = Key(
-        kid=uuid.uuid4().hex[:12], client=client, scope=scope, expires_s=now_s + max(1, int(lifetime_s)), x=public["x"]
-    )
+    key, private = _generated(client, scope, lifetime_s)
     _change(lambda kept: [*kept, key])
-    claims = {"iss": bootstrap.OURS, "sub": client, "scope": scope, "iat": now_s, "exp": key.expires_s}
+    claims = {"iss": bootstrap.OURS, "sub": client, "scope": scope, "iat": int(time.time()), "exp": key.expires_s}
     return jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": key.kid})
+
+
+def _generated(client: str, scope: str, lifetime_s: float) -> tuple[Key, Ed25519PrivateKey]:
+    private = Ed25519PrivateKey.generate()
+    public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
+    expires_s = int(time.time()) + max(1, int(lifetime_s))
+    key = Key(kid=uuid.uuid4().hex[:12], client=client, scope=scope, expires_s=expires_s, x=public["x"])
+    return key, private
 
 
 def of_client(client: str) -> list[Key]:
@@ -117,5 +120,7 @@ def _change(change: Callable[[list[Key]], list[Key]]) -> None:
     with locked(settings().gateway_dir / ".tokens.lock"):
         kept = change(valid_keys())
         write_json(_keys_path(), [vars(key) for key in kept], mode=0o600)
-        jwks = json.dumps({"keys": [key.jwk for key in kept]})
+        # Envoy takes no empty set: then a key stands there whose private half nobody has.
+        checked = kept or [_generated("nobody", PREDICT, DAY_S)[0]]
+        jwks = json.dumps({"keys": [key.jwk for key in checked]})
         write_json(bootstrap.jwt_path(settings()), bootstrap.jwt_discovery(jwks))

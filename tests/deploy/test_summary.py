@@ -24,11 +24,12 @@ def test_gains_have_their_interval() -> None:
     assert summary.live_gains({"means": MEANS, "ndcg_behind": behind}) == expected
 
 
-def test_the_address_names_the_champion(home: Path) -> None:
-    """The address that people are told to ask has the label: without one, a candidate that is verified would answer."""
+def test_the_line_to_try_it_asks_the_gateway_of_this_installation(home: Path) -> None:
+    """With a token that it issues first, by the keys in this installation's folder."""
     columns = {"user_id": "who", "item_id": "what", "occurred_at": "when"}
     shop = Dataset.model_validate({"name": "tiny", "events": {"columns": columns, "path": "x.csv"}})
-    told = summary.build(shop, [], [], [])
-    address = f"{settings().serving_urls[0]}/v1/models/recommender/labels/stable:predict"
-    assert told["urls"]["endpoint"] == address
-    assert address in told["curl"]
+    built = summary.build(shop, [], [], [])
+    address = f"{settings().gateway_url}/v1/models/recommender:predict"
+    assert built["urls"]["endpoint"] == address
+    assert address in built["curl"]
+    assert f"CARTWHEEL_HOME={settings().home_dir} " in built["curl"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +67,13 @@ def shop_slice(tmp_path: Path) -> Path:
     return tmp_path / "slice.toml"
 
 
-def shell(command: str) -> str:
-    """What a command line prints."""
-    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60).stdout
+def shell(command: str, **added: str) -> str:
+    """What a command line prints, with these variables added."""
+    environment = os.environ | added
+    done = subprocess.run(
+        ["sh", "-c", command], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
 
 
 def table(installation: Installation, name: str) -> pd.DataFrame:
@@ -106,6 +113,12 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     assert set(attributions.model_version) == {1}
     assert (attributions["items"].map(len) == 10).all()
 
+    # The gateway logged each answer, and ingestion landed it.
+    exposures = table(installation, "exposures")
+    assert sorted(exposures.request_id) == sorted(attributions.request_id)
+    assert set(exposures.client) == {"replay"}
+    assert set(exposures.arm) == {"stable"}
+
     # The age limit of one interval made monitoring ask for a second model, which replaced the first.
     decision = json.loads((installation.home / "reports" / "monitoring" / "54.json").read_text())
     assert decision["request"] is not None
@@ -123,10 +136,18 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     # It stays up: the summary's own curl line works, and so do the README's, apart from the port and the items.
     answer = json.loads(shell(summary["curl"]))
     assert len(answer["predictions"][0]["items"]) == 10
-    for command in re.findall(r"^curl .*?(?=^```)", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL):
-        here = command.replace("http://127.0.0.1:8501", summary["urls"]["endpoint"].split("/v1/")[0])
-        for prediction in json.loads(shell(here))["predictions"]:
+    gateway = summary["urls"]["endpoint"].split("/v1/")[0]
+    token = shell(".venv/bin/python -m serving token issue me", CARTWHEEL_HOME=str(installation.home)).strip()
+    readme = (REPOSITORY / "README.md").read_text().replace("http://127.0.0.1:8600", gateway)
+    for command in re.findall(r"^curl .*?(?=^```)", readme, re.MULTILINE | re.DOTALL):
+        for prediction in json.loads(shell(command, TOKEN=token))["predictions"]:
             assert len(prediction["items"]) == len(set(prediction["items"])) == 10
+    asking = readme.partition("## Ask the endpoint")[2].partition("\n## ")[0]
+    for language, program in (("python", [sys.executable, "-c"]), ("js", ["node", "--input-type=module", "-e"])):
+        [example] = re.findall(rf"^```{language}\n(.*?)^```", asking, re.MULTILINE | re.DOTALL)
+        if shutil.which(program[0]):
+            version = shell(shlex.join([*program, example]), TOKEN=token).split()[0]
+            assert version == "2", language
 
     # Ctrl-C stops everything; run again by the README's command, it starts where it left off.
     running.send_signal(signal.SIGINT)

@@ -137,14 +137,30 @@ class Shop:
     def build(self, through: int | None = None) -> None:
         assert (self.land(through), self.clean(), self.features()) == (0, 0, 0)
 
+    def log_exposures(self, *exposures: dict[str, Any], torn: str = "") -> None:
+        """Lines of the gateway's log: each of one user, or with `user_ids` of several, who get the same items."""
+        path = self.folder / "home" / "exposures" / "gateway.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            for one in exposures:
+                users = one.get("user_ids", [one.get("user_id")])
+                day = f"2024-01-{one['interval']:02}T01:00:00Z"
+                shown = {"items": one["items"], "scores": [1.0] * len(one["items"])}
+                line = {
+                    "request_id": one["request_id"], "served_at": "2026-01-01T00:00:00.000000Z",
+                    "replayed_at": one.get("served_at", day), "client": "shop", "user_ids": users,
+                    "arm": one.get("arm", "stable"), "model_version": 7, "fallback": one.get("fallback"),
+                    "response": json.dumps({"predictions": [shown] * len(users)}), "latency_us": 2000,
+                }  # fmt: skip
+                log.write(json.dumps(line) + "\n")
+            log.write(torn)
+
     def expose(self, *exposures: dict[str, Any], torn: str = "") -> None:
-        folder = self.folder / "home" / "exposures"
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps({"served_at": "2024-01-03T01:00:00Z", "model_version": 7, "scores": [], "latency_ms": 2.0} | one)
-            for one in exposures
-        ]
-        (folder / "a.jsonl").write_text("\n".join(lines) + "\n" + torn, encoding="utf-8")
+        """Log exposures and land them."""
+        from spark_jobs import exposures as job
+
+        self.log_exposures(*exposures, torn=torn)
+        job.land(self.dataset)
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
         """All rows in the order of the table's key, without times of landing."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS
 from spark_jobs import pending, storage
 
@@ -40,7 +39,6 @@ def test_attributions(copied_shop: Any) -> None:
         torn='{"request_id": "r5", "inter',
     )
     assert pending.attribute() == [3]
-    assert pending.exposures(settings().exposures_dir)[1] == 1
     assert copied_shop.attribute(3) == 0
     columns = ("request_id", "user_id", "model_version", "items", "popular_items", "frequent_items", "taken_items")
     expected = [
@@ -53,7 +51,12 @@ def test_attributions(copied_shop: Any) -> None:
     assert copied_shop.attribute(3) == 0
     assert copied_shop.values(ATTRIBUTIONS, *columns) == expected
 
-    copied_shop.expose(ann, carol, bob, ann | {"request_id": "r6"})
+    copied_shop.expose(
+        ann,
+        ann | {"request_id": "r6"},
+        bob | {"request_id": "r7", "fallback": "popular"},  # no model answered
+        bob | {"request_id": "r8", "user_id": None},  # a history that was sent along
+    )
     assert pending.attribute() == [3]
     assert copied_shop.attribute(8) == 0
     assert storage.rows(ATTRIBUTIONS) == {3: 3}

@@ -108,8 +108,8 @@ def ann(spark: Any, folder_of_ann: Path, open_shop: Callable[[Path], Any], tmp_p
     shutil.copytree(folder_of_ann, tmp_path / "copy")
     shop = opened(tmp_path / "copy")
     home = settings().home_dir
-    exposures = home / "exposures" / "a.jsonl"
-    exposures.write_text(exposures.read_text() + f'{{"interval": 3, "user_id": "{WHO}", "it')
+    several = {"interval": 3, "items": ["bread"], "request_id": "r3", "user_ids": [WHO, "bob"]}
+    shop.log_exposures(several, torn=f'{{"request_id": "r4", "user_ids": ["{WHO}"')
     for name, content in {
         "summary.json": {"dataset": "tiny", "example": {"user_id": WHO, "taken": []}, "curl": f"curl {WHO}"},
         "reports/check.json": {
@@ -167,9 +167,10 @@ def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[st
         "table users": 1,
         "table user_histories": 1,
         "table training_lists": 3,
+        "table exposures": 1,
         "table attributions": 1,
         "table quarantine": 8,  # six not fit to use, two without a time
-        "exposures": 2,
+        "exposures": 3,  # a line that has landed, one that was for bob too, a torn one
         "reports": 4,
         "trained models": 1,
     }
@@ -227,7 +228,7 @@ def test_an_erased_user_does_not_come_back(ann: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "step", ["delete_records", "drop_former_versions", "_redact_commit", "erase_lines", "erase_reports"]
+    "step", ["delete_records", "drop_former_versions", "_redact_commit", "erase_exposures", "erase_reports"]
 )
 def test_a_killed_erasure_is_finished_by_the_next(ann: Any, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Whichever step the first run dies in, the user is written down already, and the second run ends it."""
@@ -266,10 +267,11 @@ def personal(open_shop: Callable[[Path], Any], tmp_path: Path) -> Any:
         {"interval": 1, "event_id": "e3", "row": json.dumps({"user_id": None})},
     ]
     deltalake.write_deltalake(str(QUARANTINE.path), pa.Table.from_pylist(aside), partition_by=["interval"])
-    shop.expose(
-        {"interval": 1, "request_id": "r1", "user_id": "ann@example.org"},  # a caller who did not know better
-        {"interval": 1, "request_id": "r2", "user_id": told["ann"]},
-        {"interval": 1, "request_id": "r3", "user_id": told["bob"]},
+    one = {"interval": 1, "items": ["bread"]}
+    shop.log_exposures(
+        one | {"request_id": "r1", "user_id": "ann@example.org"},  # a caller who did not know better
+        one | {"request_id": "r2", "user_id": told["ann"]},
+        one | {"request_id": "r3", "user_id": told["bob"]},
     )
     return shop
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import httpx
 import pytest
 
 from contracts.names import MODEL
+from contracts.settings import REPOSITORY
 from serving.client import Client, ServingError
 from serving.gateway.traffic import Traffic
 
@@ -185,7 +189,7 @@ def test_a_shadow_sees_its_share_and_changes_no_answer(stable: Any, kit: Any, re
     assert len(stable.lines(before_lines + 300)) == before_lines + 300
 
 
-def test_numbers_for_prometheus(stable: Any, kit: Any) -> None:
+def test_numbers_for_prometheus(stable: Any, tools: Any) -> None:
     """Requests and their time by arm and version; nothing else of the admin page is on that port."""
     stable.put(Traffic(stable=1, canary=2, canary_share=1.0))
     names = {"arm": "canary", "model_version": "2", "status": "200"}
@@ -194,10 +198,15 @@ def test_numbers_for_prometheus(stable: Any, kit: Any) -> None:
         stable.predict("x")
     time.sleep(0.2)
     assert stable.metric("envoy_cartwheel_requests", **names) == before + 5
-    assert stable.metric("envoy_cartwheel_latency_ms_count", **names) >= 5
+    # Envoy puts the histograms of its threads together every five seconds.
+    tools.wait_until(lambda: stable.metric("envoy_cartwheel_latency_ms_count", **names) >= before + 5, "their times")
     with httpx.Client(trust_env=False) as http:
         for path in ("/stats", "/quitquitquit", "/config_dump", "/"):
             assert http.post(stable.metrics_url.replace("/metrics", path)).status_code == 404
+    page = httpx.get(stable.metrics_url, trust_env=False).text
+    documented = re.findall(r"`(envoy_\w+)", (REPOSITORY / "docs" / "gateway.md").read_text())
+    assert len(documented) > 5
+    assert [name for name in documented if not re.search(rf"^{name}(_count)?{{", page, re.MULTILINE)] == []
     assert (stable.home / "gateway" / "admin.sock").stat().st_mode & 0o077 == 0
 
 
@@ -307,8 +316,48 @@ def test_a_limit_for_each_client(urls: list[str], tmp_path: Path, kit: Any) -> N
             assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
             denied = http.options(kit.PREDICT, headers=preflight | {"origin": "https://evil.example"})
             assert "access-control-allow-origin" not in denied.headers
+        # It starts where nobody has a token yet, and lets nobody in.
+        for client in ("shop", "other"):
+            gateway.verb("token", "revoke", client)
+        gateway.stop()
+        gateway.start()
+        assert gateway.predict("x").status_code == 401
     finally:
         gateway.stop()
+
+
+def test_traces_go_to_a_collector(urls: list[str], tmp_path: Path, kit: Any, tools: Any) -> None:
+    """A span of each request in OpenTelemetry's own form, and no token in it."""
+    bodies: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = b""
+            while size := int(self.rfile.readline(), 16):  # Envoy sends it in chunks
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            if self.path == "/v1/traces":
+                bodies.append(body)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        gateway = kit.Gateway(tmp_path, urls, otlp_url=f"http://127.0.0.1:{collector.server_port}")
+        try:
+            gateway.put(Traffic(stable=1))
+            request_id = gateway.predict("x").headers["x-request-id"]
+            tools.wait_until(lambda: any(request_id.encode() in body for body in bodies), "a span")
+        finally:
+            gateway.stop()
+            collector.shutdown()
+    assert all(b"cartwheel-gateway" in body for body in bodies)
+    assert not any(gateway.token.encode() in body for body in bodies)
 
 
 def certificate(folder: Path, name: str) -> None:

@@ -1,0 +1,286 @@
+"""`make bench-serving`: what the gateway costs, beside the model server alone and the bare TensorFlow function.
+
+Serves the champion of the installation at CARTWHEEL_HOME, which `make run` has deployed, by processes of its own. The
+load comes from wrk, another process; its cost is not counted. Writes `docs/benchmarks/serving.json`: records of case,
+clients, rps, p50_ms, p99_ms, cpu_ms_per_request (of all that serve) and gateway_cpu_ms_per_request, each the median of
+rounds in which the cases take turns; and one of the gateway's memory while many requests go through it to a backend that
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from deltalake import DeltaTable
+
+from contracts.errors import InputError, reported
+from contracts.files import write_json
+from contracts.names import MODEL
+from contracts.settings import REPOSITORY, settings
+from contracts.tables import USER_HISTORIES
+from serving import desired
+from tests.ports import free_ports
+
+RESULT = REPOSITORY / "docs" / "benchmarks" / "serving.json"
+CLIENTS = (1, 8, 32)
+SCRIPT = """
+local users = {%s}
+math.randomseed(7)
+wrk.method = "POST"
+wrk.headers["authorization"] = "Bearer %s"
+request = function()
+  local user = users[math.random(#users)]
+  return wrk.format(nil, nil, nil, '{"instances": [{"user_id": "' .. user .. '"}]}')
+end
+done = function(summary, latency, requests)
+  local failed = summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout
+  print(string.format("RESULT %%d %%d %%d %%d %%d", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), failed))
+end
+"""
+
+
+class Serving:
+    """A model server and a gateway of one folder, both under load from outside."""
+
+    def __init__(self, folder: Path, backend_url: str, version: int, users: list[str]) -> None:
+        self.version = version
+        port, metrics_port = free_ports(2)
+        self.environment = os.environ | {
+            "CARTWHEEL_HOME": str(folder),
+            "CARTWHEEL_SERVING_URL": backend_url,
+            "CARTWHEEL_GATEWAY_PORT": str(port),
+            "CARTWHEEL_GATEWAY_METRICS_PORT": str(metrics_port),
+            "CARTWHEEL_GATEWAY_REQUESTS_PER_S": "1000000",
+        }
+        self.backend_url, self.url = backend_url, f"http://127.0.0.1:{port}"
+        routes = folder / "gateway" / "routes.json"
+        routes.parent.mkdir(parents=True)
+        self._python(f"from serving.gateway import traffic; traffic.write(traffic.Traffic(stable={version}))")
+        self._python("from serving.gateway import process; process.initialise()")
+        argv = shlex.split(self._verb("command", "--gateway"))
+        self.gateway = psutil.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.script = folder / "load.lua"
+        token = self._verb("token", "issue", "bench").strip()
+        self.script.write_text(SCRIPT % (", ".join(json.dumps(user) for user in users), token))
+        _wait(f"{self.url}/readyz")
+
+    def _verb(self, *words: str) -> str:
+        return self._run("-m", "serving", *words)
+
+    def _python(self, program: str) -> str:
+        return self._run("-c", program)
+
+    def _run(self, *words: str) -> str:
+        argv = [sys.executable, *words]
+        return subprocess.run(
+            argv, cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+    def load(self, case: str, clients: int, seconds: float, backend: psutil.Process | None) -> dict[str, Any]:
+        """Ask for a while; the record."""
+        url = (
+            f"{self.url}/v1/models/{MODEL}:predict"
+            if case == "gateway"
+            else f"{self.backend_url}/v1/models/{MODEL}/versions/{self.version}:predict"
+        )
+        servers = [each for each in (backend, self.gateway if case == "gateway" else None) if each]
+        before = {each.pid: _cpu_s(each) for each in servers}
+        threads = str(min(2, clients))
+        argv = ["wrk", "-t", threads, "-c", str(clients), "-d", f"{seconds:g}s", "-s", str(self.script), url]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+        match = re.search(r"^RESULT (\d+) (\d+) (\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
+        assert match, done.stdout
+        requests, duration_us, p50_us, p99_us, failed = map(int, match.groups())
+        assert failed == 0, f"{failed} of {requests} requests failed"
+        spent_ms = {each.pid: 1e3 * (_cpu_s(each) - before[each.pid]) / requests for each in servers}
+        return {
+            "case": case,
+            "clients": clients,
+            "rps": requests / (duration_us / 1e6),
+            "p50_ms": p50_us / 1e3,
+            "p99_ms": p99_us / 1e3,
+            "cpu_ms_per_request": sum(spent_ms.values()),
+            "gateway_cpu_ms_per_request": spent_ms.get(self.gateway.pid, 0.0),
+        }
+
+    def stop(self) -> None:
+        self.gateway.kill()
+        self.gateway.wait()
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _wait(url: str) -> None:
+    end_s = time.monotonic() + 120
+    while time.monotonic() < end_s:
+        try:
+            if httpx.get(url, trust_env=False).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{url} is not there after two minutes")
+
+
+@contextmanager
+def model_server(folder: Path, config: str) -> Iterator[tuple[str, psutil.Process]]:
+    """The model server that this machine has, with a config, alone."""
+    [port] = free_ports(1)
+    environment = os.environ | {"CARTWHEEL_HOME": str(folder), "CARTWHEEL_REST_PORT": str(port)}
+    (folder / "serving").mkdir(parents=True)
+    (folder / "serving" / "models.config").write_text(config)
+    for words in (["initialise"], ["command"]):
+        argv = [sys.executable, "-m", "serving", *words]
+        done = subprocess.run(argv, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    server = psutil.Popen(
+        shlex.split(done.stdout), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(f"{url}/v1/models/{MODEL}/labels/stable/metadata")
+        yield url, server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def function(folder: Path, users: list[str], seconds: float) -> dict[str, Any]:
+    """The floor: the SavedModel called by a program, one user after the other, with nothing between."""
+    import tensorflow as tf
+
+    predict = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    rows = [tf.constant([user]) for user in users]
+    for row in rows[:50]:
+        predict(user_id=row)
+    times_s: list[float] = []
+    cpu_s, start_s = time.process_time(), time.perf_counter()
+    while time.perf_counter() - start_s < seconds:
+        before_s = time.perf_counter()
+        {name: value.numpy() for name, value in predict(user_id=rows[len(times_s) % len(rows)]).items()}
+        times_s.append(time.perf_counter() - before_s)
+    percentiles = statistics.quantiles(times_s, n=100)
+    return {
+        "case": "function",
+        "clients": 1,
+        "rps": len(times_s) / (time.perf_counter() - start_s),
+        "p50_ms": 1e3 * percentiles[49],
+        "p99_ms": 1e3 * percentiles[98],
+        "cpu_ms_per_request": 1e3 * (time.process_time() - cpu_s) / len(times_s),
+        "gateway_cpu_ms_per_request": 0.0,
+    }
+
+
+def soak(folder: Path, users: list[str], requests: int) -> dict[str, Any]:
+    """The gateway's memory after a tenth of many requests, and after all, to a backend that answers from a constant."""
+    [port] = free_ports(1)
+    answer = json.dumps(
+        {"predictions": [{"items": [str(1_000_000 + place) for place in range(10)], "scores": [0.5] * 10}]}
+    )
+    route = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": answer}}}
+    typed = "type.googleapis.com/envoy.extensions.filters"
+    manager = {
+        "@type": f"{typed}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "constant",
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [{"name": "router", "typed_config": {"@type": f"{typed}.http.router.v3.Router"}}],
+    }
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    listener = {
+        "name": "constant",
+        "address": address,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    write_json(folder / "constant.json", {"static_resources": {"listeners": [listener]}})
+    argv = [str(Path(sys.executable).parent / "envoy"), "-c", str(folder / "constant.json"), "--disable-hot-restart"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as backend:
+        serving = Serving(folder, f"http://127.0.0.1:{port}", 1, users)
+        try:
+            asked, start_s, memory_mib = 0, time.monotonic(), {}
+            while asked < requests:
+                record = serving.load("gateway", 32, 5, None)
+                asked += round(5 * record["rps"])
+                memory_mib[asked] = serving.gateway.memory_info().rss / 2**20
+                print(f"{asked:,} requests: {memory_mib[asked]:.1f} MiB", flush=True)
+            log = folder / "exposures" / "gateway.jsonl"
+            lines = sum(1 for _ in log.open("rb")) if log.exists() else 0
+            first = next(count for count in memory_mib if count >= requests / 10)
+            return {
+                "case": "soak",
+                "clients": 32,
+                "requests": asked,
+                "exposures": lines,
+                "rps": round(asked / (time.monotonic() - start_s)),
+                "mib_after_a_tenth": round(memory_mib[first], 1),
+                "mib_at_the_end": round(memory_mib[asked], 1),
+                "gateway_cpu_ms_per_request": round(record["gateway_cpu_ms_per_request"], 4),
+            }
+        finally:
+            serving.stop()
+            backend.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=1_000_000, help="of the measurement of memory")
+    parser.add_argument("--write", type=Path, default=RESULT, help="where the records go")
+    chosen = parser.parse_args()
+    if not shutil.which("wrk"):
+        raise InputError("there is no wrk", where="the PATH", cure="install it, for example by `apt install wrk`")
+    state = desired.read()
+    if state.stable is None:
+        raise InputError("no version is deployed", where=str(settings().serving_dir), cure="`make run` first")
+    users = DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(columns=["user_id"])["user_id"].to_pylist()[:500]
+    config = desired.config_path().read_text()
+    rounds: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory(prefix="cartwheel-bench-") as parent:
+        folder = Path(parent)
+        records = [soak(folder / "soak", users, chosen.requests)] if chosen.requests else []
+        floors = [
+            function(desired.base_path() / str(state.stable), users, chosen.seconds) for _ in range(chosen.rounds)
+        ]
+        with model_server(folder / "server", config) as (url, server):
+            serving = Serving(folder / "gateway", url, state.stable, users)
+            try:
+                serving.load("gateway", 8, 3, server)  # to warm up
+                for _ in range(chosen.rounds):
+                    for clients in CLIENTS:
+                        for case in ("direct", "gateway"):
+                            record = serving.load(case, clients, chosen.seconds, server)
+                            rounds.setdefault((case, clients), []).append(record)
+            finally:
+                serving.stop()
+    for found in [floors, *rounds.values()]:
+        middle = {
+            name: round(statistics.median(each[name] for each in found), 4)
+            for name in found[0]
+            if name not in ("case", "clients")
+        }
+        records.append({"case": found[0]["case"], "clients": found[0]["clients"]} | middle)
+        print(json.dumps(records[-1]), flush=True)
+    write_json(chosen.write, records)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
