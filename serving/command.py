@@ -18,6 +18,11 @@ def monitoring_config_path() -> Path:
     return settings().serving_dir / "monitoring.config"
 
 
+def grpc_socket() -> Path:
+    """Where the model server answers gRPC, beside the gateway's own socket."""
+    return settings().gateway_dir / "model.sock"
+
+
 def initialise() -> None:
     """Write the files the server needs before it first starts: a config without models, and the metrics page's.
 
@@ -38,7 +43,10 @@ def server_command() -> list[str]:
         InputError: the configured path is no file.
     """
     flags = [
-        "--port=0",  # no gRPC: it knows no login, and whoever reaches it may change what is served
+        # gRPC knows no login, and whoever reaches it may change what is served: no port, but a socket of our own folder.
+        # Without either, TensorFlow Serving does not start (tensorflow/serving#1790).
+        "--port=0",
+        f"--grpc_socket_path={grpc_socket()}",
         f"--rest_api_port={settings().rest_port}",
         f"--model_config_file={desired.config_path()}",
         "--model_config_file_poll_wait_seconds=1",

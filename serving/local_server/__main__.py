@@ -29,7 +29,6 @@ IGNORED_FLAGS = (
     "enforce_session_run_timeout",
     "grpc_channel_arguments",
     "grpc_max_threads",
-    "grpc_socket_path",
     "num_load_threads",
     "num_request_iterations_for_warmup",
     "num_unload_threads",
@@ -60,6 +59,7 @@ def arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=NAME)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (not a flag of TF Serving)")
     parser.add_argument("--port", type=int, default=8500, help="gRPC port, 0 for none")
+    parser.add_argument("--grpc_socket_path", default="", help="a UNIX socket for gRPC, beside or instead of the port")
     parser.add_argument("--rest_api_port", type=int, default=0, help="REST port, 0 for none")
     parser.add_argument("--rest_api_timeout_in_ms", type=int, default=30_000)
     parser.add_argument("--model_name", default="default", help="ignored with --model_config_file")
@@ -115,6 +115,8 @@ def serve(args: argparse.Namespace) -> None:
     """
     if args.model_config_file is None and not args.model_base_path:
         raise InputError("neither --model_config_file nor --model_base_path", where="the flags", cure="give one")
+    if not args.port and not args.grpc_socket_path:
+        raise InputError("neither --port nor --grpc_socket_path", where="the flags", cure="give one")
     if args.port == args.rest_api_port:
         raise InputError(f"one port ({args.port}) for gRPC and REST", where="the flags", cure="give each its own")
     metrics_path = monitoring_path(args.monitoring_config_file)
@@ -159,13 +161,8 @@ def serve(args: argparse.Namespace) -> None:
         ) from None
 
     grpc_server = grpc_api.server(versions, threads=threads)
-    if args.port:
-        try:
-            grpc_server.add_insecure_port(f"{args.host}:{args.port}")
-        except RuntimeError:
-            raise _port_in_use(args.host, args.port, "--port") from None
-        grpc_server.start()
-        log.info("Running gRPC ModelServer at %s:%d ...", args.host, args.port)
+    _listen(grpc_server, args)
+    grpc_server.start()
     if args.model_config_file and args.model_config_file_poll_wait_seconds > 0:
         threading.Thread(target=_poll_config, args=(versions, args, text), name="config", daemon=True).start()
     try:
@@ -191,6 +188,26 @@ def serve(args: argparse.Namespace) -> None:
     finally:
         log.info("Shutting down.")
         grpc_server.stop(GRACE_S).wait(GRACE_S)
+
+
+def _listen(grpc_server: Any, args: argparse.Namespace) -> None:
+    """Bind the port and the socket for gRPC."""
+    if args.port:
+        try:
+            grpc_server.add_insecure_port(f"{args.host}:{args.port}")
+        except RuntimeError:
+            raise _port_in_use(args.host, args.port, "--port") from None
+        log.info("Running gRPC ModelServer at %s:%d ...", args.host, args.port)
+    if args.grpc_socket_path:
+        try:
+            grpc_server.add_insecure_port(f"unix:{args.grpc_socket_path}")
+        except RuntimeError as error:
+            raise InputError(
+                f"cannot listen on {args.grpc_socket_path}: {error}",
+                where="--grpc_socket_path",
+                cure="name a file of at most 107 bytes in a folder that you may write to",
+            ) from None
+        log.info("Running gRPC ModelServer at unix:%s ...", args.grpc_socket_path)
 
 
 def _poll_config(versions: Any, args: argparse.Namespace, applied: str) -> None:

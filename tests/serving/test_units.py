@@ -10,6 +10,7 @@ import pytest
 import typer.testing
 
 from contracts.errors import InputError
+from contracts.settings import settings
 from serving import ledger
 from serving.__main__ import app
 from serving.client import Recommendation
@@ -88,14 +89,15 @@ def test_commands_parse(words: str) -> None:
     assert result.exit_code == 0
 
 
-def test_no_server_opens_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC has no login and can change what is served: neither server of ours opens it."""
+def test_no_server_opens_a_port_for_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC has no login and can change what is served: both servers of ours have it on a socket only."""
     for path, program in ((str(tmp_path), "tensorflow_model_server"), ("", sys.executable)):
         (tmp_path / "tensorflow_model_server").touch(mode=0o755)
         monkeypatch.setenv("PATH", path)
         argv = server_command()
         assert argv[0].endswith(program)
         assert "--port=0" in argv
+        assert f"--grpc_socket_path={settings().gateway_dir / 'model.sock'}" in argv
 
 
 def test_configured_server_must_exist(tmp_path: Path) -> None:

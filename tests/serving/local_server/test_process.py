@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def test_says_what_it_is_and_stops(tools: Any, tmp_path: Path) -> None:
         (["--unknown_flag=1", "--model_base_path=x"], "--unknown_flag"),
         (["--ssl_config_file=x", "--model_base_path=x"], "--ssl_config_file"),
         ([], "--model_base_path"),
+        (["--port=0", "--rest_api_port=1", "--model_base_path=x"], "--grpc_socket_path"),
         (["--model_config_file=/nonexistent"], "/nonexistent"),
     ],
 )
@@ -81,6 +83,28 @@ def test_monitoring_config(tmp_path: Path, text: str, path: str | None) -> None:
     file = tmp_path / "monitoring.config"
     file.write_text(text)
     assert monitoring_path(file) == path
+
+
+@pytest.mark.slow
+def test_a_socket_instead_of_a_port(tools: Any, base_of: Callable[..., Path], tmp_path: Path) -> None:
+    """gRPC answers at the socket, also where a killed server has left one, and no port is open for it."""
+    import grpc
+    from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+    path = tmp_path / "model.sock"
+    config = f"model_config_list {{ {tools.model_text('m', base_of(1), [1])} }}"
+    server = tools.Server("local", tmp_path, config, "--port=0", f"--grpc_socket_path={path}", start=False)
+    for _ in range(2):
+        server.start()
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "m"
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            answer = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request, timeout=60)
+        assert [entry.version for entry in answer.model_version_status] == [1]
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", server.grpc_port)) != 0
+        server.process.kill()
+        server.process.wait()
 
 
 @pytest.mark.slow
