@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from contracts.errors import InputError
 from contracts.exposures import admin
 from contracts.files import write_json, write_text
 from contracts.settings import settings
+from serving import desired
 from serving.gateway import bootstrap, tokens, traffic
 from serving.gateway.traffic import Traffic
 
@@ -72,7 +74,9 @@ def initialise() -> None:
                 )  # fmt: skip
         write_json(bootstrap.certificate_path(chosen), bootstrap.certificate_discovery(chosen.gateway_tls_path))
     tokens.publish()
-    kept = traffic.read()
+    kept, stable = traffic.read(), desired.read().stable
+    if kept.stable is None and stable is not None:
+        kept = replace(kept, stable=stable)  # it was deployed before there was a gateway
     validate(kept)
     write_json(bootstrap_path(), bootstrap.bootstrap(chosen))
     traffic.write(kept)
