@@ -203,21 +203,16 @@ function envoy_on_request(handle)
 end
 
 function envoy_on_response(handle)
-  local request = (handle:streamInfo():dynamicMetadata():get(OURS) or {}).request
-  if not request then return end
-  local is_shown = request.is_prediction and handle:headers():get(":status") == "200"
-  local body = is_shown and handle:body()
-  local headers = handle:headers()
+  local body = handle:headers():get(":status") == "200" and handle:body()
+  if not body then return end
+  local headers, notes = handle:headers(), handle:streamInfo():dynamicMetadata()
   if headers:get("x-cartwheel-fallback") then
     local popular, lists = handle:metadata():get("popular"), {}
-    for place = 1, math.max(1, #(request.users or {})) do lists[place] = popular end
+    for place = 1, math.max(1, #(notes:get(OURS).request.users or {})) do lists[place] = popular end
     headers:replace("content-type", "application/json")
+    headers:remove("x-cartwheel-arm")
+    headers:remove("x-cartwheel-model-version")
     body:setBytes(string.format('{"predictions": [%s]}', table.concat(lists, ", ")))
-  else
-    headers:replace("x-cartwheel-arm", request.arm)
-    if request.version then headers:replace("x-cartwheel-model-version", string.format("%d", request.version)) end
   end
-  if body then
-    handle:streamInfo():dynamicMetadata():set(OURS, "response", tostring(body:getBytes(0, body:length())))
-  end
+  notes:set(OURS, "response", tostring(body:getBytes(0, body:length())))
 end

@@ -48,7 +48,6 @@ def command() -> list[str]:
         "--disable-hot-restart",
         *("--log-level", "warning"),
         *("--file-flush-interval-msec", str(FLUSH_MS)),
-        *("--file-flush-min-size-kb", "0"),
     ]
 
 

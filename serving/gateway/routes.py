@@ -9,7 +9,7 @@ from typing import Any
 from contracts.names import MODEL
 from contracts.settings import Settings
 
-ROUTES = "cartwheel"
+ROUTES = OURS = "cartwheel"
 DECIDED = "x-cartwheel-decided"
 """The header by which the filter says that it has chosen a version. Without, no request reaches a model."""
 MODEL_CLUSTER, SHADOW_CLUSTER, NOWHERE_CLUSTER = "model", "shadow", "nowhere"
@@ -38,7 +38,12 @@ def state(response: dict[str, Any]) -> dict[str, Any]:
 def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """The `RouteConfiguration`: liveness, predictions, and what else TensorFlow Serving answers about the model."""
     cors = {"envoy.filters.http.cors": _cors(settings)} if settings.gateway_cors_origins else {}
+    says = {"x-cartwheel-arm": "arm", "x-cartwheel-model-version": "version"}
     base = {
+        "response_headers_to_add": [
+            {"header": {"key": header, "value": f"%DYNAMIC_METADATA({OURS}:request:{name})%"}}
+            for header, name in says.items()
+        ],
         "metadata": {"filter_metadata": {FILTER: {name: value for name, value in state.items() if value is not None}}},
         "typed_per_filter_config": cors,
     }

@@ -1,8 +1,9 @@
-"""`make bench-serving`: what the gateway costs, beside the model server alone and the bare TensorFlow function.
+"""`make bench-serving`: what the gateway costs, beside the model server alone, an Envoy that does nothing but pass on, and
+the bare TensorFlow function.
 
 Serves the champion of the installation at CARTWHEEL_HOME, which `make run` has deployed, by processes of its own. The
 load comes from wrk, another process; its cost is not counted. Writes `docs/benchmarks/serving.json`: records of case,
-clients, rps, p50_ms, p99_ms, cpu_ms_per_request (of all that serve) and gateway_cpu_ms_per_request, each the median of
+clients, rps, p50_ms, p99_ms, cpu_ms_per_request (of all that serve) and proxy_cpu_ms_per_request, each the median of
 rounds in which the cases take turns; and one of the gateway's memory while many requests go through it to a backend that
 costs nothing.
 """
@@ -35,6 +36,7 @@ from contracts.names import MODEL
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import USER_HISTORIES
 from serving import desired
+from serving.gateway import process
 from tests.ports import free_ports
 
 RESULT = REPOSITORY / "docs" / "benchmarks" / "serving.json"
@@ -92,14 +94,16 @@ class Serving:
             argv, cwd=REPOSITORY, env=self.environment, stdout=subprocess.PIPE, text=True, check=True
         ).stdout
 
-    def load(self, case: str, clients: int, seconds: float, backend: psutil.Process | None) -> dict[str, Any]:
-        """Ask for a while; the record."""
-        url = (
-            f"{self.url}/v1/models/{MODEL}:predict"
-            if case == "gateway"
-            else f"{self.backend_url}/v1/models/{MODEL}/versions/{self.version}:predict"
-        )
-        servers = [each for each in (backend, self.gateway if case == "gateway" else None) if each]
+    def load(
+        self, case: str, url: str, clients: int, seconds: float, proxy: Any = None, backend: Any = None
+    ) -> dict[str, Any]:
+        """Ask a URL for a while; the record.
+
+        Args:
+            proxy, backend: processes whose time counts, if they are there.
+        """
+        url += f"/v1/models/{MODEL}" + ("" if case == "gateway" else f"/versions/{self.version}") + ":predict"
+        servers = [each for each in (proxy, backend) if each]
         before = {each.pid: _cpu_s(each) for each in servers}
         threads = str(min(2, clients))
         argv = ["wrk", "-t", threads, "-c", str(clients), "-d", f"{seconds:g}s", "-s", str(self.script), url]
@@ -116,7 +120,7 @@ class Serving:
             "p50_ms": p50_us / 1e3,
             "p99_ms": p99_us / 1e3,
             "cpu_ms_per_request": sum(spent_ms.values()),
-            "gateway_cpu_ms_per_request": spent_ms.get(self.gateway.pid, 0.0),
+            "proxy_cpu_ms_per_request": spent_ms[proxy.pid] if proxy else 0.0,
         }
 
     def stop(self) -> None:
@@ -185,38 +189,22 @@ def function(folder: Path, users: list[str], seconds: float) -> dict[str, Any]:
         "p50_ms": 1e3 * percentiles[49],
         "p99_ms": 1e3 * percentiles[98],
         "cpu_ms_per_request": 1e3 * (time.process_time() - cpu_s) / len(times_s),
-        "gateway_cpu_ms_per_request": 0.0,
+        "proxy_cpu_ms_per_request": 0.0,
     }
 
 
 def soak(folder: Path, users: list[str], requests: int) -> dict[str, Any]:
     """The gateway's memory after a tenth of many requests, and after all, to a backend that answers from a constant."""
-    [port] = free_ports(1)
     answer = json.dumps(
         {"predictions": [{"items": [str(1_000_000 + place) for place in range(10)], "scores": [0.5] * 10}]}
     )
-    route = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": answer}}}
-    typed = "type.googleapis.com/envoy.extensions.filters"
-    manager = {
-        "@type": f"{typed}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "constant",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-        "http_filters": [{"name": "router", "typed_config": {"@type": f"{typed}.http.router.v3.Router"}}],
-    }
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-    listener = {
-        "name": "constant",
-        "address": address,
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    write_json(folder / "constant.json", {"static_resources": {"listeners": [listener]}})
-    argv = [str(Path(sys.executable).parent / "envoy"), "-c", str(folder / "constant.json"), "--disable-hot-restart"]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as backend:
-        serving = Serving(folder, f"http://127.0.0.1:{port}", 1, users)
+    constant = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": answer}}}
+    with plain_envoy(folder, constant) as (url, _):
+        serving = Serving(folder, url, 1, users)
         try:
             asked, start_s, memory_mib = 0, time.monotonic(), {}
             while asked < requests:
-                record = serving.load("gateway", 32, 5, None)
+                record = serving.load("gateway", serving.url, 32, 5, serving.gateway)
                 asked += round(5 * record["rps"])
                 memory_mib[asked] = serving.gateway.memory_info().rss / 2**20
                 print(f"{asked:,} requests: {memory_mib[asked]:.1f} MiB", flush=True)
@@ -231,11 +219,41 @@ def soak(folder: Path, users: list[str], requests: int) -> dict[str, Any]:
                 "rps": round(asked / (time.monotonic() - start_s)),
                 "mib_after_a_tenth": round(memory_mib[first], 1),
                 "mib_at_the_end": round(memory_mib[asked], 1),
-                "gateway_cpu_ms_per_request": round(record["gateway_cpu_ms_per_request"], 4),
+                "proxy_cpu_ms_per_request": round(record["proxy_cpu_ms_per_request"], 4),
             }
         finally:
             serving.stop()
-            backend.kill()
+
+
+@contextmanager
+def plain_envoy(folder: Path, route: dict[str, Any], backend_port: int = 0) -> Iterator[tuple[str, psutil.Process]]:
+    """An Envoy with one route and nothing else; `backend_port`: of the cluster `backend`."""
+    [port] = free_ports(1)
+
+    def address(number: int) -> dict[str, Any]:
+        return {"socket_address": {"address": "127.0.0.1", "port_value": number}}
+
+    typed = "type.googleapis.com/envoy.extensions.filters"
+    manager = {
+        "@type": f"{typed}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "plain",
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [{"name": "router", "typed_config": {"@type": f"{typed}.http.router.v3.Router"}}],
+    }
+    chain = {"filters": [{"name": "http", "typed_config": manager}]}
+    ends = [{"lb_endpoints": [{"endpoint": {"address": address(backend_port or port)}}]}]
+    cluster = {"name": "backend", "type": "STATIC", "load_assignment": {"cluster_name": "backend", "endpoints": ends}}
+    listener = {"name": "plain", "address": address(port), "filter_chains": [chain]}
+    config = folder / "plain.json"
+    write_json(config, {"static_resources": {"listeners": [listener], "clusters": [cluster]}})
+    argv = [process.executable(), "-c", str(config), "--disable-hot-restart"]
+    envoy = psutil.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(1)
+        yield f"http://127.0.0.1:{port}", envoy
+    finally:
+        envoy.kill()
+        envoy.wait()
 
 
 def main() -> None:
@@ -260,16 +278,23 @@ def main() -> None:
             function(desired.base_path() / str(state.stable), users, chosen.seconds) for _ in range(chosen.rounds)
         ]
         with model_server(folder / "server", config) as (url, server):
+            passed_on = {"match": {"prefix": "/"}, "route": {"cluster": "backend"}}
             serving = Serving(folder / "gateway", url, state.stable, users)
-            try:
-                serving.load("gateway", 8, 3, server)  # to warm up
-                for _ in range(chosen.rounds):
-                    for clients in CLIENTS:
-                        for case in ("direct", "gateway"):
-                            record = serving.load(case, clients, chosen.seconds, server)
-                            rounds.setdefault((case, clients), []).append(record)
-            finally:
-                serving.stop()
+            with plain_envoy(folder, passed_on, int(url.rpartition(":")[2])) as (plain_url, plain):
+                cases = {
+                    "direct": (url, None),
+                    "plain proxy": (plain_url, plain),
+                    "gateway": (serving.url, serving.gateway),
+                }
+                try:
+                    serving.load("gateway", serving.url, 8, 3)  # to warm up
+                    for _ in range(chosen.rounds):
+                        for clients in CLIENTS:
+                            for case, (where, proxy) in cases.items():
+                                record = serving.load(case, where, clients, chosen.seconds, proxy, server)
+                                rounds.setdefault((case, clients), []).append(record)
+                finally:
+                    serving.stop()
     for found in [floors, *rounds.values()]:
         middle = {
             name: round(statistics.median(each[name] for each in found), 4)

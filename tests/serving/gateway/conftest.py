@@ -139,6 +139,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        time.sleep(0.1)  # until the last of it is logged
 
 
 @pytest.fixture(scope="session")
