@@ -114,10 +114,16 @@ class Gateway:
 
 
 class Load:
-    """Shoppers who ask without a pause until they are stopped; `answers` holds status, version and fallback of each."""
+    """Shoppers who ask without a pause until they are stopped.
+
+    `answers` holds status, version and fallback of each, `right` whether it was what that version answers that user, and
+    `request_ids` the ids of those that were answered by 200.
+    """
 
     def __init__(self, gateway: Gateway, threads: int = 4) -> None:
         self.answers: list[tuple[int, str, bool]] = []
+        self.right: list[bool] = []
+        self.request_ids: list[str] = []
         self._gateway, self._stop = gateway, threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(threads)]
 
@@ -126,8 +132,16 @@ class Load:
             asked = 0
             while not self._stop.is_set():
                 asked += 1
-                answer = http.post(PREDICT, json={"instances": [{"user_id": f"user-{number}-{asked}"}]})
+                user = f"user-{number}-{asked}"
+                answer = http.post(PREDICT, json={"instances": [{"user_id": user}]})
                 version = answer.headers.get("x-cartwheel-model-version", "")
+                if answer.status_code == 200:
+                    self.request_ids.append(answer.headers["x-request-id"])
+                    shown = {
+                        "items": [user + letter for letter in "abc"],
+                        "scores": [n + int(version or 0) / 10 for n in (3, 2, 1)],
+                    }
+                    self.right.append(answer.json() == {"predictions": [shown if version else POPULAR]})
                 self.answers.append((answer.status_code, version, "x-cartwheel-fallback" in answer.headers))
 
     def __enter__(self) -> Load:

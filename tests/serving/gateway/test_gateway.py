@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import signal
 import socket
@@ -282,6 +284,37 @@ def test_replicas_die(stable: Any, kit: Any, replicas: list[Any], urls: list[str
     for server in replicas:
         server.start()
     tools.wait_until(lambda: stable.predict("x").status_code == 200, "a replica to be back")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_ten_minutes_of_trouble(stable: Any, kit: Any, replicas: list[Any], tools: Any) -> None:
+    """Under load versions are rolled and replicas killed in turn: no wrong answer, no error, every answer is logged."""
+    end_s = time.monotonic() + float(os.environ.get("CARTWHEEL_TEST_SOAK_S", "600"))
+    before = len(stable.lines())
+    states = [Traffic(stable=1), Traffic(stable=1, canary=2, canary_share=0.2), Traffic(stable=2)]
+    with kit.Load(stable, threads=3) as load:
+        for turn in itertools.count():
+            if time.monotonic() > end_s:
+                break
+            stable.put(replace(states[turn % 3], popular=json.dumps(kit.POPULAR)))
+            time.sleep(5)
+            replica = replicas[turn % 2]
+            replica.process.kill()
+            replica.process.wait()
+            time.sleep(5)
+            replica.start()
+            tools.wait_until(
+                lambda: stable.metric("envoy_cluster_membership_healthy", envoy_cluster_name="model") == 2,
+                "it to be back",
+            )
+    assert len(load.answers) > 1000
+    assert {status for status, *_ in load.answers} == {200}
+    assert {fallback for *_, fallback in load.answers} == {False}
+    assert all(load.right)
+    lines = stable.lines(before + len(load.answers))[before:]
+    assert {line["request_id"] for line in lines} == set(load.request_ids)
+    assert len(lines) == len(load.request_ids) == len(load.answers)
 
 
 def test_a_killed_gateway(stable: Any, kit: Any, tools: Any) -> None:
