@@ -181,8 +181,8 @@ def urls(replicas: list[Any]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def gateway(urls: list[str], tools: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway that lets a client ask without limit, and sends all to version 1."""
-    made = Gateway(tmp_path_factory.mktemp("gateway"), urls, requests_per_s="100000")
+    """A gateway that lets a client ask without limit, and waits for models as long as tests beside this one may need."""
+    made = Gateway(tmp_path_factory.mktemp("gateway"), urls, requests_per_s="100000", timeout_ms="10000")
     try:
         tools.wait_until(lambda: httpx.get(f"{made.url}/readyz", trust_env=False).status_code == 200, "a healthy model")
         yield made
