@@ -16,12 +16,9 @@ def canary(version: int, share: float) -> None:
     """Let a version answer this share of the users; 0 ends it.
 
     Raises:
-        InputError: it is not verified, not loaded everywhere, or the champion itself.
+        InputError: it is not verified, not loaded everywhere, the champion itself, or to be ended and another's.
     """
-    _require_ready(version, share)
-    current = traffic.read()
-    if share == 0 and current.canary not in (version, None):
-        raise InputError(f"the canary is version {current.canary}", where="the gateway", cure="name that one")
+    current = _checked("canary", version, share)
     gateway.put(replace(current, canary=version if share else None, canary_share=share))
 
 
@@ -29,17 +26,21 @@ def shadow(version: int, share: float) -> None:
     """Send a version a copy of this share of the predictions; 0 ends it.
 
     Raises:
-        InputError: it is not verified, not loaded everywhere, or the champion itself.
+        InputError: as of `canary`.
     """
-    _require_ready(version, share)
-    gateway.put(replace(traffic.read(), shadow=version if share else None, shadow_share=share))
+    current = _checked("shadow", version, share)
+    gateway.put(replace(current, shadow=version if share else None, shadow_share=share))
 
 
-def _require_ready(version: int, share: float) -> None:
+def _checked(role: str, version: int, share: float) -> traffic.Traffic:
+    """The traffic in force, if the version may have that share of it."""
+    current = traffic.read()
     if share == 0:
-        return
+        if (other := getattr(current, role)) not in (version, None):
+            raise InputError(f"the {role} is version {other}", where="the gateway", cure="name that one")
+        return current
     publish.require_verified(version)
-    if traffic.read().stable in (version, None):
+    if current.stable in (version, None):
         raise InputError(
             f"version {version} is the champion, or there is none to compare it with",
             where="the gateway",
@@ -50,3 +51,4 @@ def _require_ready(version: int, share: float) -> None:
             state = backend.states().get(version)
         if state is None or state.state != "AVAILABLE":
             raise InputError(f"version {version} is not loaded", where=url, cure="publish it first")
+    return current

@@ -121,13 +121,13 @@ def main(interval: int | None) -> int:
         print("nothing to do: every exposure is attributed")
         return 0
     dataset, spark = load(settings().dataset_path), session("attribute")
+    # Before reading, so that what arrives meanwhile is found again next time.
+    made_of, num_shown = pending.attribution_states(), storage.rows(EXPOSURES)
     for each in todo:
-        shown = storage.rows(EXPOSURES).get(each, 0)
-        if not shown:
+        if each not in made_of:
             print(f"nothing to do: no exposures in interval {each}")
             continue
-        state = {str(each): pending.attribution_state(each)}
-        states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | state
+        states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {str(each): made_of[each]}
         rows = attributions(
             storage.read(spark, EXPOSURES).where(F.col("interval") == each),
             storage.read(spark, SILVER_EVENTS),
@@ -137,7 +137,7 @@ def main(interval: int | None) -> int:
             k=settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})
-        say(f"interval {each}: {shown:,} lists attributed")
+        say(f"interval {each}: {num_shown[each]:,} lists attributed")
     return 0
 
 

@@ -21,6 +21,7 @@ from spark_jobs import storage
 from spark_jobs.parsing import interval_time
 from spark_jobs.pseudonyms import pseudonym_of, without_erased
 from spark_jobs.session import say, session
+from spark_jobs.staging import CORRUPT
 
 KEPT_S = 60
 """For how long a file that has landed is kept, in case the gateway was slow to leave it."""
@@ -54,7 +55,7 @@ def exposures(lines: DataFrame, dataset: Dataset) -> DataFrame:
     """EXPOSURES rows of the gateway's log: one for each list of an answer.
 
     Args:
-        lines: rows as the gateway writes them; those that could not be read have no request id.
+        lines: rows as the gateway writes them.
     """
     answer = F.from_json("response", _RESPONSE)
     columns = F.arrays_zip(
@@ -62,10 +63,8 @@ def exposures(lines: DataFrame, dataset: Dataset) -> DataFrame:
     )  # of a request in columns
     lists = F.coalesce(answer["predictions"], columns.cast(f"array<{_LIST}>"))
     several = F.size("lists") > 1
-    each = (
-        lines.where("request_id IS NOT NULL")
-        .withColumn("lists", lists)
-        .select("*", several.alias("several"), F.posexplode("lists").alias("place", "list"))
+    each = lines.withColumn("lists", lists).select(
+        "*", several.alias("several"), F.posexplode("lists").alias("place", "list")
     )
     served_at = F.coalesce("replayed_at", "served_at").try_cast("timestamp")
     user_id = _stored(F.get("user_ids", "place"), dataset.personal_user_id)
@@ -113,15 +112,18 @@ def land(dataset: Dataset) -> int:
 
 
 def _land(spark: SparkSession, new: list[Path], found: dict[str, int], dataset: Dataset) -> int:
-    lines = spark.read.schema(_LINE).json([str(path) for path in new])
-    rows = without_erased(exposures(lines, dataset)).persist()
-    unreadable = lines.where("request_id IS NULL").count()
+    # Spark fills in what it can of a line that was torn by a kill: only this column says that it was.
+    lines = spark.read.schema(f"{_LINE}, {CORRUPT} string").json([str(path) for path in new]).persist()
+    is_torn = F.col(CORRUPT).isNotNull()
+    rows = without_erased(exposures(lines.where(~is_torn), dataset)).persist()
+    unreadable = lines.where(is_torn).count()
     intervals = [row["interval"] for row in rows.select("interval").distinct().collect()]
     there = storage.read(spark, EXPOSURES).where(F.col("interval").isin(intervals)).select("request_id")
     fresh = rows.join(there, "request_id", "left_anti") if intervals else rows
     before = storage.total_rows(EXPOSURES)
     storage.add(fresh.coalesce(1), EXPOSURES, record={"files": found})
     rows.unpersist()
+    lines.unpersist()
     num_rows = storage.total_rows(EXPOSURES) - before
     say(f"{EXPOSURES.name}: {num_rows:,} rows landed, {unreadable} lines that could not be read")
     return num_rows

@@ -161,18 +161,20 @@ def features(coming: int | None = None) -> Features:
     )
 
 
-def attribution_state(interval: int) -> str:
-    """What the attributions of an interval are made of: its files of exposures and of silver."""
-    made_of = [sorted(storage.files(table).get(interval, ())) for table in (EXPOSURES, SILVER_EVENTS)]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+def attribution_states() -> dict[int, str]:
+    """What the attributions of each interval with exposures are made of: its files of exposures and of silver."""
+    shown, silver = storage.files(EXPOSURES), storage.files(SILVER_EVENTS)
+    made_of = {interval: [sorted(files), sorted(silver.get(interval, ()))] for interval, files in shown.items()}
+    return {interval: hashlib.sha256(json.dumps(files).encode()).hexdigest() for interval, files in made_of.items()}
 
 
 def attribute() -> list[int]:
     """Intervals that have exposures and silver events, and attributions that are missing or made of others."""
-    shown, there = storage.files(EXPOSURES), storage.files(SILVER_EVENTS)
-    done = storage.recorded(ATTRIBUTIONS).get("intervals", {})
+    there, done = storage.files(SILVER_EVENTS), storage.recorded(ATTRIBUTIONS).get("intervals", {})
     return sorted(
-        interval for interval in shown if interval in there and done.get(str(interval)) != attribution_state(interval)
+        interval
+        for interval, state in attribution_states().items()
+        if interval in there and done.get(str(interval)) != state
     )
 
 

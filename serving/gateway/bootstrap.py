@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from contracts.exposures import admin_socket, current_log
 from contracts.names import MODEL
 from contracts.settings import Settings
-from serving.gateway.routes import DECIDED, FILTER, MODEL_CLUSTER, NOWHERE_CLUSTER, ROUTES, SHADOW_CLUSTER
+from serving.gateway.routes import DECIDED, FILTER, MODEL_CLUSTER, NOWHERE_CLUSTER, OURS, ROUTES, SHADOW_CLUSTER, typed
 
-OURS = "cartwheel"
+JWT_FILTER = "envoy.filters.http.jwt_authn"
 HEADERS_TIMEOUT_S, BODY_TIMEOUT_S, IDLE_TIMEOUT_S = 5, 10, 300
 MAX_CONNECTIONS, MAX_REQUESTS, MAX_PENDING = 10_000, 256, 128
 HEAP_MIB = 512
@@ -29,12 +29,8 @@ end
 """
 
 
-def _typed(kind: str, **values: Any) -> dict[str, Any]:
-    return {"@type": f"type.googleapis.com/envoy.{kind}"} | values
-
-
 def _extension(name: str, kind: str, **values: Any) -> dict[str, Any]:
-    return {"name": name, "typed_config": _typed(kind, **values)}
+    return {"name": name, "typed_config": typed(kind, **values)}
 
 
 def bootstrap(settings: Settings) -> dict[str, Any]:
@@ -53,14 +49,12 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
     if settings.gateway_otlp_url:
         clusters.append(_collector_cluster(settings.gateway_otlp_url))
     return {
-        "node": {"id": "cartwheel-gateway", "cluster": "cartwheel"},
+        "node": {"id": "cartwheel-gateway", "cluster": OURS},
         # Whoever reaches it can stop Envoy: a socket that only the owner's account can open.
         "admin": {"address": {"pipe": {"path": str(admin_socket()), "mode": 0o600}}},
         "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload_manager(),
-        "stats_config": {
-            "histogram_bucket_settings": [{"match": {"prefix": "cartwheel"}, "buckets": LATENCY_BUCKETS_MS}]
-        },
+        "stats_config": {"histogram_bucket_settings": [{"match": {"prefix": OURS}, "buckets": LATENCY_BUCKETS_MS}]},
     }
 
 
@@ -85,17 +79,12 @@ def jwt_discovery(jwks: str) -> dict[str, Any]:
         "jwt_cache_config": {"jwt_cache_size": 1000},
         "clock_skew_seconds": 5,
     }
-    config = _typed(
+    config = typed(
         "extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         providers={OURS: provider},
         rules=[{"match": {"prefix": "/v1/"}, "requires": {"provider_name": OURS}}],
     )
-    extension = {
-        "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
-        "name": "envoy.filters.http.jwt_authn",
-        "typed_config": config,
-    }
-    return {"resources": [extension]}
+    return {"resources": [typed("config.core.v3.TypedExtensionConfig", name=JWT_FILTER, typed_config=config)]}
 
 
 def _gateway_listener(settings: Settings) -> dict[str, Any]:
@@ -129,7 +118,7 @@ def certificate_discovery(folder: Path) -> dict[str, Any]:
     """The secret that names `tls.crt` and `tls.key` of a folder, read again when that folder changes."""
     return {
         "resources": [
-            _typed(
+            typed(
                 "extensions.transport_sockets.tls.v3.Secret",
                 name="gateway",
                 tls_certificate={
@@ -205,7 +194,7 @@ def _filters(settings: Settings) -> list[dict[str, Any]]:
         cluster_min_healthy_percentages={MODEL_CLUSTER: {"value": 1}},
     )
     tokens = {
-        "name": "envoy.filters.http.jwt_authn",
+        "name": JWT_FILTER,
         "config_discovery": {
             "config_source": _by_file(jwt_path(settings)),
             "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"],
@@ -218,7 +207,7 @@ def _filters(settings: Settings) -> list[dict[str, Any]]:
     }
     client = {
         "descriptor_key": "client",
-        "metadata_key": {"key": "envoy.filters.http.jwt_authn", "path": [{"key": "claims"}, {"key": "sub"}]},
+        "metadata_key": {"key": JWT_FILTER, "path": [{"key": "claims"}, {"key": "sub"}]},
     }
     enabled = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
     limit = _extension(
@@ -421,7 +410,7 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
             ]
         },
         "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _typed(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
                 "extensions.upstreams.http.v3.HttpProtocolOptions", **options
             )
         },

@@ -191,7 +191,6 @@ function envoy_on_request(handle)
     return refuse(handle, "404", "no version is " .. arm .. ": deploy one, or ask for another")
   end
   headers:replace(":path", target .. query)
-  headers:replace("x-cartwheel-arm", arm)
   headers:replace("x-cartwheel-decided", "1")
   headers:remove("authorization")
   if traffic.shadow then headers:replace("x-cartwheel-shadow", string.format("%d", traffic.shadow)) end

@@ -84,7 +84,7 @@ def initialise() -> None:
 def rendered(state: Traffic) -> dict[str, Any]:
     """The whole configuration in one piece, with the routes in it, as nothing but a check or a person needs it."""
     whole = bootstrap.bootstrap(settings())
-    (resource,) = json.loads(traffic.render(state))["resources"]
+    (resource,) = traffic.rendered(state)["resources"]
     manager = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     del manager["rds"]
     manager["route_config"] = {name: value for name, value in resource.items() if name != "@type"}
@@ -118,7 +118,7 @@ def put(state: Traffic) -> None:
         InputError: Envoy refuses it, or a running gateway does not take it; what was there before is left or put back.
     """
     path = traffic.traffic_path()
-    before = path.read_text(encoding="utf-8") if path.exists() else traffic.render(Traffic())
+    before = path.read_text(encoding="utf-8") if path.exists() else json.dumps(traffic.rendered(Traffic()))
     validate(state)
     traffic.write(state)
     if not _follows(state):
@@ -132,7 +132,7 @@ def put(state: Traffic) -> None:
 
 def _follows(state: Traffic) -> bool:
     """Whether the gateway has these routes in time. Nobody there counts as yes."""
-    wanted = json.loads(traffic.render(state))["version_info"]
+    wanted = traffic.rendered(state)["version_info"]
     end_s = time.monotonic() + SWAP_DEADLINE_S
     try:
         with admin(timeout_s=SWAP_DEADLINE_S) as gateway:

@@ -14,25 +14,26 @@ DECIDED = "x-cartwheel-decided"
 """The header by which the filter says that it has chosen a version. Without, no request reaches a model."""
 MODEL_CLUSTER, SHADOW_CLUSTER, NOWHERE_CLUSTER = "model", "shadow", "nowhere"
 FILTER = "envoy.filters.http.lua"
-_TYPE = "type.googleapis.com/"
 _MILLION = 1_000_000
+
+
+def typed(kind: str, **values: Any) -> dict[str, Any]:
+    """A message that says of what type of Envoy's it is."""
+    return {"@type": f"type.googleapis.com/envoy.{kind}"} | values
 
 
 def discovery(state: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """The `DiscoveryResponse` with all routes; its version is the hash of what it holds."""
     routes = route_configuration(state, settings)
     revision = hashlib.sha256(json.dumps(routes, sort_keys=True).encode()).hexdigest()[:16]
-    return {
-        "version_info": revision,
-        "resources": [{"@type": f"{_TYPE}envoy.config.route.v3.RouteConfiguration"} | routes],
-    }
+    return {"version_info": revision, "resources": [typed("config.route.v3.RouteConfiguration", **routes)]}
 
 
 def state(response: dict[str, Any]) -> dict[str, Any]:
     """The state that `discovery` was given."""
     (host,) = response["resources"][0]["virtual_hosts"]
-    kept = next(route for route in host["routes"] if "metadata" in route)["metadata"]["filter_metadata"][FILTER]
-    return {name: int(value) if name in ("stable", "canary", "shadow") else value for name, value in kept.items()}
+    metadata = next(route["metadata"] for route in host["routes"] if "metadata" in route)
+    return dict(metadata["filter_metadata"][FILTER])
 
 
 def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -57,9 +58,7 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
             "retry_host_predicate": [
                 {
                     "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {
-                        "@type": f"{_TYPE}envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-                    },
+                    "typed_config": typed("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"),
                 }
             ],
             "host_selection_retry_max_attempts": 3,
@@ -88,12 +87,12 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
 
 def _cors(settings: Settings) -> dict[str, Any]:
     origins = [origin.strip() for origin in settings.gateway_cors_origins.split(",") if origin.strip()]
-    return {
-        "@type": f"{_TYPE}envoy.extensions.filters.http.cors.v3.CorsPolicy",
-        "allow_origin_string_match": [{"exact": origin} for origin in origins],
-        "allow_methods": "GET, POST",
-        "allow_headers": "authorization, content-type",
-        "expose_headers": "x-request-id, x-cartwheel-arm, x-cartwheel-model-version, x-cartwheel-fallback",
-        "max_age": "600",
-        "forward_not_matching_preflights": False,
-    }
+    return typed(
+        "extensions.filters.http.cors.v3.CorsPolicy",
+        allow_origin_string_match=[{"exact": origin} for origin in origins],
+        allow_methods="GET, POST",
+        allow_headers="authorization, content-type",
+        expose_headers="x-request-id, x-cartwheel-arm, x-cartwheel-model-version, x-cartwheel-fallback",
+        max_age="600",
+        forward_not_matching_preflights=False,
+    )

@@ -20,6 +20,7 @@ from contracts.errors import InputError
 from contracts.files import locked, read_json, write_json
 from contracts.settings import settings
 from serving.gateway import bootstrap
+from serving.gateway.routes import OURS
 
 PREDICT, ADMIN = "predict", "admin"
 SCOPES = (PREDICT, ADMIN)
@@ -65,7 +66,7 @@ def issue(client: str, scope: str = PREDICT, *, lifetime_s: float = 90 * DAY_S) 
         )
     key, private = _generated(client, scope, lifetime_s)
     _change(lambda kept: [*kept, key])
-    claims = {"iss": bootstrap.OURS, "sub": client, "scope": scope, "iat": int(time.time()), "exp": key.expires_s}
+    claims = {"iss": OURS, "sub": client, "scope": scope, "iat": int(time.time()), "exp": key.expires_s}
     return jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": key.kid})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.errors import InputError
-from contracts.files import write_text
+from contracts.files import write_json
 from contracts.settings import settings
 from serving.gateway import routes
 
@@ -81,11 +81,11 @@ def read() -> Traffic:
         ) from None
 
 
-def render(traffic: Traffic) -> str:
+def rendered(traffic: Traffic) -> dict[str, Any]:
     """The file's content: a discovery response of Envoy's, with the state as metadata of its routes."""
-    return json.dumps(routes.discovery(asdict(traffic), settings()), indent=1) + "\n"
+    return routes.discovery(asdict(traffic), settings())
 
 
 def write(traffic: Traffic) -> None:
     """Put a state into force, in one rename. Envoy follows within milliseconds, and requests under way end as they are."""
-    write_text(traffic_path(), render(traffic))
+    write_json(traffic_path(), rendered(traffic))

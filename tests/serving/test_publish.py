@@ -165,6 +165,43 @@ def test_publish_promote_roll_back(shop: Shop) -> None:
     assert shop.served() == 3.5
 
 
+def test_a_share_of_the_traffic(shop: Shop) -> None:
+    """Only a version that is verified and loaded gets one, beside the champion; unloaded or promoted, it has none."""
+    champion = shop.aliases()[CHAMPION]
+
+    def traffic() -> dict[str, Any]:
+        return json.loads(shop.verb("status").stdout)["traffic"]
+
+    version = shop.register(5)
+    share = ("--version", str(version), "--share", "0.25")
+    assert "is not verified" in shop.verb("canary", *share, code=2).stderr
+    shop.verb("publish", "--version", str(version))
+    assert "is not verified" in shop.verb("shadow", *share, code=2).stderr
+    shop.verb("verify", "--version", str(version))
+    shop.verb("canary", *share)
+    shop.verb("shadow", *share)
+    given = {"stable": champion, "canary": version, "canary_share": 0.25, "shadow": version, "shadow_share": 0.25}
+    assert traffic() == given | {"popular": traffic()["popular"]}
+    assert "the champion" in shop.verb("canary", "--version", str(champion), "--share", "0.1", code=2).stderr
+    for role in ("canary", "shadow"):
+        other = ("--version", str(champion), "--share", "0")
+        assert f"the {role} is version {version}" in shop.verb(role, *other, code=2).stderr
+    shop.verb("shadow", "--version", str(version), "--share", "0")
+    assert traffic() == given | {"shadow": None, "shadow_share": 0.0, "popular": traffic()["popular"]}
+
+    another = shop.register(6)
+    shop.verb("publish", "--version", str(another))  # which unloads the canary
+    assert (traffic()["canary"], traffic()["canary_share"]) == (None, 0.0)
+    assert "is not loaded" in shop.verb("canary", *share, code=2).stderr
+    shop.verb("verify", "--version", str(another))
+    shop.verb("canary", "--version", str(another), "--share", "0.5")
+    shop.verb("promote", "--version", str(another))
+    assert traffic() == {
+        "stable": another, "canary": None, "canary_share": 0.0, "shadow": None, "shadow_share": 0.0,
+        "popular": json.dumps({"items": ["\ufffda", "\ufffdb", "\ufffdc"], "scores": json.loads(traffic()["popular"])["scores"]}),
+    }  # fmt: skip
+
+
 def test_killed_anywhere_and_run_again(shop: Shop) -> None:
     """A run killed between any two steps is completed by running it again, and served requests never notice."""
     previous = shop.aliases()[CHAMPION]

@@ -25,15 +25,23 @@ def aged() -> None:
         os.utime(path, (0, 0))
 
 
-def test_one_row_for_each_list(copied_shop: Any) -> None:
+def test_one_row_for_each_list(copied_shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Of several users each has a row; a replayed request stands for its own time, another for when it was served."""
+    torn_late = json.dumps(
+        {
+            "request_id": "r8",
+            "response": json.dumps({"predictions": [{"items": ["a"], "scores": [1.0]}]}),
+            "served_at": "2026-01-01T00:00:00Z",
+            "user_ids": ["ann"],
+        }
+    )[:-5]
     copied_shop.log_exposures(
         ONE | {"request_id": "r1", "user_id": "ann"},
         ONE | {"request_id": "r2", "user_ids": ["ann", "bob"]},
         ONE | {"request_id": "r3", "user_id": "eve", "fallback": "popular", "arm": None},
         ONE | {"request_id": "r4", "user_id": None},
         ONE | {"request_id": "r5", "user_id": "bob", "served_at": None},
-        torn='{"request_id": "r6", "user_',
+        torn='{"request_id": "r6", "user_\n' + torn_late + "\n",
     )
     path = log.current_log()
     columnar = {"items": [["bread"], ["apple"]], "scores": [[2.0], [1.0]]}
@@ -44,6 +52,7 @@ def test_one_row_for_each_list(copied_shop: Any) -> None:
     path.write_text(json.dumps(line) + "\n" + path.read_text())
     assert exposures.waiting()
     assert exposures.land(copied_shop.dataset) == 8
+    assert "8 rows landed, 2 lines that could not be read" in capsys.readouterr().out
     both = ["bread", "apple"]
     served_today = (datetime(2026, 1, 1) - datetime(2024, 1, 1)).days + 1
     assert copied_shop.values(EXPOSURES, *COLUMNS) == sorted(
