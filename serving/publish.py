@@ -111,9 +111,11 @@ def verify(version: int) -> dict[str, Any]:
 
 
 def _load(wanted: Desired) -> None:
-    """Have the model servers load these versions and no others; none that goes is asked any more."""
+    """Have the model servers load these versions, and keep the one that answers; none that goes is asked any more."""
     asked = kept = traffic.read()
-    for version in asked.versions - {*wanted.versions, asked.stable}:
+    if asked.stable is not None:  # a promotion that broke off has left it so
+        wanted = Desired((*wanted.versions, asked.stable), wanted.labels)
+    for version in asked.versions - set(wanted.versions):
         kept = kept.without(version)
     if kept != asked:
         gateway.put(kept)

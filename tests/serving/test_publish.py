@@ -256,6 +256,21 @@ def test_a_promotion_that_broke_off_is_undone(shop: Shop, step: str, again: str 
     shop.verb("rollback", code=NOTHING_TO_DO)
 
 
+def test_what_answers_stays_loaded_when_another_is_published(shop: Shop) -> None:
+    """A promotion broke off after the gateway had turned to it, and the next challenger comes before it is gone on with."""
+    version = shop.register(7)
+    shop.verb("publish", "--version", str(version))
+    shop.verb("verify", "--version", str(version))
+    shop.killed_at("publish._load", "promote", "--version", str(version))
+    another = shop.register(4)
+    shop.verb("publish", "--version", str(another))
+    assert shop.asked() == (version, 3.7)
+    shop.verb("verify", "--version", str(another))
+    shop.verb("promote", "--version", str(another))
+    assert (shop.asked(), shop.served()) == ((another, 3.4), 3.4)
+    assert str(version) not in shop.on_disk()
+
+
 def test_a_candidate_whose_verification_broke_off(shop: Shop) -> None:
     """A candidate that could not be verified, since the endpoint failed, does not stay loaded; it is pending still."""
     version = shop.register(7)
