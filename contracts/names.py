@@ -16,6 +16,9 @@ TRAIN_RECOMMENDER = "train_recommender"
 DEPLOY_RECOMMENDER = "deploy_recommender"
 MONITOR_RECOMMENDER = "monitor_recommender"
 DAGS = (INGEST_EVENTS, BUILD_FEATURES, TRAIN_RECOMMENDER, DEPLOY_RECOMMENDER, MONITOR_RECOMMENDER)
+"""The loop, in its order."""
+ROLLBACK_RECOMMENDER = "rollback_recommender"
+"""For a person; not part of the loop."""
 
 NOTHING_TO_DO = 99
 """Exit status of a command that found nothing to do; Airflow shows the task as skipped."""

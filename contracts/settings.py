@@ -7,11 +7,12 @@ repository's root. `.env.example` and the table in the README are generated from
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -27,6 +28,9 @@ def _numbers(value: Any) -> Any:
     return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...], NoDecode, BeforeValidator(_numbers), Field(min_length=1)
+]
 Numbers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_numbers)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -67,6 +71,9 @@ class Settings(BaseSettings):
     mlflow_link: str = Field("", description="Where a browser finds MLflow, if not at the address that programs use.")
     serving_url: str = Field(
         "", description="REST addresses of outside TF Servings instead of the local one, separated by commas."
+    )
+    serving_ca_file: str = Field(
+        "", description="Authorities (PEM) that sign the certificates of TF Servings at https. Empty: the system's."
     )
 
     # The gateway
@@ -129,6 +136,41 @@ class Settings(BaseSettings):
     gate_max_model_mib: int = Field(512, ge=1, description="Largest SavedModel that may be deployed.")
     gate_max_latency_ms: float = Field(
         100.0, gt=0, description="Largest median time of one prediction of the exported model."
+    )
+
+    # Rollout
+    rollout_shadow_share: float = Field(
+        0.1, ge=0, le=1, description="Share of predictions that a new version gets a copy of first. 0: none."
+    )
+    rollout_shares: Shares = Field(
+        (0.01, 0.1, 0.5), description="Shares of the users that a new version answers, one after the other."
+    )
+    rollout_min_requests: int = Field(
+        100, ge=1, description="Predictions that a new version must have made at each share."
+    )
+    rollout_confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="Confidence with which a new version is found to be worse, or not much worse."
+    )
+    rollout_max_lost_hit_rate: float = Field(
+        0.05, gt=0, lt=1, description="How much lower than the champion's the new version's live hit_rate_at_10 may be."
+    )
+    rollout_max_latency_ratio: float = Field(
+        2.0, gt=1, description="How many times as slow as the champion the new version may be."
+    )
+    rollout_patience_h: float = Field(24.0, ge=0, description="Hours after which a share counts as undecided.")
+    rollout_undecided: Literal["promote", "reject", "wait"] = Field(
+        "promote",
+        description="What becomes of a version of which nothing bad is known, but not enough: promote, reject or wait.",
+    )
+    rollout_max_memory_mib: int = Field(
+        4096, ge=1, description="Most memory that a model server may take that has nothing but the version loaded."
+    )
+
+    rollout_bake_minutes: float = Field(
+        30.0, ge=0, description="How long a new champion is watched, and rolled back by itself if it fails."
+    )
+    rollout_approval: bool = Field(
+        False, description="Whether a person must approve, in Airflow, before a new version becomes the champion."
     )
 
     # Monitoring
@@ -275,3 +317,13 @@ def settings() -> Settings:
             where="the environment or .env",
             cure=f"give it a value that fits: {Settings.model_fields[name].description}",
         ) from None
+
+
+def actor() -> str:
+    """Who runs this, for records of what was done: the task of Airflow, else the account."""
+    if dag := os.environ.get("AIRFLOW_CTX_DAG_ID"):
+        return f"Airflow, {dag} {os.environ.get('AIRFLOW_CTX_DAG_RUN_ID', '')}".strip()
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's account without a name
+        return f"account {os.getuid()}"

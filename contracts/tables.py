@@ -286,6 +286,9 @@ EXPOSURES = Table(
         Column("client", "string", "who asked, by its token", nullable=True),
         Column("arm", "string", "stable or canary as the gateway chose; pinned where the request named a version"),
         Column("model_version", "int", "null: no model answered, and what is popular was shown", nullable=True),
+        Column(
+            "step", "int", "of the rollout, by the number of its change: the shares it was chosen by", nullable=True
+        ),
         Column("items", "array<string>", "as shown, best first"),
         Column("scores", "array<double>"),
         Column("latency_ms", "double", "in the gateway, from the request's first byte to the answer's last", minimum=0),

@@ -1,4 +1,4 @@
-"""`python -m serving VERB`: publish, verify, promote and roll back versions; share out traffic; tokens; start-up."""
+"""`python -m serving VERB`: bring versions into service, and back; tokens; start-up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,10 +14,11 @@ import typer
 from contracts.errors import reported
 from contracts.names import NOTHING_TO_DO
 from serving import command as server
-from serving import publish as deployment
-from serving import split
 from serving.gateway import process as gateway
 from serving.gateway import tokens, traffic
+from serving.rollout import control, history
+from serving.rollout.document import CANARY, SHADOW
+from serving.rollout.endpoint import DEADLINE_S, DeploymentError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 token = typer.Typer(help="Who may ask the gateway.", no_args_is_help=True)
@@ -25,11 +27,20 @@ Version = Annotated[int, typer.Option(min=1, help="Registered version in MLflow.
 Share = Annotated[float, typer.Option(min=0, max=1, help="Share of it, from 0 to 1.")]
 Deadline = Annotated[float, typer.Option(min=0, help="Longest wait for the endpoint, in seconds.")]
 
+Why = Annotated[str, typer.Option(help="For the history.")]
+
+
+class Role(StrEnum):
+    """How a challenger meets traffic."""
+
+    SHADOW = SHADOW
+    CANARY = CANARY
+
 
 @app.command()
 def pending() -> None:
-    """Print the challenger that waits for deployment; exit 99 when there is none."""
-    version = deployment.pending()
+    """Print the version that is on its way, else the challenger that may set out; exit 99 when there is neither."""
+    version = control.pending()
     if version is None:
         print("nothing to deploy", file=sys.stderr)
         raise typer.Exit(NOTHING_TO_DO)
@@ -37,34 +48,80 @@ def pending() -> None:
 
 
 @app.command()
-def publish(version: Version, deadline_s: Deadline = deployment.DEADLINE_S) -> None:
-    """Load a version beside the champion, labelled canary."""
-    with deployment.exclusive():
-        deployment.publish(version, deadline_s=deadline_s)
+def stage(
+    version: Version, again: Annotated[bool, typer.Option("--again", help="Also one that was rejected.")] = False
+) -> None:
+    """Bring a version's files beside those that serve, complete and checked."""
+    with control.exclusive():
+        control.stage(version, again=again)
 
 
 @app.command()
-def verify(version: Version) -> None:
-    """Replay the golden requests at a published version."""
-    with deployment.exclusive():
-        print(json.dumps(deployment.verify(version)))
+def validate(version: Version, deadline_s: Deadline = DEADLINE_S) -> None:
+    """Try a staged version in a model server of its own: warm-up, golden requests, latency, memory."""
+    control.validate(version, deadline_s=deadline_s)
 
 
 @app.command()
-def promote(version: Version, deadline_s: Deadline = deployment.DEADLINE_S) -> None:
-    """Make a verified version the champion."""
-    with deployment.exclusive():
-        deployment.promote(version, deadline_s=deadline_s)
+def load(version: Version, deadline_s: Deadline = DEADLINE_S) -> None:
+    """Load a validated version on every model server, labelled canary; it has no traffic yet."""
+    with control.exclusive():
+        control.load(version, deadline_s=deadline_s)
+
+
+@app.command()
+def shadow(version: Version, share: Share) -> None:
+    """Send a loaded version a copy of a share of the predictions and throw its answers away."""
+    with control.exclusive():
+        control.shadow(version, share)
+
+
+@app.command()
+def canary(version: Version, share: Share) -> None:
+    """Let a loaded version answer a share of the users, always the same ones."""
+    with control.exclusive():
+        control.canary(version, share)
+
+
+@app.command()
+def advance(version: Version, to: Annotated[Role, typer.Option(help="How far.")]) -> None:
+    """Take a loaded version through its time as shadow or canary, as far as it goes now; exit 99 to ask again later."""
+    with control.exclusive():
+        if not control.advance(version, to.value):
+            raise typer.Exit(NOTHING_TO_DO)
+
+
+@app.command()
+def promote(version: Version, why: Why = "", deadline_s: Deadline = DEADLINE_S) -> None:
+    """Make a loaded version the champion; the one before stays loaded."""
+    with control.exclusive():
+        control.promote(version, why=why, deadline_s=deadline_s)
+
+
+@app.command()
+def bake(version: Version) -> None:
+    """Watch a new champion, and roll it back if it fails where the one before does not; exit 99 to ask again later."""
+    with control.exclusive():
+        if not control.bake(version):
+            raise typer.Exit(NOTHING_TO_DO)
+
+
+@app.command()
+def reject(version: Version, why: Why = "asked for") -> None:
+    """End a version's way; it does not come again by itself."""
+    with control.exclusive():
+        control.reject(version, why)
 
 
 @app.command()
 def rollback(
     to: Annotated[int | None, typer.Option(min=1, help="Version to go back to; the previous one by default.")] = None,
-    deadline_s: Deadline = deployment.DEADLINE_S,
+    why: Why = "asked for",
+    deadline_s: Deadline = DEADLINE_S,
 ) -> None:
-    """Go back to the previous champion, or a named version; exit 99 when that was done already."""
-    with deployment.exclusive():
-        version = deployment.rollback(to, deadline_s=deadline_s)
+    """Take back what was done last, a canary's traffic or a promotion; exit 99 when that was a rollback already."""
+    with control.exclusive():
+        version = control.rollback(to, why=why, deadline_s=deadline_s)
     if version is None:
         print("rolled back already; name a version with --to to go further", file=sys.stderr)
         raise typer.Exit(NOTHING_TO_DO)
@@ -73,36 +130,32 @@ def rollback(
 
 @app.command()
 def status() -> None:
-    """Print what config, ledger, endpoint and MLflow say, as JSON; in words, what somebody has deleted."""
-    found = deployment.status()
+    """Print what the rollout, endpoints and MLflow say, as JSON; in words, what somebody has deleted."""
+    found = control.status()
     print(json.dumps(found, indent=2))
     for version in found["deleted_in_mlflow"] if isinstance(found["deleted_in_mlflow"], list) else []:
         print(
             f"version {version} was deleted in MLflow: what is loaded serves on from its copy here, but it can neither be "
-            "published again nor judged; train another",
+            "staged again nor judged; train another",
             file=sys.stderr,
         )
 
 
-@app.command()
-def canary(version: Version, share: Share) -> None:
-    """Let a verified version answer a share of the users, always the same ones; 0 ends it."""
-    with deployment.exclusive():
-        split.canary(version, share)
-
-
-@app.command()
-def shadow(version: Version, share: Share) -> None:
-    """Send a verified version a copy of a share of the predictions and throw its answers away; 0 ends it."""
-    with deployment.exclusive():
-        split.shadow(version, share)
+@app.command("history")
+def show_history() -> None:
+    """Print every change of what serves whom: when, what, which version, by whom, why."""
+    for change in history.changes():
+        share = f" at {change.share:.0%}" if change.share else ""
+        why = f": {change.why}" if change.why else ""
+        print(f"{change.number:4}  {change.time}  version {change.version} {change.what}{share}, by {change.who}{why}")
 
 
 @app.command()
 def initialise() -> None:
     """Write the files that model server and gateway need to start; what is there is kept."""
-    with deployment.exclusive():
+    with control.exclusive():
         server.initialise()
+        control.initialise()
         gateway.initialise()
 
 
@@ -166,7 +219,7 @@ def main() -> None:
     with reported():
         try:
             app()
-        except deployment.DeploymentError as error:
+        except DeploymentError as error:
             print(f"cartwheel: deployment refused: {error}", file=sys.stderr)
             sys.exit(1)
 

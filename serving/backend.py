@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import httpx
 
 from contracts.names import MODEL
+from contracts.settings import settings
 from serving.client import Recommendation, RestClient, ServingError
 
 
@@ -28,7 +29,7 @@ class Backend(RestClient):
     """Asks one TensorFlow Serving, at the address of its REST API."""
 
     def __init__(self, url: str, *, deadline_s: float = 5.0) -> None:
-        super().__init__(url, deadline_s=deadline_s, verify=True, headers={})
+        super().__init__(url, deadline_s=deadline_s, verify=settings().serving_ca_file or True, headers={})
 
     def recommend(self, user_ids: Sequence[str], *, version: int) -> list[Recommendation]:
         """What a version recommends to each user, in their order."""

@@ -34,8 +34,13 @@ def initialise() -> None:
         write_text(monitoring_config_path(), f'prometheus_config {{ enable: true, path: "{METRICS_PATH}" }}\n')
 
 
-def server_command() -> list[str]:
+def server_command(
+    *, config: Path | None = None, rest_port: int | None = None, socket: Path | None = None
+) -> list[str]:
     """argv of the model server: the configured one, that on the PATH, else our local one.
+
+    Args:
+        config: instead of the one that serves, as are `rest_port` and `socket`.
 
     Mind that `tensorflow_model_server` listens for REST on all interfaces whatever `CARTWHEEL_HOST` says.
 
@@ -46,9 +51,9 @@ def server_command() -> list[str]:
         # gRPC knows no login, and whoever reaches it may change what is served: no port, but a socket of our own folder.
         # Without either, TensorFlow Serving does not start (tensorflow/serving#1790).
         "--port=0",
-        f"--grpc_socket_path={grpc_socket()}",
-        f"--rest_api_port={settings().rest_port}",
-        f"--model_config_file={desired.config_path()}",
+        f"--grpc_socket_path={socket or grpc_socket()}",
+        f"--rest_api_port={rest_port or settings().rest_port}",
+        f"--model_config_file={config or desired.config_path()}",
         "--model_config_file_poll_wait_seconds=1",
         "--max_num_load_retries=1",
         "--load_retry_interval_micros=1000000",

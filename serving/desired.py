@@ -30,13 +30,6 @@ class Desired:
     def stable(self) -> int | None:
         return self.labels.get(STABLE)
 
-    def without(self, version: int) -> Desired:
-        """The same with neither the version nor its labels."""
-        return Desired(
-            tuple(kept for kept in self.versions if kept != version),
-            {label: kept for label, kept in self.labels.items() if kept != version},
-        )
-
 
 def config_path() -> Path:
     return settings().serving_dir / "models.config"

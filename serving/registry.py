@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,28 @@ def deployable(version: int) -> str:
     return str(found.source)
 
 
+def origin(version: int) -> dict[str, str]:
+    """What a version was made of, for the history: its run, data, code. A version that is deleted has no origin.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = versions().get(version)
+    if found is None:
+        return {}
+    made_of = {"run_id": str(found.run_id)} | {
+        name: found.tags[name] for name in ("as_of", "dataset") if name in found.tags
+    }
+    try:
+        tags = _client().get_run(found.run_id).data.tags
+    except MlflowException:  # the run is deleted, or has never been one
+        return made_of
+    wanted = {name: value for name, value in tags.items() if name.startswith("data.") or name == "requested_by"}
+    return made_of | wanted | {"commit": tags.get("mlflow.source.git.commit", "")}
+
+
 def move_alias(alias: str, version: int) -> None:
     """Point an alias at a version, unless it does already; at nothing, if somebody has deleted that version.
 
@@ -91,12 +113,12 @@ def move_alias(alias: str, version: int) -> None:
             _client().set_registered_model_alias(MODEL, alias, str(version))
 
 
-def drop_alias(alias: str, version: int) -> None:
-    """Delete an alias if it points at that version; a newer one keeps it.
+def drop_alias(alias: str, versions: Collection[int]) -> None:
+    """Delete an alias if it points at one of these versions; a newer one keeps it.
 
     Raises:
         InputError: MLflow does not answer.
     """
-    if aliases().get(alias) == version:
+    if aliases().get(alias) in versions:
         with _answering():
             _client().delete_registered_model_alias(MODEL, alias)

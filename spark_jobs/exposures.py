@@ -27,7 +27,7 @@ KEPT_S = 60
 """For how long a file that has landed is kept, in case the gateway was slow to leave it."""
 _LINE = (
     "request_id string, served_at string, replayed_at string, client string, user_ids array<string>, arm string, "
-    "model_version int, fallback string, response string, latency_us bigint"
+    "model_version int, step int, fallback string, response string, latency_us bigint"
 )
 _LIST = "struct<items: array<string>, scores: array<double>>"
 _RESPONSE = (
@@ -81,6 +81,7 @@ def exposures(lines: DataFrame, dataset: Dataset) -> DataFrame:
             "client",
             F.coalesce("arm", F.lit("pinned")).alias("arm"),
             F.when(F.col("fallback").isNull(), F.col("model_version")).alias("model_version"),
+            "step",
             F.col("list.items").alias("items"),
             F.coalesce("list.scores", F.array().cast("array<double>")).alias("scores"),
             F.coalesce(F.col("latency_us") / 1000, F.lit(0.0)).alias("latency_ms"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -11,8 +12,10 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -59,13 +62,21 @@ _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(["serving.__main__", "mlflow"])
 
 
-def run_killed_verb(module: str, *words: str, at: str, environment: dict[str, str]) -> int:
+def run_killed_verb(
+    module: str, *words: str, at: str | Sequence[str], environment: dict[str, str], nth: int = 1
+) -> int:
     """Start `python -m MODULE WORDS` and let it die by -9 where it would call `at`, a function `module.name` of the stage.
+
+    Args:
+        at: or several functions, all of whose calls count.
+        nth: which call it dies of.
 
     Returns:
         The exit status; -9 if it got there.
     """
-    child = _WARM.Process(target=_run_until, args=(module, words, at, environment))
+    child = _WARM.Process(
+        target=_run_until, args=(module, words, [at] if isinstance(at, str) else at, nth, environment)
+    )
     child.start()
     child.join(300)
     child.kill()  # one that hangs is not left behind
@@ -73,9 +84,19 @@ def run_killed_verb(module: str, *words: str, at: str, environment: dict[str, st
     return child.exitcode
 
 
-def _run_until(module: str, words: tuple[str, ...], at: str, environment: dict[str, str]) -> None:
-    name, function = at.rsplit(".", 1)
-    setattr(
-        importlib.import_module(f"{module}.{name}"), function, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    )
+def _run_until(module: str, words: tuple[str, ...], at: Sequence[str], nth: int, environment: dict[str, str]) -> None:
+    calls = itertools.count(1)
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            if next(calls) == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return called
+
+    for each in at:
+        name, function = each.rsplit(".", 1)
+        place = importlib.import_module(f"{module}.{name}")
+        setattr(place, function, dying(getattr(place, function)))
     sys.exit(run_verb(module, *words, environment=environment).returncode)

@@ -34,6 +34,7 @@ PATIENCE_S = 45.0
 """How long after the stage before a DAG may take to be woken by its asset event before we wake it."""
 TRIES = 3
 """How often we wake a DAG that ends without having done what we wait for."""
+SHARE_PATIENCE_S = 90.0
 DEADLINE_S = 6 * 3600.0
 
 
@@ -155,7 +156,22 @@ class Loop:
         """Let every user who is active in the interval ask for recommendations, before what they take arrives."""
         name = f"live traffic of interval {dataset.interval.label(interval)}"
         opening = dataset.moment(dataset.interval.start(interval))
-        self.measured(name, lambda: shoppers.visit(users, self._console, opening, name))
+
+        def visit() -> None:
+            # A version that is on its way gets its next share while shoppers come, as it would in a longer week.
+            num_parts = 1 + (progress.waiting_change() is not None) * (1 + len(settings().rollout_shares))
+            for part in range(1, num_parts + 1):
+                shoppers.visit(users[: len(users) * part // num_parts], self._console, opening, name)
+                if part < num_parts:
+                    self._await_next_share()
+
+        self.measured(name, visit)
+
+    def _await_next_share(self) -> None:
+        """Wait until Airflow has looked at the version that is on its way; it may find that it takes more shoppers."""
+        before, end_s = progress.waiting_change(), time.monotonic() + SHARE_PATIENCE_S
+        while before is not None and progress.waiting_change() == before and time.monotonic() < end_s:
+            time.sleep(1.0)
 
     def train_and_deploy(self, request: dict[str, Any]) -> None:
         """Wait for a requested training and, when its gate lets it pass, for its deployment."""
@@ -166,11 +182,11 @@ class Loop:
         self.stage(f"training {request['key']}", names.TRAIN_RECOMMENDER, lambda: bool(result()))
         trained = result()
         if trained["status"] == "registered":
-            version = int(trained["version"])
+            version = int(trained["version"])  # the first one becomes champion at once
             self.stage(
                 f"deployment of version {version}",
                 names.DEPLOY_RECOMMENDER,
-                lambda: (progress.deployed_version() or 0) >= version,
+                lambda: progress.is_settled(version),
             )
 
 

@@ -45,10 +45,23 @@ def decision(coming: int) -> dict[str, Any]:
 
 
 def deployed_version() -> int | None:
-    """The version of the champion, by the ledger of deployments."""
-    path = settings().serving_dir / "deployments.jsonl"
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return int(json.loads(lines[-1])["version"]) if lines else None
+    """The version of the champion, by the document of the rollout."""
+    champion = read_json(settings().serving_dir / "rollout.json").get("champion")
+    return None if champion is None else int(champion)
+
+
+def is_settled(version: int) -> bool:
+    """Whether deployment has done with a version what it can by itself: made it champion, rejected it, or brought it to
+    where shoppers decide."""
+    rollout = read_json(settings().serving_dir / "rollout.json")
+    waits = rollout.get("challenger") == version and rollout["state"] in ("shadow", "canary")
+    return waits or str(version) in rollout.get("rejected", ()) or (rollout.get("champion") or 0) >= version
+
+
+def waiting_change() -> int | None:
+    """Number of the last change of a version that waits for shoppers as shadow or canary; None when none does."""
+    rollout = read_json(settings().serving_dir / "rollout.json")
+    return int(rollout["change"]["number"]) if rollout.get("state") in ("shadow", "canary") else None
 
 
 def evaluation_of(version: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from contracts.metrics import BASELINES, METRICS, NDCG
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
+from serving.rollout import history
 
 PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
 WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
@@ -98,6 +99,11 @@ def build(
             }
             for interval in live
         },
+        "rollout": [
+            {name: getattr(change, name) for name in ("version", "what", "share", "why", "evidence", "champion")}
+            for change in history.changes()
+            if change.before is not None
+        ],
         "example": shown.get("best"),
         "typical": shown.get("typical"),
         "stages": stages,
@@ -175,6 +181,32 @@ def _list_beside_taken(user: dict[str, Any], which: str) -> Table:
     return table
 
 
+def _rollout(changes: list[dict[str, Any]]) -> Table:
+    table = Table(
+        title="How versions came to their traffic, beside the champion", title_justify="left", title_style="bold"
+    )
+    table.add_column("version")
+    table.add_column("")
+    for name in ("share", "predictions", "failed", "champion's", "hit rate", "champion's"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for change in changes:
+        seen, mark = change["evidence"], MARKS.get(change["what"], "")
+        rates = (seen.get(name) for name in ("hit_rate", "stable_hit_rate"))
+        table.add_row(
+            str(change["version"]),
+            f"{mark}{change['what']}",
+            f"{change['share']:.0%}" if change["share"] else "",
+            *(str(seen.get(name, "")) for name in ("requests", "failed", "stable_failed")),
+            *("" if rate is None else f"{rate:.3f}" for rate in rates),
+            change["why"],
+        )
+    return table
+
+
+MARKS = {"passed": "[green]✓[/] ", "promoted": "[green]✓[/] ", "rejected": "[red]✗[/] ", "rolled back": "[red]✗[/] "}
+
+
 def _times(summary: dict[str, Any]) -> Table:
     table = Table(title="Where the time went", title_justify="left", title_style="bold")
     table.add_column("stage")
@@ -215,6 +247,8 @@ def show(
                 f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n",
                 highlight=False,
             )
+    if summary["rollout"]:
+        console.print(_rollout(summary["rollout"]))
     if summary["example"]:
         console.print(_list_beside_taken(summary["typical"], "whose list is in the middle of all"))
         console.print(_list_beside_taken(summary["example"], "whose list fitted best"))

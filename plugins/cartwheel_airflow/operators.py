@@ -9,6 +9,8 @@ from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.sensors.bash import BashSensor
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
 
 from contracts.names import NOTHING_TO_DO
@@ -21,6 +23,10 @@ DAG_DEFAULTS: dict[str, Any] = {
     "tags": ["cartwheel"],
     "default_args": {"retries": 2, "retry_delay": timedelta(seconds=10), "execution_timeout": timedelta(hours=6)},
 }
+
+POKE_S = 30
+MAX_WAIT = timedelta(days=30)
+"""For what only shoppers or a person can bring about; settings say what becomes of it before."""
 
 HEAVY_POOL_SLOTS = 2
 """Slots of Airflow's pool that a training or a Spark driver takes: of our three, so that no two run at once."""
@@ -50,6 +56,27 @@ def step(task_id: str, *command: str, **options: Any) -> BashOperator:
 def gate(task_id: str, *command: str, **options: Any) -> BashOperator:
     """A step that may forbid what follows. A verdict does not change by asking again, so there are no retries."""
     return step(task_id, *command, retries=0, **options)
+
+
+def wait(task_id: str, *command: str, **options: Any) -> BashSensor:
+    """A gate that asks again, as long as the command ends with status 99; in between it takes no slot."""
+    return BashSensor(
+        task_id=task_id,
+        bash_command=f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join([sys.executable, '-m', *command])}",
+        retry_exit_code=NOTHING_TO_DO,
+        mode="reschedule",
+        poke_interval=POKE_S,
+        timeout=MAX_WAIT.total_seconds(),
+        retries=0,
+        **options,
+    )
+
+
+def approval(task_id: str, question: str) -> ApprovalOperator:
+    """A question to a person, in Airflow's page of required actions; no means that the run ends here."""
+    return ApprovalOperator(
+        task_id=task_id, subject=question, body="Its history: python -m serving history", response_timeout=MAX_WAIT
+    )
 
 
 def spark_job(task_id: str, job: str, *arguments: str, **options: Any) -> SparkSubmitOperator:

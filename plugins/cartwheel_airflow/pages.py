@@ -81,7 +81,7 @@ _PARTS: dict[str, Callable[[], Any]] = {
     "quarantine": status.quarantine,
     "gates": status.gates,
     "decision": status.decision,
-    "champion": status.champion,
+    "rollout": status.rollout,
 }
 
 

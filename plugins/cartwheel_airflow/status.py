@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -111,18 +110,10 @@ def decision() -> dict[str, Any]:
     return {"interval": _label(int(told["interval"])), **told["decision"]}
 
 
-def champion() -> dict[str, Any]:
-    """The last line of the record of deployments; empty when nothing was deployed. A torn line counts as not written."""
-    path = settings().serving_dir / "deployments.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and "version" in found:
-            return found
-    return {}
+def rollout() -> dict[str, Any]:
+    """The document of the rollout: which version serves, which is on its way, and the last change; empty before the first."""
+    found: dict[str, Any] = read_json(settings().serving_dir / "rollout.json")
+    return found
 
 
 def _label(interval: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -267,6 +268,7 @@ def _exposures(settings: Settings) -> dict[str, Any]:
                 "user_ids": _note("users"),
                 "arm": _note("arm"),
                 "model_version": _note("version"),
+                "step": _note("step"),
                 "fallback": "%RESP(X-CARTWHEEL-FALLBACK)%",
                 "response": f"%DYNAMIC_METADATA({OURS}:response)%",
                 "latency_us": "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)%",
@@ -286,10 +288,11 @@ def _exposures(settings: Settings) -> dict[str, Any]:
 
 
 def _measures() -> dict[str, Any]:
-    """Requests and their time by arm, version and status."""
+    """Requests and their time by arm, version, step of the rollout and status."""
     tags = [
         {"name": "arm", "value_format": _note("arm")},
         {"name": "model_version", "value_format": _note("version")},
+        {"name": "step", "value_format": _note("step")},
         {"name": "status", "value_format": "%RESPONSE_CODE%"},
         {"name": "fallback", "value_format": "%RESP(X-CARTWHEEL-FALLBACK)%"},
     ]
@@ -433,11 +436,7 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
             "base_ejection_time": "5s",
             "max_ejection_percent": 50,
         }
-    if any(urlsplit(url).scheme == "https" for url in settings.serving_urls):
-        cluster["transport_socket"] = _extension(
-            "envoy.transport_sockets.tls", "extensions.transport_sockets.tls.v3.UpstreamTlsContext"
-        )
-    return cluster
+    return cluster | _encryption(settings.serving_urls, settings.serving_ca_file)
 
 
 def _collector_cluster(url: str) -> dict[str, Any]:
@@ -446,7 +445,22 @@ def _collector_cluster(url: str) -> dict[str, Any]:
         "type": "STRICT_DNS",
         "connect_timeout": "1s",
         "load_assignment": _assignment("collector", [_url_address(url)]),
-    }
+    } | _encryption([url], "")
+
+
+def _encryption(urls: Sequence[str], authorities: str) -> dict[str, Any]:
+    """TLS where an address asks for it: the certificate must be for that very name, and signed by a known authority."""
+    if all(urlsplit(url).scheme != "https" for url in urls):
+        return {}
+    trusted = {"trusted_ca": {"filename": authorities}} if authorities else {"system_root_certs": {}}
+    context = _extension(
+        "envoy.transport_sockets.tls",
+        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context={"validation_context": trusted},
+        auto_host_sni=True,
+        auto_sni_san_validation=True,
+    )
+    return {"transport_socket": context}
 
 
 def _overload_manager() -> dict[str, Any]:

@@ -173,7 +173,7 @@ function envoy_on_request(handle)
   local is_prediction = string.find(handle:headers():get(":path"), ":predict", 1, true) ~= nil
   local body = is_prediction and handle:body()
   local headers, metadata, traffic = handle:headers(), handle:metadata(), {}
-  for _, name in ipairs({"stable", "canary", "canary_share", "shadow"}) do traffic[name] = metadata:get(name) end
+  for _, name in ipairs({"stable", "canary", "canary_share", "shadow", "step"}) do traffic[name] = metadata:get(name) end
   if not traffic.canary_share then return end -- not a route to the model
   local notes = handle:streamInfo():dynamicMetadata()
   local claims = (notes:get(SCOPE) or {}).claims or {}
@@ -195,7 +195,7 @@ function envoy_on_request(handle)
   headers:remove("authorization")
   if traffic.shadow then headers:replace("x-cartwheel-shadow", string.format("%d", traffic.shadow)) end
   notes:set(OURS, "request", {
-    arm = arm, version = tonumber(version), client = claims.sub, served_at = served_at, users = users,
+    arm = arm, version = tonumber(version), step = traffic.step, client = claims.sub, served_at = served_at, users = users,
     is_prediction = is_prediction, has_fallback = is_prediction and metadata:get("popular") ~= "",
   })
   handle:clearRouteCache()

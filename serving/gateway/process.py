@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from contracts.errors import InputError
 from contracts.exposures import admin
 from contracts.files import write_json, write_text
 from contracts.settings import settings
-from serving import desired
 from serving.gateway import bootstrap, tokens, traffic
 from serving.gateway.traffic import Traffic
+from serving.rollout import document
 
 FLUSH_MS = 5
 """An exposure is in the kernel's hands, and so safe from a kill of the gateway, this long after its answer."""
@@ -56,7 +55,7 @@ def bootstrap_path() -> Path:
 
 
 def initialise() -> None:
-    """Write what Envoy reads, from the settings and from what is kept: who may ask, and which version answers.
+    """Write what Envoy reads, from the settings and from what is kept: who may ask, and which version answers whom.
 
     Raises:
         InputError: there are no certificates where the settings say, or Envoy refuses the whole.
@@ -73,12 +72,10 @@ def initialise() -> None:
                 )  # fmt: skip
         write_json(bootstrap.certificate_path(chosen), bootstrap.certificate_discovery(chosen.gateway_tls_path))
     tokens.publish()
-    kept, stable = traffic.read(), desired.read().stable
-    if kept.stable is None and stable is not None:
-        kept = replace(kept, stable=stable)  # it was deployed before there was a gateway
-    validate(kept)
+    state = document.read().traffic
+    validate(state)
     write_json(bootstrap_path(), bootstrap.bootstrap(chosen))
-    traffic.write(kept)
+    traffic.write(state)
 
 
 def rendered(state: Traffic) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ class Traffic:
         stable: the version that answers; None before the first deployment.
         canary: answers `canary_share` of the users, always the same ones; another canary gets others.
         shadow: gets a copy of `shadow_share` of the predictions; its answers are thrown away.
+        step: of the rollout; answers are logged and counted with it.
         popular: what the gateway answers when no model does, as JSON of one prediction; empty: an error.
     """
 
@@ -30,26 +30,13 @@ class Traffic:
     canary_share: float = 0.0
     shadow: int | None = None
     shadow_share: float = 0.0
+    step: int = 0
     popular: str = ""
 
     def __post_init__(self) -> None:
         for name in ("canary_share", "shadow_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}", where="the gateway", cure="give one from 0 to 1")
-
-    def promoted(self, version: int, items: Sequence[str], scores: Sequence[float]) -> Traffic:
-        """All traffic to one version, which recommends `items` [k] with `scores` [k] to somebody it does not know."""
-        popular = json.dumps({"items": list(items), "scores": list(scores)})
-        return Traffic(stable=version, popular=popular)
-
-    def without(self, version: int) -> Traffic:
-        """The same with the version neither canary nor shadow."""
-        changed = self
-        if self.canary == version:
-            changed = replace(changed, canary=None, canary_share=0.0)
-        if self.shadow == version:
-            changed = replace(changed, shadow=None, shadow_share=0.0)
-        return changed
 
     @property
     def versions(self) -> set[int]:

@@ -71,9 +71,7 @@ class Serving:
             "CARTWHEEL_GATEWAY_REQUESTS_PER_S": "1000000",
         }
         self.backend_url, self.url = backend_url, f"http://127.0.0.1:{port}"
-        routes = folder / "gateway" / "routes.json"
-        routes.parent.mkdir(parents=True)
-        self._python(f"from serving.gateway import traffic; traffic.write(traffic.Traffic(stable={version}))")
+        self._python(f"from serving.rollout import document; document.write(document.Rollout(champion={version}))")
         self._python("from serving.gateway import process; process.initialise()")
         argv = shlex.split(self._verb("command", "--gateway"))
         self.gateway = psutil.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

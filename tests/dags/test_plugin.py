@@ -87,7 +87,9 @@ def shop(home: Path) -> None:
         told = {"interval": interval, "decision": {"retrain": interval == 10, "reasons": [reason]}}
         (reports / "monitoring" / f"{interval}.json").write_text(json.dumps(told))
     (home / "serving").mkdir()
-    (home / "serving" / "deployments.jsonl").write_text('{"version": 4, "previous": 3, "verdict": "promoted"}\n{"vers')
+    change = {"version": 5, "what": "canary", "time": "2026-03-01T04:05:06+00:00", "who": "<i>me</i>", "why": "so"}
+    rollout = {"champion": 4, "previous": 3, "challenger": 5, "state": "canary", "share": 0.1, "change": change}
+    (home / "serving" / "rollout.json").write_text(json.dumps(rollout))
 
 
 @pytest.mark.parametrize("path", ["", "docs/index.html", "docs/expectations/items.html", "docs/../../secrets.json"])
@@ -141,7 +143,9 @@ def test_the_page_tells_what_the_tables_say(shop: None, reader: TestClient) -> N
     assert "items.name: &lt;i&gt;2&lt;/i&gt; of 5 rows (must not be null)" in html
     assert '<a href="docs/expectations/items.html">items</a>' in html
     assert "retrain</p> <ul><li>drift of 0.3</li>" in html
-    assert "Version 4, promoted , before it version 3" in html
+    assert "Version 4, before it version 3" in html
+    assert "On its way: version 5, canary at 10 % of the traffic" in html
+    assert "version 5 canary, 2026-03-01T04:05:06+00:00, by &lt;i&gt;me&lt;/i&gt;: so" in html
     assert "<b>web" not in html
 
 

@@ -58,8 +58,31 @@ def test_features_count_only_in_the_version_that_passed_the_gate(ask, tmp_path: 
     assert answers == [True, False, False]
 
 
-def test_the_last_whole_line_of_the_ledger_counts(ask, tmp_path: Path) -> None:
-    """A torn last line is no deployment."""
+def test_the_champion_is_what_is_deployed(ask, tmp_path: Path) -> None:
+    """Not what is on its way."""
+    assert ask("deployed_version()") is None
     (tmp_path / "serving").mkdir()
-    (tmp_path / "serving" / "deployments.jsonl").write_text('{"version": 1}\n{"version": 2}\n{"versi')
+    (tmp_path / "serving" / "rollout.json").write_text('{"champion": 2, "challenger": 3}')
     assert ask("deployed_version()") == 2
+
+
+def test_a_version_that_waits_for_shoppers(ask, tmp_path: Path) -> None:
+    """Has a number by which one sees whether it goes on."""
+    (tmp_path / "serving").mkdir()
+    for state, number in (("canary", 7), ("loaded", None), ("", None)):
+        (tmp_path / "serving" / "rollout.json").write_text(json.dumps({"state": state, "change": {"number": 7}}))
+        assert ask("waiting_change()") == number
+
+
+def test_when_a_deployment_is_settled(ask, tmp_path: Path) -> None:
+    """When the version is champion, rejected, or waits for shoppers."""
+    (tmp_path / "serving").mkdir()
+    for rollout, settled in (
+        ({"challenger": 3, "state": "loaded", "champion": 2}, False),
+        ({"challenger": 4, "state": "shadow", "champion": 2}, False),
+        ({"challenger": 3, "state": "shadow", "champion": 2}, True),
+        ({"challenger": None, "champion": 3}, True),
+        ({"challenger": None, "champion": 2, "rejected": {"3": "slow"}}, True),
+    ):
+        (tmp_path / "serving" / "rollout.json").write_text(json.dumps(rollout))
+        assert ask("is_settled(3)") is settled, rollout

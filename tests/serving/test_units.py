@@ -1,4 +1,4 @@
-"""The pure parts of deployment: desired state, differences, ledger, commands."""
+"""The pure parts of deployment: desired state, differences, history, commands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import typer.testing
 
 from contracts.errors import InputError
 from contracts.settings import settings
-from serving import ledger
 from serving.__main__ import app
 from serving.client import Recommendation
 from serving.command import server_command
 from serving.desired import Desired, parse, render
-from serving.durable import append_line
-from serving.publish import differences
+from serving.rollout import history, steps
+from serving.rollout.document import Rollout
+from serving.rollout.endpoint import differences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -37,11 +37,6 @@ def test_labels_need_versions() -> None:
     """A label that points outside the loaded versions is a mistake."""
     with pytest.raises(ValueError, match="outside"):
         Desired((1,), {"stable": 2})
-
-
-def test_without() -> None:
-    """Taking a version out takes its labels out."""
-    assert Desired((1, 2), {"stable": 1, "canary": 2}).without(2) == Desired((1,), {"stable": 1})
 
 
 def test_broken_config_is_an_input_error() -> None:
@@ -67,22 +62,21 @@ def test_differences(items: list[str], scores: list[float], same: bool) -> None:
     assert (differences([answer], {"items": [["a", "b"]], "scores": [[1.0, 0.5]]}) == []) is same
 
 
-def test_ledger_survives_a_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line torn by a crash counts as not written and spoils no other."""
-    path = tmp_path / "deployments.jsonl"
-    monkeypatch.setattr(ledger, "ledger_path", lambda: path)
-    ledger.record(1, None, ledger.PROMOTED)
+def test_history_survives_a_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line torn by a crash counts as not written and spoils no other; a change is written once."""
+    path = tmp_path / "history.jsonl"
+    monkeypatch.setattr(history, "history_path", lambda: path)
+    first = steps.stage(Rollout(), 1)
+    history.catch_up(first)
+    history.catch_up(first)
     with path.open("a") as file:
-        file.write('{"time": "2026')
-    ledger.record(2, 1, ledger.PROMOTED)
-    assert [entry.version for entry in ledger.deployments()] == [1, 2]
-    append_line(path, '{"torn')
-    deployed = ledger.deployed()
-    assert deployed
-    assert deployed.version == 2
+        file.write('{"number": 2, "time": "2026')
+    second = steps.reject(first, 1, "why")
+    history.catch_up(second)
+    assert [(change.number, change.what) for change in history.changes()] == [(1, "staged"), (2, "rejected")]
 
 
-@pytest.mark.parametrize("words", ["pending", "publish --version 3", "rollback", "rollback --to 2", "status"])
+@pytest.mark.parametrize("words", ["pending", "load --version 3", "rollback", "rollback --to 2", "status"])
 def test_commands_parse(words: str) -> None:
     """The commands that the deployment DAG renders are accepted by the parser."""
     result = typer.testing.CliRunner().invoke(app, [*words.split(), "--help"])

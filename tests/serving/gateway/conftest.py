@@ -30,12 +30,13 @@ POPULAR = {"items": ["p", "q"], "scores": [2.0, 1.0]}
 class Gateway:
     """An installation with a gateway of its own, and a client that holds a token."""
 
-    def __init__(self, folder: Path, urls: list[str], **added: str) -> None:
+    def __init__(self, folder: Path, urls: list[str], ca_file: str = "", **added: str) -> None:
         self.home = folder
         port, metrics_port = free_ports(2)
         self.environment = {
             "CARTWHEEL_HOME": str(folder),
             "CARTWHEEL_SERVING_URL": ",".join(urls),
+            "CARTWHEEL_SERVING_CA_FILE": ca_file,
             "CARTWHEEL_GATEWAY_PORT": str(port),
             "CARTWHEEL_GATEWAY_METRICS_PORT": str(metrics_port),
         } | {f"CARTWHEEL_GATEWAY_{name.upper()}": value for name, value in added.items()}

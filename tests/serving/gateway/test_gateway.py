@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -31,6 +32,7 @@ V1 = f"/v1/models/{MODEL}"
 
 def test_a_prediction(stable: Any, kit: Any) -> None:
     """The answer is TensorFlow Serving's own; headers and the exposure say who answered it, to whom, when."""
+    stable.put(Traffic(stable=1, step=12))
     before = len(stable.lines())
     answer = stable.predict('é"\\', headers={"x-request-id": "chosen", "x-cartwheel-shadow": "9"})
     assert answer.json() == {
@@ -49,6 +51,7 @@ def test_a_prediction(stable: Any, kit: Any) -> None:
         "user_ids": ['é"\\'],
         "arm": "stable",
         "model_version": 1,
+        "step": 12,
         "fallback": None,
         "replayed_at": None,
     }
@@ -193,13 +196,14 @@ def test_a_shadow_sees_its_share_and_changes_no_answer(stable: Any, kit: Any, re
 
 def test_numbers_for_prometheus(stable: Any, tools: Any) -> None:
     """Requests and their time by arm and version; nothing else of the admin page is on that port."""
-    stable.put(Traffic(stable=1, canary=2, canary_share=1.0))
+    stable.put(Traffic(stable=1, canary=2, canary_share=1.0, step=7))
     names = {"arm": "canary", "model_version": "2", "status": "200"}
     before = stable.metric("envoy_cartwheel_requests", **names)
     for _ in range(5):
         stable.predict("x")
     time.sleep(0.2)
     assert stable.metric("envoy_cartwheel_requests", **names) == before + 5
+    assert stable.metric("envoy_cartwheel_requests", step="7", **names) == 5
     # Envoy puts the histograms of its threads together every five seconds.
     tools.wait_until(lambda: stable.metric("envoy_cartwheel_latency_ms_count", **names) >= before + 5, "their times")
     with httpx.Client(trust_env=False) as http:
@@ -398,12 +402,12 @@ def test_traces_go_to_a_collector(urls: list[str], tmp_path: Path, kit: Any, too
 
 
 def certificate(folder: Path, name: str) -> None:
-    """tls.crt and tls.key for 127.0.0.1, in place by rename as a mounted secret changes."""
+    """tls.crt and tls.key for 127.0.0.1 and localhost, in place by rename as a mounted secret changes."""
     made = folder / f".{name}"
     made.mkdir(parents=True)
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
          "-keyout", str(made / "tls.key"), "-out", str(made / "tls.crt")],
         check=True, capture_output=True,
     )  # fmt: skip
@@ -434,3 +438,44 @@ def test_tls_whose_certificate_is_renewed(urls: list[str], tmp_path: Path, kit: 
         tools.wait_until(renewed, "the new certificate")
     finally:
         gateway.stop()
+
+
+class Constant(BaseHTTPRequestHandler):
+    """A model server that answers everything with one list."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = b'{"predictions": [{"items": ["a"], "scores": [1.0]}]}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_model_server_whose_certificate_nobody_knows(tmp_path: Path, kit: Any, tools: Any, is_known: bool) -> None:
+    """It is asked only if an authority that the gateway trusts has signed its certificate, for its very name."""
+    certificate(tmp_path / "tls", "backend")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Constant)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls" / "tls.crt", tmp_path / "tls" / "tls.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    authority = str(tmp_path / "tls" / "tls.crt") if is_known else ""
+    gateway = kit.Gateway(tmp_path, [f"https://localhost:{server.server_port}"], authority)
+    try:
+        gateway.put(Traffic(stable=1, popular=json.dumps(kit.POPULAR)))
+        time.sleep(2)  # until it was looked at
+        shown = gateway.predict("x").json()["predictions"][0]
+        assert shown == ({"items": ["a"], "scores": [1.0]} if is_known else kit.POPULAR)
+    finally:
+        gateway.stop()
+        server.shutdown()

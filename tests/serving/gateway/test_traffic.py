@@ -16,6 +16,7 @@ from serving.desired import Desired
 from serving.desired import write as load
 from serving.gateway import bootstrap, process, tokens, traffic
 from serving.gateway.traffic import Traffic
+from serving.rollout import document, steps
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +52,8 @@ def test_a_file_that_is_not_ours_is_named() -> None:
             traffic.read()
 
 
-def test_versions_leave() -> None:
-    """A version that is taken out is neither canary nor shadow any more; a promotion leaves one version."""
-    state = Traffic(stable=1, canary=2, canary_share=0.1, shadow=3, shadow_share=0.2, popular="x")
-    assert state.without(2) == Traffic(stable=1, shadow=3, shadow_share=0.2, popular="x")
-    assert state.without(3) == Traffic(stable=1, canary=2, canary_share=0.1, popular="x")
-    assert state.without(1) == state
-    assert state.versions == {1, 2, 3}
-    assert state.promoted(2, ["a"], [1.0]) == Traffic(stable=2, popular='{"items": ["a"], "scores": [1.0]}')
+def test_a_share_is_one() -> None:
+    """From 0 to 1."""
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match="canary_share"):
             Traffic(canary=2, canary_share=share)
@@ -69,9 +64,9 @@ def test_an_installation_from_before_the_gateway_serves_on() -> None:
     load(Desired((4, 5), {"stable": 4, "canary": 5}))
     process.initialise()
     assert traffic.read() == Traffic(stable=4)
-    traffic.write(Traffic(stable=5))
+    document.write(steps.promote(document.Rollout(champion=4, challenger=5, state="loaded"), 5, "x"))
     process.initialise()
-    assert traffic.read() == Traffic(stable=5)
+    assert traffic.read() == Traffic(stable=5, popular="x", step=1)
 
 
 def test_a_token_is_checked_by_its_own_key_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,352 @@
+"""What a person or Airflow may ask of a rollout. Each may be asked again, also after a kill at any instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from contracts.errors import InputError
+from contracts.files import locked
+from contracts.names import CHALLENGER
+from contracts.settings import settings
+from serving import artifact, desired, registry
+from serving.backend import Backend
+from serving.gateway import measures, traffic
+from serving.gateway import process as gateway
+from serving.gateway.measures import Arm
+from serving.rollout import analysis, document, endpoint, history, outcomes, steps, validation
+from serving.rollout.document import CANARY, LOADED, SHADOW, VALIDATED, Change, Rollout
+from serving.rollout.endpoint import DEADLINE_S, DeploymentError, UnfitVersionError
+from serving.rollout.reconciliation import reconcile
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Only one change at a time on this machine."""
+    with locked(settings().serving_dir / ".lock"):
+        yield
+
+
+def _follow(now: Rollout, after: Rollout, deadline_s: float = DEADLINE_S) -> None:
+    """Put a document into force and make everything follow."""
+    history.catch_up(now)
+    if after is not now:
+        document.write(after)
+    reconcile(after, deadline_s=deadline_s)
+
+
+def initialise() -> None:
+    """Write the document, if there is none: that nothing is deployed, or what an installation without one serves."""
+    if not document.document_path().exists():
+        document.write(document.read())
+
+
+def pending() -> int | None:
+    """The version that is on its way, else the challenger that may set out; None when there is neither.
+
+    Raises:
+        InputError: the challenger did not pass the gate.
+    """
+    now = document.read()
+    if now.challenger is not None:
+        return now.challenger
+    challenger = registry.aliases().get(CHALLENGER)
+    if challenger is None or challenger == now.champion or challenger in now.rejected:
+        return None
+    registry.deployable(challenger)
+    return challenger
+
+
+def stage(version: int, *, again: bool = False) -> None:
+    """Bring a version's files beside those that serve, complete and checked.
+
+    Raises:
+        InputError: it did not pass the gate, its files do not match the manifest, or `steps.stage`.
+    """
+    now = document.read()
+    after = steps.stage(now, version, again=again)
+    if version != now.champion:
+        artifact.place(version, registry.deployable(version))
+    _follow(now, after)
+
+
+def validate(version: int, *, deadline_s: float = DEADLINE_S) -> None:
+    """Try a staged version without traffic; one that is not fit is rejected. Others may change things meanwhile.
+
+    Raises:
+        InputError: as of `validation.validate` and `steps.advance`.
+        DeploymentError: as of `validation.validate`.
+    """
+    with exclusive():
+        now = document.read()
+        if version == now.champion or (version == now.challenger and now.is_at_least(VALIDATED)):
+            return _follow(now, now)
+        steps.advance(now, version, VALIDATED)  # refuses one that is not on its way, before the work
+    try:
+        report = validation.validate(version, deadline_s=deadline_s)
+    except UnfitVersionError as error:
+        with exclusive():
+            reject(version, str(error))
+        raise
+    evidence = {name: report[name] for name in ("latency_ms", "memory_mib", "requests", "manifest_sha256")}
+    with exclusive():
+        now = document.read()
+        _follow(now, steps.advance(now, version, VALIDATED, evidence=evidence), deadline_s)
+
+
+def load(version: int, *, deadline_s: float = DEADLINE_S) -> None:
+    """Load a validated version on every model server, and see that each answers as it should; it has no traffic yet.
+
+    Raises:
+        InputError: it is not validated.
+        UnfitVersionError: it cannot be loaded, or answers otherwise; it is rejected.
+        DeploymentError: a model server does not answer.
+    """
+    now = document.read()
+    if version == now.champion:
+        return _follow(now, now, deadline_s)
+    after = steps.advance(now, version, LOADED)
+    try:
+        _follow(now, after, deadline_s)
+        if after.state == LOADED:
+            _replay_everywhere(version)
+    except UnfitVersionError as error:
+        reject(version, str(error))
+        raise
+
+
+def _replay_everywhere(version: int) -> None:
+    for url in settings().serving_urls:
+        mismatches, _ = endpoint.replay(validation.golden_requests(version), url, version)
+        if mismatches:
+            raise UnfitVersionError(f"version {version} does not answer as trained at {url}: {mismatches[0]}")
+
+
+def shadow(version: int, share: float) -> None:
+    """Send a loaded version a copy of this share of the predictions and throw its answers away.
+
+    Raises:
+        InputError: as of `steps.advance`.
+    """
+    now = document.read()
+    _follow(now, steps.advance(now, version, SHADOW, share))
+
+
+def canary(version: int, share: float) -> None:
+    """Let a loaded version answer this share of the users, always the same ones.
+
+    Raises:
+        InputError: as of `steps.advance`.
+    """
+    now = document.read()
+    _follow(now, steps.advance(now, version, CANARY, share))
+
+
+def advance(version: int, to: str) -> bool:
+    """Take the challenger through its time as shadow or canary, one share after the other, as far as it goes now.
+
+    Args:
+        to: `shadow` or `canary`. A version that is farther, or has nobody to be compared with, has passed.
+
+    Returns:
+        Whether it has passed; else ask again later.
+
+    Raises:
+        UnfitVersionError: it is worse than the champion; it is rejected, and its traffic is the champion's again.
+    """
+    while True:
+        now = document.read()
+        if now.champion in (None, version) or (to == SHADOW and now.state == CANARY):
+            _follow(now, now)
+            return True
+        shares = [share for share in _shares(to) if now.state != to or share > now.share]
+        if now.state == to and not (now.change and now.change.what == steps.PASSED):
+            verdict = _judged(now, is_last=to == CANARY and not shares)
+            why = "; ".join(verdict.reasons)
+            endpoint.say(f"version {version} as {to} at {now.share:.1%}: {verdict.answer}: {why}")
+            if verdict.answer == analysis.STOP:
+                _follow(now, steps.reject(now, version, why, evidence=verdict.evidence))
+                raise UnfitVersionError(f"version {version} was stopped as {to} at {now.share:.1%}: {why}")
+            if verdict.answer == analysis.WAIT:
+                return False
+            _follow(now, steps.passed(now, why, verdict.evidence))
+        elif not shares:
+            return True
+        else:
+            before = {"mirrored": vars(measures.arms(now.step)["shadow"])} if to == SHADOW else {}
+            _follow(now, steps.advance(now, version, to, shares[0], evidence=before))
+
+
+def _shares(to: str) -> tuple[float, ...]:
+    if to == CANARY:
+        return tuple(sorted(settings().rollout_shares))
+    return (settings().rollout_shadow_share,) if settings().rollout_shadow_share else ()
+
+
+def _judged(now: Rollout, *, is_last: bool) -> analysis.Verdict:
+    assert now.change is not None
+    counted = measures.arms(now.step)
+    challenger = counted[now.state]
+    if now.state == SHADOW:
+        challenger = measures.since(challenger, now.change.evidence.get("mirrored", {}))
+    return analysis.judge(
+        challenger,
+        counted["stable"],
+        outcomes.of_step(now.step) if now.state == CANARY else {},
+        settings(),
+        is_last=is_last,
+        waited_h=_hours_since(now.change),
+    )
+
+
+def _hours_since(change: Change) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(change.time)).total_seconds() / 3600
+
+
+def promote(version: int, *, why: str = "", deadline_s: float = DEADLINE_S) -> None:
+    """Make a version the champion; the one before stays loaded.
+
+    Raises:
+        InputError: it is not loaded, or did not pass the gate.
+        DeploymentError: a model server does not follow in time.
+    """
+    now = document.read()
+    if version == now.champion:
+        return _follow(now, now, deadline_s)
+    evidence: dict[str, Any] = {"made_of": registry.origin(version)}
+    if now.change and now.change.what == steps.PASSED:
+        evidence |= now.change.evidence
+    steps.promote(now, version, "")  # refuses one that is not ready, before it is asked anything
+    endpoint.wait_available(version, deadline_s)
+    popular = endpoint.popular_list(version)
+    _follow(now, steps.promote(now, version, popular, why=why, evidence=evidence), deadline_s)
+
+
+def bake(version: int) -> bool:
+    """Watch a version after its promotion, and take it back by itself where it fails and the one before does not.
+
+    Returns:
+        Whether its time is over; else ask again later.
+
+    Raises:
+        UnfitVersionError: it was rolled back.
+    """
+    now = document.read()
+    promoted = next((each for each in reversed(history.changes()) if each.what == steps.PROMOTED), None)
+    if now.champion != version or now.previous is None or promoted is None or promoted.version != version:
+        return True
+    before = Arm(promoted.evidence.get("stable_requests", 0), promoted.evidence.get("stable_failed", 0))
+    why = analysis.fails_more(measures.arms(now.step)["stable"], before, settings())
+    if why and _answers(now.previous):
+        rollback(why=why)
+        raise UnfitVersionError(f"version {version} was rolled back: {why}")
+    if why:
+        endpoint.say(f"{why}; but that does not answer either: it is not the version's fault")
+    return _hours_since(promoted) * 60 >= settings().rollout_bake_minutes
+
+
+def _answers(version: int) -> bool:
+    """Whether a version answers as it should on every model server."""
+    try:
+        _replay_everywhere(version)
+    except (DeploymentError, OSError):
+        return False
+    return True
+
+
+def reject(version: int, why: str) -> None:
+    """End a version's way; it does not come again by itself.
+
+    Raises:
+        InputError: it is not on its way.
+    """
+    now = document.read()
+    _follow(now, steps.reject(now, version, why))
+
+
+def rollback(to: int | None = None, *, why: str = "", deadline_s: float = DEADLINE_S) -> int | None:
+    """Take back what was done last: a challenger's traffic, else a promotion. What is left is rejected.
+
+    Args:
+        to: a version that was champion once, instead.
+
+    Returns:
+        The version that answers now; None when the last thing done was a rollback, and no version is named.
+
+    Raises:
+        InputError: there is nothing to go back to.
+        DeploymentError: the gateway has gone back, and a model server does not follow in time.
+    """
+    now = document.read()
+    why = why or "asked for"
+    if to is None and now.challenger is not None and now.traffic.versions - {now.champion}:
+        _follow(now, steps.reject(now, now.challenger, f"rolled back: {why}"), deadline_s)
+        return now.champion
+    if to is None and now.change and now.change.what == steps.ROLLED_BACK:
+        _follow(now, now, deadline_s)
+        return None
+    if to is not None and to == now.champion:
+        _follow(now, now, deadline_s)
+        return to
+    if to is not None and to != now.previous:
+        now = _loaded_again(now, to, deadline_s)
+    after = steps.roll_back(now, why)
+    history.catch_up(now)
+    document.write(after)
+    if after.champion in desired.read().versions:
+        gateway.put(after.traffic)  # first of all: it waits for nobody
+    reconcile(after, deadline_s=deadline_s)
+    return after.champion
+
+
+def _loaded_again(now: Rollout, to: int, deadline_s: float) -> Rollout:
+    """Load a champion of the past in the place of the previous one."""
+    if to not in {change.version for change in history.changes() if change.what == steps.PROMOTED}:
+        raise InputError(
+            f"version {to} was never champion",
+            where=str(history.history_path()),
+            cure="stage, validate, load and promote it",
+        )
+    if to == now.challenger:
+        raise InputError(f"version {to} is on its way", where="the rollout", cure=f"promote --version {to}")
+    if to not in artifact.versions_on_disk():
+        artifact.place(to, registry.deployable(to))
+    after = steps.keep_loaded(now, to)
+    try:
+        _follow(now, after, deadline_s)
+        endpoint.wait_available(to, deadline_s)
+    except DeploymentError:
+        _follow(after, steps.keep_loaded(after, now.previous, now.previous_popular), deadline_s)
+        raise
+    return after
+
+
+def status() -> dict[str, Any]:
+    """What the document, model servers, gateway and MLflow say; a part that does not answer says why."""
+
+    def states(url: str) -> Any:
+        with Backend(url, deadline_s=2) as backend, endpoint.endpoint_errors():
+            return {str(version): vars(state) for version, state in backend.states().items()}
+
+    def said(ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except (InputError, DeploymentError) as error:
+            return {"error": str(error)}
+
+    now = document.read()
+
+    def deleted() -> list[int]:
+        return sorted({*registry.aliases().values(), *now.desired.versions} - registry.versions().keys())
+
+    return {
+        "rollout": document.as_json(now),
+        "config": said(lambda: vars(desired.read())),
+        "traffic": said(lambda: vars(traffic.read())),
+        "endpoints": {url: said(partial(states, url)) for url in settings().serving_urls},
+        "mlflow": said(registry.aliases),
+        "deleted_in_mlflow": said(deleted),
+    }

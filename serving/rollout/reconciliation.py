@@ -1,0 +1,57 @@
+"""Make everything follow the document, from whatever state a kill has left it in.
+
+A version is loaded everywhere before it is asked, and not asked any more before it is unloaded.
+"""
+
+from __future__ import annotations
+
+from contracts.names import CHALLENGER, CHAMPION
+from serving import artifact, desired, registry
+from serving.desired import Desired
+from serving.gateway import process as gateway
+from serving.gateway import traffic
+from serving.rollout import endpoint, history
+from serving.rollout.document import LOADED, Rollout
+
+
+def reconcile(rollout: Rollout, *, deadline_s: float = endpoint.DEADLINE_S) -> None:
+    """Model servers, gateway, history and MLflow, in this order; what is so already is left alone.
+
+    Raises:
+        InputError: a version is missing and MLflow has no copy that passed its gate; Envoy refuses its routes.
+        UnfitVersionError: a version cannot be loaded.
+        DeploymentError: a model server does not follow in time.
+    """
+    wanted, asked, before = rollout.desired, traffic.read(), desired.read()
+    for version in set(wanted.versions) - artifact.versions_on_disk():
+        artifact.place(version, registry.deployable(version))
+    # A label in use moves only to a version that is AVAILABLE: load first, label then.
+    loaded = {*wanted.versions, *asked.versions}
+    desired.write(Desired(tuple(loaded), {name: number for name, number in before.labels.items() if number in loaded}))
+    waited_for = rollout.traffic.versions - asked.versions
+    if rollout.challenger is not None and rollout.state == LOADED:
+        waited_for |= {rollout.challenger}
+    for version in sorted(waited_for):
+        endpoint.wait_available(version, deadline_s)
+    if rollout.traffic != asked:
+        gateway.put(rollout.traffic)
+    history.catch_up(rollout)
+    if rollout.champion is not None:
+        registry.move_alias(CHAMPION, rollout.champion)
+    # Or the next run would bring it again.
+    registry.drop_alias(
+        CHALLENGER, {version for version in (rollout.champion, *rollout.rejected) if version is not None}
+    )
+    desired.write(wanted)
+    for label, version in wanted.labels.items():
+        endpoint.wait_labelled(label, version, deadline_s)
+    _remove_retired(rollout, deadline_s)
+
+
+def _remove_retired(rollout: Rollout, deadline_s: float) -> None:
+    """Delete the folders of versions that have no role any more, once the model servers have let go of them."""
+    retired = artifact.versions_on_disk() - {rollout.champion, rollout.previous, rollout.challenger}
+    if retired:
+        endpoint.wait_unloaded(retired, deadline_s)
+    for version in sorted(retired):
+        artifact.remove(version)

@@ -1,0 +1,262 @@
+"""A challenger meets shoppers: a real gateway in front of a model server, verdicts from what was counted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+from deltalake import write_deltalake
+
+from contracts.names import MODEL, NOTHING_TO_DO
+from contracts.settings import settings
+from contracts.tables import ATTRIBUTIONS, EXPOSURES
+from serving.rollout import outcomes
+from tests.ports import free_ports
+from tests.serving.installation import Shop
+
+pytestmark = pytest.mark.slow
+
+
+class OpenShop(Shop):
+    """A shop whose gateway runs, and that shoppers ask."""
+
+    def open(self) -> None:
+        """Deploy a first model, start the servers and wait until it answers."""
+        port, metrics_port = free_ports(2)
+        self.settings |= {
+            "CARTWHEEL_GATEWAY_PORT": str(port), "CARTWHEEL_GATEWAY_METRICS_PORT": str(metrics_port),
+            "CARTWHEEL_GATEWAY_REQUESTS_PER_S": "100000", "CARTWHEEL_GATEWAY_TIMEOUT_MS": "10000",
+            "CARTWHEEL_ROLLOUT_SHADOW_SHARE": "1", "CARTWHEEL_ROLLOUT_SHARES": "0.1,0.3",
+            "CARTWHEEL_ROLLOUT_MIN_REQUESTS": "40", "CARTWHEEL_ROLLOUT_PATIENCE_H": "0",
+        }  # fmt: skip
+        self.verb("initialise")
+        self.server.argv = self.verb("command").stdout.split()
+        self.server.start()
+        self.gateway = subprocess.Popen(shlex.split(self.verb("command", "--gateway").stdout))
+        token = self.verb("token", "issue", "shop").stdout.strip()
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"authorization": f"Bearer {token}"}, trust_env=False, timeout=30,
+        )  # fmt: skip
+        self.deploy(self.register(1))
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            try:
+                if self.http.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("the gateway does not get ready")
+
+    def close(self) -> None:
+        self.server.stop()
+        self.gateway.kill()
+        self.gateway.wait()
+
+    def ask(self, user: str) -> httpx.Response:
+        return self.http.post(f"/v1/models/{MODEL}:predict", json={"instances": [{"user_id": user}]})
+
+    def shoppers(self, count: int) -> Counter[tuple[int, str, str]]:
+        """Let shoppers ask; how many were answered with which status, in which arm, by which version."""
+        found: Counter[tuple[int, str, str]] = Counter()
+        for number in range(count):
+            answer = self.ask(f"user-{number}")
+            headers = answer.headers
+            found[
+                answer.status_code, headers.get("x-cartwheel-arm", ""), headers.get("x-cartwheel-model-version", "")
+            ] += 1
+        time.sleep(0.2)
+        return found
+
+    def advance(self, version: int, to: str, code: int) -> str:
+        return self.verb("advance", "--version", str(version), "--to", to, code=code).stderr
+
+
+@pytest.fixture(scope="module")
+def opened(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path, exported: Callable[..., Path], tools: Any
+) -> Iterator[OpenShop]:
+    folder = tmp_path_factory.mktemp("open")
+    shutil.copy(mlflow_store, folder / "mlflow.db")
+    shop = OpenShop(folder, exported, tools)
+    try:
+        shop.open()
+        yield shop
+    finally:
+        shop.close()
+
+
+@pytest.fixture
+def shop(opened: OpenShop) -> OpenShop:
+    """The shop with nothing on its way."""
+    if (challenger := opened.rollout()["challenger"]) is not None:
+        opened.verb("reject", "--version", str(challenger))
+    return opened
+
+
+def test_a_good_challenger_becomes_champion(shop: OpenShop) -> None:
+    """From one share to the next, as shoppers ask; each step waits for enough of them."""
+    champion = str(shop.rollout()["champion"])
+    version = shop.register(2)
+    shop.bring(version)
+    assert "it takes 40 predictions, 0 were made" in shop.advance(version, "shadow", NOTHING_TO_DO)
+    assert shop.shoppers(50) == {(200, "stable", champion): 50}
+    assert "as shadow at 100.0%: pass: 50 predictions, 0 failed" in shop.advance(version, "shadow", 0)
+    assert "it takes 40 predictions" in shop.advance(version, "canary", NOTHING_TO_DO)
+    answered = shop.shoppers(600)
+    assert 40 <= answered[200, "canary", str(version)] <= 85
+    assert answered.total() == answered[200, "canary", str(version)] + answered[200, "stable", champion] == 600
+    assert "as canary at 10.0%: pass" in shop.advance(version, "canary", NOTHING_TO_DO)
+    assert 130 <= shop.shoppers(600)[200, "canary", str(version)] <= 230
+    said = shop.advance(version, "canary", 0)  # what they took is not known, and patience is over
+    assert "as canary at 30.0%: pass: undecided after 0.0 hours" in said
+    shop.bring(version, "promote")
+    assert shop.shoppers(50) == {(200, "stable", str(version)): 50}
+    assert [what for number, what, _ in shop.history() if number == version] == [
+        *("staged", "validated", "loaded", "shadow", "passed", "canary", "passed", "canary", "passed", "promoted")
+    ]
+
+
+@pytest.mark.parametrize(("kind", "said"), [("failing", "50 of 50 predictions failed"), ("slow", "p90 is")])
+def test_a_bad_challenger_is_stopped_as_shadow(shop: OpenShop, kind: str, said: str) -> None:
+    """It fails, or takes long, for shoppers that no golden request is of; not one of them has noticed."""
+    champion = str(shop.rollout()["champion"])
+    version = shop.register(3, kind)
+    shop.bring(version)
+    shop.advance(version, "shadow", NOTHING_TO_DO)
+    assert shop.shoppers(50) == {(200, "stable", champion): 50}
+    time.sleep(6)  # Envoy puts the histograms of its threads together every five seconds
+    assert said in shop.advance(version, "shadow", 1)
+    assert shop.history()[-1] == (version, "rejected", int(champion))
+    assert shop.rollout()["change"]["evidence"]["requests"] == 50
+    shop.verb("pending", code=NOTHING_TO_DO)
+
+
+def test_a_bad_canary_is_stopped_and_has_never_had_more_than_its_share(shop: OpenShop) -> None:
+    """Those whom it has failed are few, and are answered by the champion from then on."""
+    champion = str(shop.rollout()["champion"])
+    version = shop.register(3, "failing")
+    shop.bring(version)
+    shop.verb("canary", "--version", str(version), "--share", "0.1")
+    answered = shop.shoppers(400)
+    failed = sum(count for (status, arm, _), count in answered.items() if arm == "canary" or status != 200)
+    assert 15 <= failed <= 65
+    assert answered[200, "stable", champion] == 400 - failed
+    assert "predictions failed, and 0 of the champion's" in shop.advance(version, "canary", 1)
+    assert shop.shoppers(400) == {(200, "stable", champion): 400}
+    assert f"version {version} was stopped" not in shop.verb("history").stdout
+    assert f"version {version} rejected, by " in shop.verb("history").stdout
+
+
+def test_a_bad_champion_is_rolled_back_by_itself(shop: OpenShop) -> None:
+    """Promoted by a person without being a canary, it fails; the one before does not, and answers again."""
+    champion = shop.rollout()["champion"]
+    shop.deploy(shop.register(2))
+    before, version = shop.rollout()["champion"], shop.register(3, "failing")
+    shop.verb("bake", "--version", str(champion))  # it is not the newest, and nobody watches it
+    shop.deploy(version)
+    shop.verb("bake", "--version", str(version), code=NOTHING_TO_DO)
+    assert set(shop.shoppers(60)) == {(400, "stable", str(version))}
+    assert f"version {version} was rolled back: 60 of 60" in shop.verb("bake", "--version", str(version), code=1).stderr
+    assert shop.shoppers(20) == {(200, "stable", str(before)): 20}
+    assert shop.history()[-1] == (version, "rolled back", before)
+    shop.verb("bake", "--version", str(version))
+    settings, shop.settings = shop.settings, shop.settings | {"CARTWHEEL_ROLLOUT_BAKE_MINUTES": "0"}
+    good = shop.register(4)
+    shop.deploy(good)
+    shop.verb("bake", "--version", str(good))
+    shop.settings = settings
+
+
+def test_rolled_back_under_load(shop: OpenShop) -> None:
+    """Ten thousand requests, none fails; once the gateway has gone back, nobody gets the version that was left."""
+    before, version = shop.rollout()["champion"], shop.register(4)
+    shop.deploy(version)
+    answers: list[tuple[float, int, str]] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(base_url=shop.http.base_url, headers=shop.http.headers, trust_env=False, timeout=30) as http:
+            while not stop.is_set():
+                answer = http.post(f"/v1/models/{MODEL}:predict", json={"instances": [{"user_id": "user-1"}]})
+                answers.append((time.time(), answer.status_code, answer.headers.get("x-cartwheel-model-version", "")))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 5_000:
+        time.sleep(0.05)
+    shop.verb("rollback")
+    while len(answers) < 10_000:
+        time.sleep(0.05)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {(status, answered) for _, status, answered in answers} == {(200, str(before)), (200, str(version))}
+    swapped_s = (shop.folder / "gateway" / "routes.json").stat().st_mtime
+    last_s = max(moment for moment, _, answered in answers if answered == str(version))
+    assert last_s - swapped_s < 1, "it took too long for a busy machine, even"
+    print(f"the last answer of version {version} came {1e3 * (last_s - swapped_s):.0f} ms after the swap")
+
+
+def test_model_servers_that_disagree(shop: OpenShop, exported: Callable[..., Path], tools: Any, tmp_path: Path) -> None:
+    """One that answers otherwise, or that cannot load it, stops the version; one that is down leaves it on its way."""
+    champion = shop.rollout()["champion"]
+    other = tools.Server("local", tmp_path, start=False)
+    version = shop.register(5)
+    for number, kind in ((champion, 1), (version, 6)):
+        shutil.copytree(exported(kind), tmp_path / "models" / str(number))
+    other.config_path.write_text(
+        f"model_config_list {{ {tools.model_text(MODEL, tmp_path / 'models', [champion, version], stable=champion, canary=version)} }}"
+    )
+    shop.bring(version, "stage", "validate")
+    both = ",".join(f"http://127.0.0.1:{each.rest_port}" for each in (shop.server, other))
+    settings_before, shop.settings = shop.settings, shop.settings | {"CARTWHEEL_SERVING_URL": both}
+    try:
+        words = ("load", "--version", str(version), "--deadline-s", "3")
+        assert f"waited 3 s for version {version}" in shop.verb(*words, code=1).stderr
+        assert shop.rollout()["state"] == "loaded"  # as is wanted still
+        other.start()
+        assert "does not answer as trained at" in shop.verb(*words, code=1).stderr
+        assert shop.rollout()["rejected"][str(version)].startswith(f"version {version} does not answer")
+    finally:
+        shop.settings = settings_before
+        if other.process:
+            other.stop()
+
+
+def test_outcomes_of_a_step_are_read_from_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of that step only, and of nobody who was pinned; without tables, or from before there were steps, there are none."""
+    monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
+    settings.cache_clear()
+    assert outcomes.of_step(3) == {}
+    rows = [
+        ("r1", 7, 3, "canary", ["a"]), ("r2", 8, 3, "stable", ["b"]), ("r3", 7, 2, "canary", ["a"]), ("r4", 7, 3, "pinned", ["a"]),
+    ]  # fmt: skip
+    exposures = pd.DataFrame(rows, columns=["request_id", "interval", "step", "arm", "items"]).assign(
+        scores=[[1.0]] * 4
+    )
+    write_deltalake(EXPOSURES.path, exposures.drop(columns="step"), partition_by=["interval"])
+    taken = pd.DataFrame({"interval": [7, 8, 7], "request_id": ["r1", "r2", "r3"], "user_id": ["ann", "bob", "cid"]})
+    taken = taken.assign(taken_items=[["a"], ["x"], ["a"]])
+    write_deltalake(ATTRIBUTIONS.path, taken, partition_by=["interval"])
+    assert outcomes.of_step(3) == {}
+    write_deltalake(EXPOSURES.path, exposures, partition_by=["interval"], mode="overwrite", schema_mode="overwrite")
+    found = outcomes.of_step(3)
+    settings.cache_clear()
+    assert {arm: (each.num_lists, each.num_users, each.hit_rate) for arm, each in found.items()} == {
+        "canary": (1, 1, 1.0), "stable": (1, 1, 0.0),
+    }  # fmt: skip
+    assert json.dumps(vars(found["canary"]))
