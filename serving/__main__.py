@@ -14,6 +14,7 @@ import typer
 from contracts.errors import reported
 from contracts.names import NOTHING_TO_DO
 from serving import command as server
+from serving import exposures
 from serving.gateway import process as gateway
 from serving.gateway import tokens, traffic
 from serving.rollout import control, history
@@ -148,6 +149,17 @@ def show_history() -> None:
         share = f" at {change.share:.0%}" if change.share else ""
         why = f": {change.why}" if change.why else ""
         print(f"{change.number:4}  {change.time}  version {change.version} {change.what}{share}, by {change.who}{why}")
+
+
+@app.command()
+def exposure(request_id: Annotated[str, typer.Argument(help="The answer's x-request-id.")]) -> None:
+    """Print which version answered a request, with what, and at which step of the rollout."""
+    found = exposures.of_request(request_id)
+    if not found:
+        print(f"no answer to {request_id} is logged: it was refused, failed, or is not of this shop", file=sys.stderr)
+        raise typer.Exit(NOTHING_TO_DO)
+    for each in found:
+        print(json.dumps(each))
 
 
 @app.command()

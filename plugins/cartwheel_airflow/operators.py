@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.hitl import HITLBranchOperator
 from airflow.providers.standard.sensors.bash import BashSensor
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
 
@@ -72,10 +72,10 @@ def wait(task_id: str, *command: str, **options: Any) -> BashSensor:
     )
 
 
-def approval(task_id: str, question: str) -> ApprovalOperator:
-    """A question to a person, in Airflow's page of required actions; no means that the run ends here."""
-    return ApprovalOperator(
-        task_id=task_id, subject=question, body="Its history: python -m serving history", response_timeout=MAX_WAIT
+def ask(task_id: str, question: str, *answers: str) -> HITLBranchOperator:
+    """A question to a person, in Airflow's list of required actions; each answer is the id of the task that follows."""
+    return HITLBranchOperator(
+        task_id=task_id, subject=question, options=list(answers), response_timeout=MAX_WAIT, retries=0
     )
 
 

@@ -9,13 +9,15 @@ import shlex
 import jinja2
 import pytest
 import typer
+from airflow.dag_processing.dagbag import DagBag
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.standard.operators.bash import BashOperator
+from airflow.providers.standard.operators.hitl import HITLBranchOperator
 from airflow.providers.standard.sensors.bash import BashSensor
 from cartwheel_airflow import assets
 
 from contracts import names
-from contracts.settings import Settings
+from contracts.settings import REPOSITORY, Settings, settings
 
 
 class Results:
@@ -121,3 +123,23 @@ def test_gates_are_not_retried(dags) -> None:
         for task in dag.tasks:
             is_gate = task.task_id.startswith("gate") or task.task_id in ("validate", "shadow", "canary", "bake")
             assert (task.retries == 0) == is_gate, task.task_id
+
+
+def test_a_person_may_have_to_approve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By setting, Airflow asks after the canary; no means that the version is rejected, and so does not ask again."""
+    monkeypatch.setenv("CARTWHEEL_ROLLOUT_APPROVAL", "true")
+    settings.cache_clear()
+    try:
+        bag = DagBag(str(REPOSITORY / "dags" / f"{names.DEPLOY_RECOMMENDER}.py"))
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()
+    assert bag.import_errors == {}
+    [dag] = bag.dags.values()
+    approve = dag.get_task("approve")
+    assert isinstance(approve, HITLBranchOperator)
+    assert approve.upstream_task_ids == {"canary"}
+    assert set(approve.options) == approve.downstream_task_ids == {"promote", "reject"}
+    assert dag.get_task("promote").upstream_task_ids == dag.get_task("reject").upstream_task_ids == {"approve"}
+    _, _, module, *arguments = shlex.split(rendered(dag.get_task("reject").bash_command, dag))
+    parse(module, arguments)

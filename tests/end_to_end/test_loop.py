@@ -114,7 +114,7 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     installation = install(
         dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_confidence=0.5, retrain_after_intervals=1,
         rollout_shadow_share=1, rollout_shares="0.5", rollout_min_requests=5, rollout_max_latency_ratio=100,
-        rollout_patience_h=0.002,
+        rollout_patience_h=0.02,
     )  # fmt: skip
     killed = installation.start("run", "--once")
     while not (installation.home / "tables" / "silver_events" / "_delta_log").exists():

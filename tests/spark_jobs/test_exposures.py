@@ -13,6 +13,7 @@ import pytest
 from contracts import exposures as log
 from contracts.settings import settings
 from contracts.tables import EXPOSURES
+from serving.exposures import of_request
 from spark_jobs import exposures, pending, storage
 
 ONE = {"interval": 3, "items": ["bread", "apple"]}
@@ -54,6 +55,8 @@ def test_one_row_for_each_list(copied_shop: Any, capsys: pytest.CaptureFixture[s
     assert exposures.land(copied_shop.dataset) == 8
     assert "8 rows landed, 2 lines that could not be read" in capsys.readouterr().out
     both = ["bread", "apple"]
+    for request_id, who in (("r1", ["ann"]), ("r2", ["ann", "bob"]), ("r7", ["ann", "bob"]), ("r", [])):
+        assert [shown["user_id"] for shown in of_request(request_id)] == who
     served_today = (datetime(2026, 1, 1) - datetime(2024, 1, 1)).days + 1
     assert copied_shop.values(EXPOSURES, *COLUMNS) == sorted(
         [

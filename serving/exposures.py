@@ -1,0 +1,52 @@
+"""Which version answered a request: looked up in the gateway's log, and in the table where it has landed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from contracts.exposures import current_log, finished_logs
+from contracts.tables import EXPOSURES
+
+COLUMNS = ["request_id", "served_at", "user_id", "arm", "model_version", "step", "items"]
+
+
+def of_request(request_id: str) -> list[dict[str, Any]]:
+    """What was shown, one entry for each list of the answer; `request_id` ends with its place where there are several."""
+    return list(_landed(request_id)) or list(_logged(request_id))
+
+
+def _landed(request_id: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.compute as pc
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(EXPOSURES.path)):
+        return
+    dataset = DeltaTable(str(EXPOSURES.path)).to_pyarrow_dataset()
+    wanted = (pc.field("request_id") == request_id) | pc.starts_with(pc.field("request_id"), f"{request_id}/")
+    columns = [name for name in COLUMNS if name in dataset.schema.names]
+    for row in dataset.to_table(columns=columns, filter=wanted).sort_by("request_id").to_pylist():
+        yield row | {"served_at": row["served_at"].isoformat()}
+
+
+def _logged(request_id: str) -> Iterator[dict[str, Any]]:
+    for path in (*finished_logs(), current_log()):
+        with suppress(FileNotFoundError), path.open(encoding="utf-8") as lines:  # it may land meanwhile
+            for line in lines:
+                if request_id not in line:
+                    continue
+                try:
+                    found = json.loads(line)
+                except ValueError:  # torn by a kill
+                    continue
+                if found["request_id"] == request_id:
+                    version = None if found["fallback"] else found["model_version"]
+                    shared = {name: found[name] for name in ("request_id", "arm", "step")} | {"model_version": version}
+                    served_at = found["replayed_at"] or found["served_at"]
+                    answer = json.loads(found["response"])
+                    items = [each["items"] for each in answer.get("predictions", ())] or answer["outputs"]["items"]
+                    users = found["user_ids"] or [None] * len(items)
+                    for user, shown in zip(users, items, strict=True):
+                        yield shared | {"served_at": served_at, "user_id": user, "items": shown}
