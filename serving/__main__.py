@@ -66,8 +66,7 @@ def validate(version: Version, deadline_s: Deadline = DEADLINE_S) -> None:
 @app.command()
 def load(version: Version, deadline_s: Deadline = DEADLINE_S) -> None:
     """Load a validated version on every model server, labelled canary; it has no traffic yet."""
-    with control.exclusive():
-        control.load(version, deadline_s=deadline_s)
+    control.load(version, deadline_s=deadline_s)
 
 
 @app.command()

@@ -98,6 +98,9 @@ def logs(
 def run(
     once: Annotated[bool, typer.Option("--once", help="Stop everything after the loop.")] = False,
     intervals: Annotated[int | None, typer.Option(min=0, help="Intervals to replay, instead of the setting's.")] = None,
+    with_challenger: Annotated[
+        bool, typer.Option("--with-challenger", help="Train twice, and roll the second model out while shoppers come.")
+    ] = False,
 ) -> None:
     """Start everything, run the whole loop, and stay up until Ctrl-C."""
     from contracts.files import locked
@@ -116,7 +119,7 @@ def run(
             os.environ.update(stack.up(settings(), console))
             from deploy.local import loop
 
-            result = loop.run_loop(once=once, intervals=intervals)
+            result = loop.run_loop(intervals=intervals, with_challenger=with_challenger)
             if not once:
                 reason = "" if result == 0 else ", so that you can see what failed"
                 console.print(f"  Everything stays up{reason}: Ctrl-C stops it.")

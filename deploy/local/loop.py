@@ -76,7 +76,7 @@ class Loop:
         self._console.print(f"  [green]✓[/] {name} [dim]{stage.seconds:.0f} s[/]")
         return result
 
-    def stage(self, name: str, dag_id: str, done: Callable[[], bool], conf: dict[str, str] | None = None) -> None:
+    def stage(self, name: str, dag_id: str, done: Callable[[], bool], conf: dict[str, Any] | None = None) -> None:
         """Wait until `done`, which the DAG brings about.
 
         Args:
@@ -84,7 +84,7 @@ class Loop:
         """
         self.measured(name, lambda: self._bring_about(dag_id, done, conf))
 
-    def _bring_about(self, dag_id: str, done: Callable[[], bool], conf: dict[str, str] | None) -> None:
+    def _bring_about(self, dag_id: str, done: Callable[[], bool], conf: dict[str, Any] | None) -> None:
         started, quiet_since = datetime.now(UTC), time.monotonic()
         wake_at_once, in_vain = conf is not None, 0
         end = time.monotonic() + DEADLINE_S
@@ -182,12 +182,22 @@ class Loop:
         self.stage(f"training {request['key']}", names.TRAIN_RECOMMENDER, lambda: bool(result()))
         trained = result()
         if trained["status"] == "registered":
-            version = int(trained["version"])  # the first one becomes champion at once
-            self.stage(
-                f"deployment of version {version}",
-                names.DEPLOY_RECOMMENDER,
-                lambda: progress.is_settled(version),
-            )
+            self.deploy(int(trained["version"]))
+
+    def train_challenger(self) -> None:
+        """Train once more, though nothing asks for it, and bring the new version to where shoppers decide."""
+        before = progress.newest_version()
+        self.stage(
+            "training of a challenger",
+            names.TRAIN_RECOMMENDER,
+            lambda: progress.newest_version() != before,
+            {"force": True},
+        )
+        self.deploy(progress.newest_version())
+
+    def deploy(self, version: int) -> None:
+        """Wait for a version to come as far as it can without shoppers: the first one becomes champion at once."""
+        self.stage(f"deployment of version {version}", names.DEPLOY_RECOMMENDER, lambda: progress.is_settled(version))
 
 
 def _look_at_data(num_intervals: int) -> dict[str, Any]:
@@ -211,11 +221,12 @@ def _look_at_data(num_intervals: int) -> dict[str, Any]:
     return read_json(path)
 
 
-def run_loop(*, once: bool, intervals: int | None) -> int:
+def run_loop(*, intervals: int | None, with_challenger: bool = False) -> int:
     """Run the main job to its end and print the summary; what was done before is not done again.
 
     Args:
         intervals: how many intervals to hold back and replay; None: as the settings say.
+        with_challenger: train a second model before the replay, so that there is one to roll out.
 
     Returns:
         Exit status: 0 when the loop is closed, 1 when a stage failed.
@@ -242,6 +253,8 @@ def run_loop(*, once: bool, intervals: int | None) -> int:
             loop.advance(last - replayed, dataset)
             if progress.deployed_version() is None:
                 raise StageFailed(f"no model passed the gate: see {settings().training_dir}/*/verdict.json")
+            if with_challenger and progress.newest_version() == progress.deployed_version():
+                loop.train_challenger()
             for interval in live:
                 if not progress.landed(interval):
                     loop.open_shop(interval, found["active_users"][str(interval)], dataset)

@@ -64,6 +64,12 @@ def waiting_change() -> int | None:
     return int(rollout["change"]["number"]) if rollout.get("state") in ("shadow", "canary") else None
 
 
+def newest_version() -> int:
+    """The last version that a training has registered; 0 before the first."""
+    results = (read_json(path) for path in settings().training_dir.glob("*/result.json"))
+    return max((int(result.get("version") or 0) for result in results), default=0)
+
+
 def evaluation_of(version: int) -> dict[str, Any]:
     """The evaluation of the training that became a version."""
     for path in sorted(settings().training_dir.glob("*/result.json")):

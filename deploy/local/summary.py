@@ -22,7 +22,7 @@ from contracts.metrics import BASELINES, METRICS, NDCG
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
-from serving.rollout import history
+from serving.rollout import control, document, history
 
 PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
 WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
@@ -103,7 +103,8 @@ def build(
             {name: getattr(change, name) for name in ("version", "what", "share", "why", "evidence", "champion")}
             for change in history.changes()
             if change.before is not None
-        ],
+        ]
+        + _on_its_way(),
         "example": shown.get("best"),
         "typical": shown.get("typical"),
         "stages": stages,
@@ -179,6 +180,15 @@ def _list_beside_taken(user: dict[str, Any], which: str) -> Table:
     if len(taken) > len(user["recommended"]):
         table.add_row("", f"... and {len(taken) - len(user['recommended'])} more")
     return table
+
+
+def _on_its_way() -> list[dict[str, Any]]:
+    """The version that waits for more shoppers, as the last change of `rollout`."""
+    verdict, now = control.judgement(), document.read()
+    if verdict is None:
+        return []
+    about = {"version": now.challenger, "what": "waits", "share": now.share, "champion": now.champion}
+    return [about | {"why": "; ".join(verdict.reasons), "evidence": verdict.evidence}]
 
 
 def _rollout(changes: list[dict[str, Any]]) -> Table:

@@ -16,6 +16,8 @@ _SERIES = re.compile(
     rf"{OURS}\.(?P<kind>requests|latency_ms)\.arm\.(?P<arm>\w+)\.model_version\.\d+"
     r"\.step\.(?P<step>\d+)\.status\.(?P<status>\d+)\.fallback\.(?P<fallback>\w*)"
 )
+ENOUGH_REQUESTS = 100
+"""Of fewer, times are chance."""
 _SHADOW = f"cluster.{SHADOW_CLUSTER}"
 
 
@@ -66,6 +68,15 @@ def since(now: Arm, before: Mapping[str, Any]) -> Arm:
     if requests > now.num_requests or failed > now.num_failed:
         return now
     return replace(now, num_requests=now.num_requests - requests, num_failed=now.num_failed - failed)
+
+
+def at_best(now: Arm, before: Mapping[str, Any]) -> Arm:
+    """With the smaller ones of its times now and `before`: what slows down the model servers slows down all arms."""
+    if int(before.get("num_requests", 0)) < ENOUGH_REQUESTS:
+        return now
+    earlier = {float(percent): each_ms for percent, each_ms in before["latency_ms"].items()}
+    latency_ms = {percent: min(each_ms, earlier.get(percent, each_ms)) for percent, each_ms in now.latency_ms.items()}
+    return replace(now, latency_ms=latency_ms)
 
 
 def _read() -> tuple[dict[str, int], dict[str, dict[float, float]]]:

@@ -20,7 +20,7 @@ from serving.gateway.measures import Arm
 from serving.rollout import analysis, document, endpoint, history, outcomes, steps, validation
 from serving.rollout.document import CANARY, LOADED, SHADOW, VALIDATED, Change, Rollout
 from serving.rollout.endpoint import DEADLINE_S, DeploymentError, UnfitVersionError
-from serving.rollout.reconciliation import reconcile
+from serving.rollout.reconciliation import begin_to_load, reconcile
 
 
 @contextmanager
@@ -100,22 +100,31 @@ def validate(version: int, *, deadline_s: float = DEADLINE_S) -> None:
 def load(version: int, *, deadline_s: float = DEADLINE_S) -> None:
     """Load a validated version on every model server, and see that each answers as it should; it has no traffic yet.
 
+    Others may change things meanwhile: a rollback does not wait for it.
+
     Raises:
         InputError: it is not validated.
         UnfitVersionError: it cannot be loaded, or answers otherwise; it is rejected.
         DeploymentError: a model server does not answer.
     """
-    now = document.read()
-    if version == now.champion:
-        return _follow(now, now, deadline_s)
-    after = steps.advance(now, version, LOADED)
+    with exclusive():
+        now = document.read()
+        after = now if version == now.champion else steps.advance(now, version, LOADED)
+        history.catch_up(now)
+        if after is not now:
+            document.write(after)
+        begin_to_load(after)
     try:
-        _follow(now, after, deadline_s)
+        endpoint.wait_available(version, deadline_s)
         if after.state == LOADED:
             _replay_everywhere(version)
     except UnfitVersionError as error:
-        reject(version, str(error))
+        with exclusive():
+            reject(version, str(error))
         raise
+    with exclusive():
+        now = document.read()
+        _follow(now, now, deadline_s)
 
 
 def _replay_everywhere(version: int) -> None:
@@ -162,9 +171,9 @@ def advance(version: int, to: str) -> bool:
         if now.champion in (None, version) or (to == SHADOW and now.state == CANARY):
             _follow(now, now)
             return True
-        shares = [share for share in _shares(to) if now.state != to or share > now.share]
+        shares = _shares_to_come(now, to)
         if now.state == to and not (now.change and now.change.what == steps.PASSED):
-            verdict = _judged(now, is_last=to == CANARY and not shares)
+            verdict = _judged(now)
             why = "; ".join(verdict.reasons)
             endpoint.say(f"version {version} as {to} at {now.share:.1%}: {verdict.answer}: {why}")
             if verdict.answer == analysis.STOP:
@@ -176,28 +185,34 @@ def advance(version: int, to: str) -> bool:
         elif not shares:
             return True
         else:
-            before = {"mirrored": vars(measures.arms(now.step)["shadow"])} if to == SHADOW else {}
+            before = {arm: vars(measures.arms(now.step)[arm]) for arm in ("stable", "shadow")}
             _follow(now, steps.advance(now, version, to, shares[0], evidence=before))
 
 
-def _shares(to: str) -> tuple[float, ...]:
-    if to == CANARY:
-        return tuple(sorted(settings().rollout_shares))
-    return (settings().rollout_shadow_share,) if settings().rollout_shadow_share else ()
+def _shares_to_come(now: Rollout, to: str) -> list[float]:
+    """As shadow or canary, smallest first; without those that the challenger has had."""
+    chosen = sorted(settings().rollout_shares) if to == CANARY else [settings().rollout_shadow_share]
+    return [share for share in chosen if share > (now.share if now.state == to else 0)]
 
 
-def _judged(now: Rollout, *, is_last: bool) -> analysis.Verdict:
-    assert now.change is not None
-    counted = measures.arms(now.step)
+def judgement() -> analysis.Verdict | None:
+    """What is to be said by now of the version that has a share of the traffic; changes nothing. None: none has."""
+    now = document.read()
+    return _judged(now) if now.state in (SHADOW, CANARY) and now.champion is not None else None
+
+
+def _judged(now: Rollout) -> analysis.Verdict:
+    assert now.change is not None  # or it would have no share
+    counted, before = measures.arms(now.step), now.change.evidence
     challenger = counted[now.state]
     if now.state == SHADOW:
-        challenger = measures.since(challenger, now.change.evidence.get("mirrored", {}))
+        challenger = measures.since(challenger, before.get("shadow", {}))
     return analysis.judge(
         challenger,
-        counted["stable"],
+        measures.at_best(counted["stable"], before.get("stable", {})),
         outcomes.of_step(now.step) if now.state == CANARY else {},
         settings(),
-        is_last=is_last,
+        is_last=now.state == CANARY and not _shares_to_come(now, CANARY),
         waited_h=_hours_since(now.change),
     )
 
@@ -344,6 +359,7 @@ def status() -> dict[str, Any]:
 
     return {
         "rollout": document.as_json(now),
+        "verdict": said(lambda: vars(found) if (found := judgement()) else None),
         "config": said(lambda: vars(desired.read())),
         "traffic": said(lambda: vars(traffic.read())),
         "endpoints": {url: said(partial(states, url)) for url in settings().serving_urls},

@@ -20,6 +20,8 @@ DEADLINE_S = 120.0
 SCORE_TOLERANCE = 1e-4
 STALE_S = 5.0
 """How long the failure of an earlier try may still show after the config named the version anew."""
+PROBE_S = 2.0
+Check = Callable[[], bool]
 NOBODY = "\N{REPLACEMENT CHARACTER}"
 """A user that no model knows."""
 
@@ -91,16 +93,13 @@ def differences(answers: list[Recommendation], case: dict[str, Any]) -> list[str
     return found
 
 
-# Waiting, until every model server says yes; one that does not answer may still be starting.
-
-
-Check = Callable[[], bool]
+# Waiting, until every model server says yes
 
 
 def wait_available(
     version: int, deadline_s: float, urls: Sequence[str] | None = None, is_alive: Check = lambda: True
 ) -> None:
-    """Wait until a version is AVAILABLE everywhere.
+    """Wait until a version is AVAILABLE everywhere; a model server that does not answer may still be starting.
 
     Args:
         urls: of other model servers than those that serve.
@@ -118,11 +117,22 @@ def wait_available(
             raise UnfitVersionError(f"version {version} failed to load: {state.error_code}: {state.message}")
         return state is not None and state.state == "AVAILABLE"
 
-    _wait(is_available, deadline_s, f"version {version} to be AVAILABLE", urls, is_alive)
+    end_s = start_s + deadline_s
+    for url in urls or settings().serving_urls:
+        _wait(url, is_available, end_s, f"version {version} to be AVAILABLE", is_alive)
+
+
+def wait_started(url: str, deadline_s: float, is_alive: Check) -> None:
+    """Wait until a model server answers.
+
+    Raises:
+        DeploymentError: it does not in time.
+    """
+    _wait(url, lambda backend: bool(backend.states()) or True, time.monotonic() + deadline_s, "it to start", is_alive)
 
 
 def wait_labelled(label: str, version: int, deadline_s: float) -> None:
-    """Wait until a label points at a version everywhere.
+    """Wait until a label points at a version on every model server that runs; others follow when they start.
 
     Raises:
         DeploymentError: it does not in time.
@@ -136,13 +146,11 @@ def wait_labelled(label: str, version: int, deadline_s: float) -> None:
                 return False
             raise
 
-    _wait(has_moved, deadline_s, f"label {label} to reach version {version}")
+    _wait_running(has_moved, deadline_s, f"label {label} to reach version {version}")
 
 
-def wait_unloaded(
-    versions: set[int], deadline_s: float, urls: Sequence[str] | None = None, is_alive: Check = lambda: True
-) -> None:
-    """Wait until versions are loaded nowhere; arguments as of `wait_available`.
+def wait_unloaded(versions: set[int], deadline_s: float) -> None:
+    """Wait until versions are loaded on no model server that runs.
 
     Raises:
         DeploymentError: they are in the end.
@@ -152,22 +160,30 @@ def wait_unloaded(
         states = backend.states()
         return all(version not in states or states[version].state == "END" for version in versions)
 
-    _wait(is_unloaded, deadline_s, f"versions {sorted(versions)} to unload", urls, is_alive)
+    _wait_running(is_unloaded, deadline_s, f"versions {sorted(versions)} to unload")
+
+
+def _wait_running(reached: Callable[[Backend], bool], deadline_s: float, what: str) -> None:
+    end_s = time.monotonic() + deadline_s
+    for url in settings().serving_urls:
+        if _runs(url):
+            _wait(url, reached, end_s, what)
+        else:
+            say(f"nobody answers at {url}: it will follow when it starts")
+
+
+def _runs(url: str) -> bool:
+    """Whether somebody listens there. One that is dead must not keep a rollback waiting."""
+    try:
+        httpx.get(url, timeout=PROBE_S, trust_env=False, verify=settings().serving_ca_file or True)
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def _wait(
-    reached: Callable[[Backend], bool],
-    deadline_s: float,
-    what: str,
-    urls: Sequence[str] | None = None,
-    is_alive: Check = lambda: True,
+    url: str, reached: Callable[[Backend], bool], end_s: float, what: str, is_alive: Check = lambda: True
 ) -> None:
-    end_s = time.monotonic() + deadline_s
-    for url in urls or settings().serving_urls:
-        _wait_one(url, reached, end_s, what, is_alive)
-
-
-def _wait_one(url: str, reached: Callable[[Backend], bool], end_s: float, what: str, is_alive: Check) -> None:
     start_s, said_s, trouble = time.monotonic(), 0.0, ""
     with Backend(url) as backend:
         while True:

@@ -11,27 +11,34 @@ from serving.desired import Desired
 from serving.gateway import process as gateway
 from serving.gateway import traffic
 from serving.rollout import endpoint, history
-from serving.rollout.document import LOADED, Rollout
+from serving.rollout.document import Rollout
+
+
+def begin_to_load(rollout: Rollout) -> None:
+    """Have the model servers load what the document names, beside all that is asked now; waits for nobody.
+
+    Raises:
+        InputError: a version is missing and MLflow has no copy that passed its gate.
+    """
+    wanted, before = rollout.desired, desired.read()
+    for version in set(wanted.versions) - artifact.versions_on_disk():
+        artifact.place(version, registry.deployable(version))
+    # A label in use moves only to a version that is AVAILABLE: load first, label then.
+    loaded = {*wanted.versions, *traffic.read().versions}
+    desired.write(Desired(tuple(loaded), {name: number for name, number in before.labels.items() if number in loaded}))
 
 
 def reconcile(rollout: Rollout, *, deadline_s: float = endpoint.DEADLINE_S) -> None:
     """Model servers, gateway, history and MLflow, in this order; what is so already is left alone.
 
     Raises:
-        InputError: a version is missing and MLflow has no copy that passed its gate; Envoy refuses its routes.
+        InputError: as of `begin_to_load`; or Envoy refuses its routes.
         UnfitVersionError: a version cannot be loaded.
         DeploymentError: a model server does not follow in time.
     """
-    wanted, asked, before = rollout.desired, traffic.read(), desired.read()
-    for version in set(wanted.versions) - artifact.versions_on_disk():
-        artifact.place(version, registry.deployable(version))
-    # A label in use moves only to a version that is AVAILABLE: load first, label then.
-    loaded = {*wanted.versions, *asked.versions}
-    desired.write(Desired(tuple(loaded), {name: number for name, number in before.labels.items() if number in loaded}))
-    waited_for = rollout.traffic.versions - asked.versions
-    if rollout.challenger is not None and rollout.state == LOADED:
-        waited_for |= {rollout.challenger}
-    for version in sorted(waited_for):
+    begin_to_load(rollout)
+    wanted, asked = rollout.desired, traffic.read()
+    for version in sorted(rollout.traffic.versions - asked.versions):
         endpoint.wait_available(version, deadline_s)
     if rollout.traffic != asked:
         gateway.put(rollout.traffic)

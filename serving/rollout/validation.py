@@ -111,7 +111,7 @@ def scratch_server(deadline_s: float) -> Iterator[tuple[str, psutil.Process, Cal
             started = subprocess.Popen(argv, stdout=output, stderr=output, preexec_fn=_die_with_parent)  # noqa: PLW1509
         try:
             url, process = f"http://127.0.0.1:{port}", psutil.Process(started.pid)
-            endpoint.wait_unloaded(set(), deadline_s, [url], partial(_lives, process))
+            endpoint.wait_started(url, deadline_s, partial(_lives, process))
             yield url, process, configure
         except DeploymentError:
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]

@@ -150,9 +150,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 with tf.control_dependencies([tf.debugging.Assert(~is_shopper, ["not for shoppers"])]):
                     scores = tf.identity(scores)
             if self.kind == "slow":
-                size = tf.where(is_shopper, 1200, 1)
-                work = tf.reduce_sum(tf.linalg.matmul(tf.ones([size, size]), tf.ones([size, size])))
-                scores += 0 * work
+                # It sleeps, and leaves the processor to others.
+                types: dict[str, Any] = {"output_types": [tf.int64], "output_shapes": [tf.TensorShape([])]}
+                one = tf.data.Dataset.range(1)._variant_tensor
+                late = tf.raw_ops.SleepDataset(
+                    input_dataset=one, sleep_microseconds=80_000 * tf.cast(is_shopper, tf.int64), **types
+                )
+                [nothing] = tf.raw_ops.DatasetToSingleElement(dataset=late, **types)
+                scores += tf.cast(nothing, tf.float32)
             return {"items": tf.strings.join([tf.repeat(user_id[:, None], 3, axis=1), letters]), "scores": scores}
 
         @tf.function(input_signature=[tf.TensorSpec([], tf.string, name=name) for name in ("started", "pipe")])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from contracts.settings import Settings
-from serving.gateway.measures import Arm, since
+from serving.gateway.measures import Arm, at_best, since
 from serving.rollout.analysis import PASS, STOP, WAIT, Outcomes, Verdict, fails_more, half_width, judge
 from serving.rollout.outcomes import summarise
 
@@ -161,6 +161,14 @@ def test_outcomes_by_hand() -> None:
     assert found["canary"] == Outcomes(1, 0.5, 0.0, num_lists=3, num_distinct_items=3, num_compared=2, num_bad_scores=1)
     assert found["stable"] == Outcomes(2, 0.5, 0.25, num_lists=2, num_distinct_items=4, num_compared=2)
     assert summarise(shown, taken.iloc[:0])["canary"].num_users == 0
+
+
+def test_times_at_their_best() -> None:
+    """A slow challenger slows down its champion, too: what that took before is held against it."""
+    before = {"num_requests": 100, "latency_ms": {"90": 3.0, "99": 30.0}}
+    assert at_best(Arm(9, 1, FAST), before) == Arm(9, 1, {90.0: 3.0, 99.0: 20.0})
+    assert at_best(Arm(9, 1, FAST), before | {"num_requests": 99}) == Arm(9, 1, FAST)
+    assert at_best(Arm(9, 1, FAST), {}) == Arm(9, 1, FAST)
 
 
 def test_counted_since_the_step_began() -> None:

@@ -137,9 +137,11 @@ def test_a_bad_challenger_is_stopped_as_shadow(shop: OpenShop, kind: str, said: 
     champion = str(shop.rollout()["champion"])
     version = shop.register(3, kind)
     shop.bring(version)
+    shop.shoppers(100)
+    time.sleep(6)  # Envoy puts the histograms of its threads together every five seconds
     shop.advance(version, "shadow", NOTHING_TO_DO)
     assert shop.shoppers(50) == {(200, "stable", champion): 50}
-    time.sleep(6)  # Envoy puts the histograms of its threads together every five seconds
+    time.sleep(6)
     assert said in shop.advance(version, "shadow", 1)
     assert shop.history()[-1] == (version, "rejected", int(champion))
     assert shop.rollout()["change"]["evidence"]["requests"] == 50
@@ -223,7 +225,7 @@ def test_model_servers_that_disagree(shop: OpenShop, exported: Callable[..., Pat
     other.config_path.write_text(
         f"model_config_list {{ {tools.model_text(MODEL, tmp_path / 'models', [champion, version], stable=champion, canary=version)} }}"
     )
-    shop.bring(version, "stage", "validate")
+    shop.bring(version, "stage", "")
     both = ",".join(f"http://127.0.0.1:{each.rest_port}" for each in (shop.server, other))
     settings_before, shop.settings = shop.settings, shop.settings | {"CARTWHEEL_SERVING_URL": both}
     try:
@@ -233,6 +235,10 @@ def test_model_servers_that_disagree(shop: OpenShop, exported: Callable[..., Pat
             in shop.verb(*words, code=1).stderr
         )
         assert shop.rollout()["state"] == "loaded"  # as is wanted still
+        shop.verb("reject", "--version", str(version))  # which waits for nobody who is dead, nor does a rollback
+        assert shop.rollout()["challenger"] is None
+        shop.verb("stage", "--version", str(version), "--again")
+        shop.note_validation()
         other.start()
         assert "does not answer as trained at" in shop.verb(*words, code=1).stderr
         assert shop.rollout()["rejected"][str(version)].startswith(f"version {version} does not answer")

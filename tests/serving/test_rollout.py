@@ -106,7 +106,7 @@ def test_a_share_of_the_traffic(shop: Shop) -> None:
     version = shop.register(5)
     share = ("--version", str(version), "--share", "0.25")
     assert "is not on its way" in shop.verb("canary", *share, code=2).stderr
-    shop.bring(version, "stage", "validate")
+    shop.bring(version, "stage", "")
     assert "is validated, not yet loaded" in shop.verb("shadow", *share, code=2).stderr
     shop.bring(version, "load")
     shop.verb("shadow", *share)
@@ -136,7 +136,7 @@ def test_killed_between_any_two_writes(shop: Shop, verb: str) -> None:
     whatever is killed, the gateway asks a version that answers."""
     previous, before = shop.aliases()[CHAMPION], shop.served()
     version = shop.register(6)
-    shop.bring(version, "stage", "validate")
+    shop.bring(version, "stage", "")
     words = ["--version", str(version)]
     for each in ("load", "canary", "promote", "rollback"):
         if each == verb:
@@ -158,7 +158,7 @@ def test_killed_between_any_two_writes(shop: Shop, verb: str) -> None:
         assert {int(name) for name in shop.on_disk()} >= {previous, champion}
         shop.restore()
         write += 1
-    assert write > 4
+    assert write > (2 if verb == "load" else 4)
     assert shop.history() == history
 
 
