@@ -53,8 +53,7 @@ def stage(
     version: Version, again: Annotated[bool, typer.Option("--again", help="Also one that was rejected.")] = False
 ) -> None:
     """Bring a version's files beside those that serve, complete and checked."""
-    with control.exclusive():
-        control.stage(version, again=again)
+    control.stage(version, again=again)
 
 
 @app.command()
@@ -72,45 +71,39 @@ def load(version: Version, deadline_s: Deadline = DEADLINE_S) -> None:
 @app.command()
 def shadow(version: Version, share: Share) -> None:
     """Send a loaded version a copy of a share of the predictions and throw its answers away."""
-    with control.exclusive():
-        control.shadow(version, share)
+    control.shadow(version, share)
 
 
 @app.command()
 def canary(version: Version, share: Share) -> None:
     """Let a loaded version answer a share of the users, always the same ones."""
-    with control.exclusive():
-        control.canary(version, share)
+    control.canary(version, share)
 
 
 @app.command()
 def advance(version: Version, to: Annotated[Role, typer.Option(help="How far.")]) -> None:
     """Take a loaded version through its time as shadow or canary, as far as it goes now; exit 99 to ask again later."""
-    with control.exclusive():
-        if not control.advance(version, to.value):
-            raise typer.Exit(NOTHING_TO_DO)
+    if not control.advance(version, to.value):
+        raise typer.Exit(NOTHING_TO_DO)
 
 
 @app.command()
 def promote(version: Version, why: Why = "", deadline_s: Deadline = DEADLINE_S) -> None:
     """Make a loaded version the champion; the one before stays loaded."""
-    with control.exclusive():
-        control.promote(version, why=why, deadline_s=deadline_s)
+    control.promote(version, why=why, deadline_s=deadline_s)
 
 
 @app.command()
 def bake(version: Version) -> None:
     """Watch a new champion, and roll it back if it fails where the one before does not; exit 99 to ask again later."""
-    with control.exclusive():
-        if not control.bake(version):
-            raise typer.Exit(NOTHING_TO_DO)
+    if not control.bake(version):
+        raise typer.Exit(NOTHING_TO_DO)
 
 
 @app.command()
 def reject(version: Version, why: Why = "asked for") -> None:
     """End a version's way; it does not come again by itself."""
-    with control.exclusive():
-        control.reject(version, why)
+    control.reject(version, why)
 
 
 @app.command()
@@ -120,8 +113,7 @@ def rollback(
     deadline_s: Deadline = DEADLINE_S,
 ) -> None:
     """Take back what was done last, a canary's traffic or a promotion; exit 99 when that was a rollback already."""
-    with control.exclusive():
-        version = control.rollback(to, why=why, deadline_s=deadline_s)
+    version = control.rollback(to, why=why, deadline_s=deadline_s)
     if version is None:
         print("rolled back already; name a version with --to to go further", file=sys.stderr)
         raise typer.Exit(NOTHING_TO_DO)
@@ -164,10 +156,7 @@ def exposure(request_id: Annotated[str, typer.Argument(help="The answer's x-requ
 @app.command()
 def initialise() -> None:
     """Write the files that model server and gateway need to start; what is there is kept."""
-    with control.exclusive():
-        server.initialise()
-        control.initialise()
-        gateway.initialise()
+    control.initialise()
 
 
 @app.command()

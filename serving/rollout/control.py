@@ -12,7 +12,7 @@ from contracts.errors import InputError
 from contracts.files import locked
 from contracts.names import CHALLENGER
 from contracts.settings import settings
-from serving import artifact, desired, registry
+from serving import artifact, command, desired, registry
 from serving.backend import Backend
 from serving.gateway import measures, traffic
 from serving.gateway import process as gateway
@@ -24,7 +24,7 @@ from serving.rollout.reconciliation import begin_to_load, reconcile
 
 
 @contextmanager
-def exclusive() -> Iterator[None]:
+def _exclusive() -> Iterator[None]:
     """Only one change at a time on this machine."""
     with locked(settings().serving_dir / ".lock"):
         yield
@@ -38,10 +38,16 @@ def _follow(now: Rollout, after: Rollout, deadline_s: float = DEADLINE_S) -> Non
     reconcile(after, deadline_s=deadline_s)
 
 
+@_exclusive()
 def initialise() -> None:
-    """Write the document, if there is none: that nothing is deployed, or what an installation without one serves."""
+    """Write the files that model server and gateway need to start; what is there is kept.
+
+    The document says then that nothing is deployed, or what an installation without one serves.
+    """
+    command.initialise()
     if not document.document_path().exists():
         document.write(document.read())
+    gateway.initialise()
 
 
 def pending() -> int | None:
@@ -60,6 +66,7 @@ def pending() -> int | None:
     return challenger
 
 
+@_exclusive()
 def stage(version: int, *, again: bool = False) -> None:
     """Bring a version's files beside those that serve, complete and checked.
 
@@ -68,7 +75,7 @@ def stage(version: int, *, again: bool = False) -> None:
     """
     now = document.read()
     after = steps.stage(now, version, again=again)
-    if version != now.champion:
+    if version != now.champion and (after is not now or version not in artifact.versions_on_disk()):
         artifact.place(version, registry.deployable(version))
     _follow(now, after)
 
@@ -80,7 +87,7 @@ def validate(version: int, *, deadline_s: float = DEADLINE_S) -> None:
         InputError: as of `validation.validate` and `steps.advance`.
         DeploymentError: as of `validation.validate`.
     """
-    with exclusive():
+    with _exclusive():
         now = document.read()
         if version == now.champion or (version == now.challenger and now.is_at_least(VALIDATED)):
             return _follow(now, now)
@@ -88,11 +95,11 @@ def validate(version: int, *, deadline_s: float = DEADLINE_S) -> None:
     try:
         report = validation.validate(version, deadline_s=deadline_s)
     except UnfitVersionError as error:
-        with exclusive():
-            reject(version, str(error))
+        with _exclusive():
+            _reject(version, str(error))
         raise
     evidence = {name: report[name] for name in ("latency_ms", "memory_mib", "requests", "manifest_sha256")}
-    with exclusive():
+    with _exclusive():
         now = document.read()
         _follow(now, steps.advance(now, version, VALIDATED, evidence=evidence), deadline_s)
 
@@ -107,7 +114,7 @@ def load(version: int, *, deadline_s: float = DEADLINE_S) -> None:
         UnfitVersionError: it cannot be loaded, or answers otherwise; it is rejected.
         DeploymentError: a model server does not answer.
     """
-    with exclusive():
+    with _exclusive():
         now = document.read()
         after = now if version == now.champion else steps.advance(now, version, LOADED)
         history.catch_up(now)
@@ -119,10 +126,10 @@ def load(version: int, *, deadline_s: float = DEADLINE_S) -> None:
         if after.state == LOADED:
             _replay_everywhere(version)
     except UnfitVersionError as error:
-        with exclusive():
-            reject(version, str(error))
+        with _exclusive():
+            _reject(version, str(error))
         raise
-    with exclusive():
+    with _exclusive():
         now = document.read()
         _follow(now, now, deadline_s)
 
@@ -134,26 +141,34 @@ def _replay_everywhere(version: int) -> None:
             raise UnfitVersionError(f"version {version} does not answer as trained at {url}: {mismatches[0]}")
 
 
+@_exclusive()
 def shadow(version: int, share: float) -> None:
     """Send a loaded version a copy of this share of the predictions and throw its answers away.
 
     Raises:
         InputError: as of `steps.advance`.
     """
-    now = document.read()
-    _follow(now, steps.advance(now, version, SHADOW, share))
+    _give(version, SHADOW, share)
 
 
+@_exclusive()
 def canary(version: int, share: float) -> None:
     """Let a loaded version answer this share of the users, always the same ones.
 
     Raises:
         InputError: as of `steps.advance`.
     """
+    _give(version, CANARY, share)
+
+
+def _give(version: int, role: str, share: float) -> None:
+    """Give the challenger a share of the traffic, and keep what was counted until then: the verdict asks for it."""
     now = document.read()
-    _follow(now, steps.advance(now, version, CANARY, share))
+    before = {arm: vars(counted) for arm, counted in measures.arms(now.step).items()}
+    _follow(now, steps.advance(now, version, role, share, evidence=before))
 
 
+@_exclusive()
 def advance(version: int, to: str) -> bool:
     """Take the challenger through its time as shadow or canary, one share after the other, as far as it goes now.
 
@@ -185,8 +200,7 @@ def advance(version: int, to: str) -> bool:
         elif not shares:
             return True
         else:
-            before = {arm: vars(measures.arms(now.step)[arm]) for arm in ("stable", "shadow")}
-            _follow(now, steps.advance(now, version, to, shares[0], evidence=before))
+            _give(version, to, shares[0])
 
 
 def _shares_to_come(now: Rollout, to: str) -> list[float]:
@@ -221,6 +235,7 @@ def _hours_since(change: Change) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(change.time)).total_seconds() / 3600
 
 
+@_exclusive()
 def promote(version: int, *, why: str = "", deadline_s: float = DEADLINE_S) -> None:
     """Make a version the champion; the one before stays loaded.
 
@@ -240,6 +255,7 @@ def promote(version: int, *, why: str = "", deadline_s: float = DEADLINE_S) -> N
     _follow(now, steps.promote(now, version, popular, why=why, evidence=evidence), deadline_s)
 
 
+@_exclusive()
 def bake(version: int) -> bool:
     """Watch a version after its promotion, and take it back by itself where it fails and the one before does not.
 
@@ -256,7 +272,7 @@ def bake(version: int) -> bool:
     before = Arm(promoted.evidence.get("stable_requests", 0), promoted.evidence.get("stable_failed", 0))
     why = analysis.fails_more(measures.arms(now.step)["stable"], before, settings())
     if why and _answers(now.previous):
-        rollback(why=why)
+        _rollback(now.previous, why, DEADLINE_S)
         raise UnfitVersionError(f"version {version} was rolled back: {why}")
     if why:
         endpoint.say(f"{why}; but that does not answer either: it is not the version's fault")
@@ -272,17 +288,23 @@ def _answers(version: int) -> bool:
     return True
 
 
+@_exclusive()
 def reject(version: int, why: str) -> None:
     """End a version's way; it does not come again by itself.
 
     Raises:
         InputError: it is not on its way.
     """
+    _reject(version, why)
+
+
+def _reject(version: int, why: str) -> None:
     now = document.read()
     _follow(now, steps.reject(now, version, why))
 
 
-def rollback(to: int | None = None, *, why: str = "", deadline_s: float = DEADLINE_S) -> int | None:
+@_exclusive()
+def rollback(to: int | None = None, *, why: str = "asked for", deadline_s: float = DEADLINE_S) -> int | None:
     """Take back what was done last: a challenger's traffic, else a promotion. What is left is rejected.
 
     Args:
@@ -295,8 +317,11 @@ def rollback(to: int | None = None, *, why: str = "", deadline_s: float = DEADLI
         InputError: there is nothing to go back to.
         DeploymentError: the gateway has gone back, and a model server does not follow in time.
     """
+    return _rollback(to, why, deadline_s)
+
+
+def _rollback(to: int | None, why: str, deadline_s: float) -> int | None:
     now = document.read()
-    why = why or "asked for"
     if to is None and now.challenger is not None and now.traffic.versions - {now.champion}:
         _follow(now, steps.reject(now, now.challenger, f"rolled back: {why}"), deadline_s)
         return now.champion

@@ -13,6 +13,9 @@ from serving.gateway import traffic
 from serving.rollout import endpoint, history
 from serving.rollout.document import Rollout
 
+UNLOAD_S = 10.0
+"""Longest wait for the model servers to let go of a version; to delete it is no hurry."""
+
 
 def begin_to_load(rollout: Rollout) -> None:
     """Have the model servers load what the document names, beside all that is asked now; waits for nobody.
@@ -52,13 +55,16 @@ def reconcile(rollout: Rollout, *, deadline_s: float = endpoint.DEADLINE_S) -> N
     desired.write(wanted)
     for label, version in wanted.labels.items():
         endpoint.wait_labelled(label, version, deadline_s)
-    _remove_retired(rollout, deadline_s)
+    _remove_retired(rollout)
 
 
-def _remove_retired(rollout: Rollout, deadline_s: float) -> None:
+def _remove_retired(rollout: Rollout) -> None:
     """Delete the folders of versions that have no role any more, once the model servers have let go of them."""
     retired = artifact.versions_on_disk() - {rollout.champion, rollout.previous, rollout.challenger}
-    if retired:
-        endpoint.wait_unloaded(retired, deadline_s)
+    try:
+        if retired:
+            endpoint.wait_unloaded(retired, UNLOAD_S)
+    except endpoint.DeploymentError as error:
+        return endpoint.say(f"{error}: the next change deletes them")
     for version in sorted(retired):
         artifact.remove(version)
