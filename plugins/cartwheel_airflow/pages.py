@@ -82,6 +82,7 @@ _PARTS: dict[str, Callable[[], Any]] = {
     "gates": status.gates,
     "decision": status.decision,
     "rollout": status.rollout,
+    "changes": status.changes,
 }
 
 

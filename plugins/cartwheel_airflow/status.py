@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,6 +19,7 @@ from contracts.settings import settings
 from contracts.tables import LEDGER, QUARANTINE, UNTIMED, Table
 
 GATES = ("raw", "clean", "features", "lists")
+SHOWN_CHANGES = 15
 SHOWN_INTERVALS = 60
 """How many of a source's newest intervals get a bar."""
 
@@ -113,6 +116,16 @@ def decision() -> dict[str, Any]:
 def rollout() -> dict[str, Any]:
     """The document of the rollout: which version serves, which is on its way, and the last change; empty before the first."""
     found: dict[str, Any] = read_json(settings().serving_dir / "rollout.json")
+    return found
+
+
+def changes() -> list[dict[str, Any]]:
+    """The last changes of what serves whom, newest first. A torn line counts as not written."""
+    path = settings().serving_dir / "history.jsonl"
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines()[-SHOWN_CHANGES:] if path.exists() else []:
+        with suppress(ValueError):
+            found.insert(0, json.loads(line))
     return found
 
 

@@ -90,6 +90,9 @@ def shop(home: Path) -> None:
     change = {"version": 5, "what": "canary", "time": "2026-03-01T04:05:06+00:00", "who": "<i>me</i>", "why": "so"}
     rollout = {"champion": 4, "previous": 3, "challenger": 5, "state": "canary", "share": 0.1, "change": change}
     (home / "serving" / "rollout.json").write_text(json.dumps(rollout))
+    told = {"version": 5, "what": "rejected", "share": 0, "evidence": {"requests": 120, "failed": 30}, "why": "<b>bad"}
+    lines = [change | {"share": 0.1, "evidence": {}}, told | {"time": "later", "who": "me"}]
+    (home / "serving" / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"vers')
 
 
 @pytest.mark.parametrize("path", ["", "docs/index.html", "docs/expectations/items.html", "docs/../../secrets.json"])
@@ -146,6 +149,8 @@ def test_the_page_tells_what_the_tables_say(shop: None, reader: TestClient) -> N
     assert "Version 4, before it version 3" in html
     assert "On its way: version 5, canary at 10 % of the traffic" in html
     assert "version 5 canary, 2026-03-01T04:05:06+00:00, by &lt;i&gt;me&lt;/i&gt;: so" in html
+    assert html.index("✗ rejected") < html.index("<td>canary</td>")
+    assert '<td class="number">120</td><td class="number">30</td> <td>&lt;b&gt;bad</td>' in html
     assert "<b>web" not in html
 
 
@@ -154,6 +159,7 @@ def test_an_empty_installation_has_a_page(reader: TestClient) -> None:
     html = reader.get("/cartwheel/").text
     assert "Nothing has landed with a ledger yet" in html
     assert "Nothing is set aside" in html
+    assert "Nothing was deployed yet" in html
     assert html.count("none yet") == 4
 
 

@@ -121,6 +121,8 @@ class Shop:
         noted = json.loads(path.read_text()) | {"state": "validated"}
         noted["change"] |= {"number": noted["change"]["number"] + 1, "what": "validated"}
         path.write_text(json.dumps(noted))
+        with (self.serving / "history.jsonl").open("a") as file:
+            file.write(json.dumps(noted["change"]) + "\n")
 
     def deploy(self, version: int) -> None:
         self.bring(version)
