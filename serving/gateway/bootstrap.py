@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import certifi
 
 from contracts.exposures import admin_socket, current_log
 from contracts.names import MODEL
@@ -396,6 +399,7 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
     cluster = {
         "name": name,
         "type": "STRICT_DNS",
+        "dns_lookup_family": "ALL",
         "connect_timeout": "0.25s",
         "lb_policy": "LEAST_REQUEST",
         "per_connection_buffer_limit_bytes": 4 * settings.gateway_max_body_kib * 1024,
@@ -452,7 +456,8 @@ def _encryption(urls: Sequence[str], authorities: str) -> dict[str, Any]:
     """TLS where an address asks for it: the certificate must be for that very name, and signed by a known authority."""
     if all(urlsplit(url).scheme != "https" for url in urls):
         return {}
-    trusted = {"trusted_ca": {"filename": authorities}} if authorities else {"system_root_certs": {}}
+    # Envoy checks names only against a file of authorities that it is told.
+    trusted = {"trusted_ca": {"filename": authorities or ssl.get_default_verify_paths().cafile or certifi.where()}}
     context = _extension(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
