@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from contracts import names
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
-from contracts.exposures import finish_log, finished_logs
+from contracts.exposures import admin_socket, finish_log, finished_logs
 from contracts.files import read_json, sync, write_json, write_text
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
@@ -365,7 +365,10 @@ def models_left() -> list[str]:
 def erase(person: Person, dataset: Dataset) -> Removed:
     """Remove the person from everything under `settings().home_dir` but models that still serve.
 
-    The caller holds the lock of the tables.
+    The caller holds the lock of the tables. Killed or refused, it is run again.
+
+    Raises:
+        InputError: the gateway hangs.
     """
     columns = {source.columns.user_id for source in dataset.events}
     remember(person)
@@ -376,7 +379,12 @@ def erase(person: Person, dataset: Dataset) -> Removed:
     removed[f"table {QUARANTINE.name}"] = delete_records(QUARANTINE, "row", person, columns)
     for table in (*BY_USER, QUARANTINE):
         drop_former_versions(table)
-    finish_log()
+    if not finish_log():
+        raise InputError(
+            "the gateway does not say that it has left its log, which may hold the user",
+            where=str(admin_socket()),
+            cure="restart it (or stop it), and erase once more: what was removed stays so",
+        )
     removed["exposures"] = sum(erase_exposures(path, person) for path in finished_logs())
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)

@@ -164,6 +164,32 @@ def test_a_bad_canary_is_stopped_and_has_never_had_more_than_its_share(shop: Ope
     assert f"version {version} rejected, by " in shop.verb("history").stdout
 
 
+def test_a_canary_that_shoppers_take_less_of_is_stopped(shop: OpenShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what landed and was attributed; it answers without error, and as fast as the champion."""
+    version = shop.register(2)
+    shop.bring(version)
+    shop.verb("canary", "--version", str(version), "--share", "0.3")
+    step = shop.rollout()["step"]
+    users = range(3000)
+    shown = pd.DataFrame({
+        "interval": 1, "request_id": [f"r{user}" for user in users], "step": step,
+        "arm": ["canary" if user % 3 == 0 else "stable" for user in users], "items": [["a"]] * 3000, "scores": [[1.0]] * 3000,
+    })  # fmt: skip
+    # A fifth of the canary's users take what they are shown, and half of the champion's.
+    hits = [user % 5 == 0 if user % 3 == 0 else user % 2 == 0 for user in users]
+    taken = shown[["interval", "request_id"]].assign(
+        user_id=[f"u{user}" for user in users], taken_items=[["a"] if hit else ["x"] for hit in hits]
+    )
+    monkeypatch.setenv("CARTWHEEL_HOME", str(shop.folder))
+    settings.cache_clear()
+    for table, rows in ((EXPOSURES, shown), (ATTRIBUTIONS, taken)):
+        write_deltalake(table.path, rows, partition_by=["interval"], mode="overwrite")
+    settings.cache_clear()
+    assert "shoppers take less of it: hit rate 0.200 of 1000 users" in shop.advance(version, "canary", 1)
+    assert shop.rollout()["change"]["evidence"]["gain"][2] < 0
+    assert shop.rollout()["challenger"] is None
+
+
 def test_a_bad_champion_is_rolled_back_by_itself(shop: OpenShop) -> None:
     """Promoted by a person without being a canary, it fails; the one before does not, and answers again."""
     champion = shop.rollout()["champion"]

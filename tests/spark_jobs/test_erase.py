@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import deltalake
@@ -17,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from contracts import exposures
 from contracts.errors import InputError
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
@@ -185,6 +188,19 @@ def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[st
     versions = {table.name: storage.state(table) for table in TABLES}
     assert erase.main(WHO, None) == 0
     assert {table.name: storage.state(table) for table in TABLES} == versions, "a second run has nothing to do"
+
+
+@pytest.mark.slow
+def test_a_gateway_that_hangs_stops_an_erasure(ann: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it has left its log, what it writes there is lost or left; the next run ends what this one began."""
+    with TemporaryDirectory(prefix="g") as short, socket.socket(socket.AF_UNIX) as hanging:
+        monkeypatch.setattr(exposures, "admin_socket", lambda: Path(short) / "admin.sock")
+        hanging.bind(f"{short}/admin.sock")
+        hanging.listen()
+        with pytest.raises(InputError, match="has left its log"):
+            erase.main(WHO, None)
+    assert erase.main(WHO, None) == 0
+    assert traces(settings().home_dir) == set()
 
 
 @pytest.mark.slow
