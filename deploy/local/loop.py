@@ -159,7 +159,7 @@ class Loop:
 
         def visit() -> None:
             # A version that is on its way gets its next share while shoppers come, as it would in a longer week.
-            num_parts = 1 + (progress.waiting_change() is not None) * (1 + len(settings().rollout_shares))
+            num_parts = 1 + (progress.waiting_step() is not None) * (1 + len(settings().rollout_shares))
             for part in range(1, num_parts + 1):
                 shoppers.visit(users[: len(users) * part // num_parts], self._console, opening, name)
                 if part < num_parts:
@@ -169,8 +169,8 @@ class Loop:
 
     def _await_next_share(self) -> None:
         """Wait until Airflow has looked at the version that is on its way; it may find that it takes more shoppers."""
-        before, end_s = progress.waiting_change(), time.monotonic() + SHARE_PATIENCE_S
-        while before is not None and progress.waiting_change() == before and time.monotonic() < end_s:
+        before, end_s = progress.waiting_step(), time.monotonic() + SHARE_PATIENCE_S
+        while before is not None and progress.waiting_step() == before and time.monotonic() < end_s:
             time.sleep(1.0)
 
     def train_and_deploy(self, request: dict[str, Any]) -> None:

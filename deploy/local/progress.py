@@ -58,10 +58,10 @@ def is_settled(version: int) -> bool:
     return waits or str(version) in rollout.get("rejected", ()) or (rollout.get("champion") or 0) >= version
 
 
-def waiting_change() -> int | None:
-    """Number of the last change of a version that waits for shoppers as shadow or canary; None when none does."""
+def waiting_step() -> int | None:
+    """Number of the step at which a version waits for shoppers as shadow or canary; None when none does."""
     rollout = read_json(settings().serving_dir / "rollout.json")
-    return int(rollout["change"]["number"]) if rollout.get("state") in ("shadow", "canary") else None
+    return int(rollout["step"]) if rollout.get("state") in ("shadow", "canary") else None
 
 
 def newest_version() -> int:

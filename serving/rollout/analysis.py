@@ -140,7 +140,8 @@ def judge(
     if faults:
         return Verdict(STOP, tuple(faults), evidence)
     if not doubts:
-        return Verdict(PASS, (f"{challenger.num_requests} predictions, {challenger.num_failed} failed", said), evidence)
+        borne = f"{challenger.num_requests} predictions, {challenger.num_failed} failed"
+        return Verdict(PASS, (borne, said) if ours.num_users else (borne,), evidence)
     if waited_h < settings.rollout_patience_h or settings.rollout_undecided == "wait":
         return Verdict(WAIT, tuple(doubts), evidence)
     late = f"undecided after {waited_h:.1f} hours"

@@ -70,8 +70,8 @@ def test_a_version_that_waits_for_shoppers(ask, tmp_path: Path) -> None:
     """Has a number by which one sees whether it goes on."""
     (tmp_path / "serving").mkdir()
     for state, number in (("canary", 7), ("loaded", None), ("", None)):
-        (tmp_path / "serving" / "rollout.json").write_text(json.dumps({"state": state, "change": {"number": 7}}))
-        assert ask("waiting_change()") == number
+        (tmp_path / "serving" / "rollout.json").write_text(json.dumps({"state": state, "step": 7}))
+        assert ask("waiting_step()") == number
 
 
 def test_when_a_deployment_is_settled(ask, tmp_path: Path) -> None:
