@@ -19,10 +19,9 @@ first model has nobody to be compared with, and passes 5 and 6 at once. Emits th
 
 from airflow.sdk import DAG
 from cartwheel_airflow.assets import CHALLENGER, CHAMPION
-from cartwheel_airflow.operators import DAG_DEFAULTS, ask, gate, result_of, step, wait, woken_by
+from cartwheel_airflow.operators import DAG_DEFAULTS, approval, gate, result_of, step, wait, woken_by
 
 from contracts.names import DEPLOY_RECOMMENDER
-from contracts.settings import settings
 
 with DAG(DEPLOY_RECOMMENDER, doc_md=__doc__, schedule=woken_by(CHALLENGER, minute=47), **DAG_DEFAULTS):
     reconcile = step("reconcile", "serving", "pending")
@@ -36,11 +35,5 @@ with DAG(DEPLOY_RECOMMENDER, doc_md=__doc__, schedule=woken_by(CHALLENGER, minut
 
     bake = wait("bake", "serving", "bake", "--version", version)
 
-    reconcile >> stage >> validate >> load >> shadow >> canary
-    if settings().rollout_approval:
-        why = ("--why", "declined by a person in Airflow")
-        reject = step("reject", "serving", "reject", "--version", version, *why)
-        canary >> ask("approve", f"Is version {version} to be the champion?", "promote", "reject") >> [promote, reject]
-    else:
-        canary >> promote
+    reconcile >> stage >> validate >> load >> shadow >> canary >> approval(version, promote)
     promote >> bake

@@ -100,7 +100,7 @@ def build(
             for interval in live
         },
         "rollout": [
-            {name: getattr(change, name) for name in ("version", "what", "share", "why", "evidence", "champion")}
+            {name: getattr(change, name) for name in ("version", "what", "state", "share", "why", "evidence")}
             for change in history.changes()
             if change.before is not None
         ]
@@ -187,34 +187,39 @@ def _on_its_way() -> list[dict[str, Any]]:
     verdict, now = control.judgement(), document.read()
     if verdict is None:
         return []
-    about = {"version": now.challenger, "what": "waits", "share": now.share, "champion": now.champion}
+    about = {"version": now.challenger, "what": "waits", "state": now.state, "share": now.share}
     return [about | {"why": "; ".join(verdict.reasons), "evidence": verdict.evidence}]
 
 
+MARKS = {
+    "passed": "[green]✓[/]",
+    "promoted": "[green]✓[/]",
+    "rejected": "[red]✗[/]",
+    "rolled back": "[red]✗[/]",
+    "waits": "…",
+}
+
+
 def _rollout(changes: list[dict[str, Any]]) -> Table:
+    told = [change for change in changes if change["what"] in MARKS]
+    reasons = [f"version {change['version']} {change['what']}: {change['why']}" for change in told if change["why"]]
     table = Table(
-        title="How versions came to their traffic, beside the champion", title_justify="left", title_style="bold"
+        title="How versions came to their traffic",
+        title_justify="left",
+        title_style="bold",
+        caption="\n".join(reasons),
+        caption_justify="left",
     )
-    table.add_column("version")
     table.add_column("")
-    for name in ("share", "predictions", "failed", "champion's", "hit rate", "champion's"):
+    for name in ("predictions", "failed", "hit rate", "champion's"):
         table.add_column(name, justify="right")
-    table.add_column("why")
-    for change in changes:
-        seen, mark = change["evidence"], MARKS.get(change["what"], "")
-        rates = (seen.get(name) for name in ("hit_rate", "stable_hit_rate"))
-        table.add_row(
-            str(change["version"]),
-            f"{mark}{change['what']}",
-            f"{change['share']:.0%}" if change["share"] else "",
-            *(str(seen.get(name, "")) for name in ("requests", "failed", "stable_failed")),
-            *("" if rate is None else f"{rate:.3f}" for rate in rates),
-            change["why"],
-        )
+    for change in told:
+        seen = change["evidence"]
+        role = f" as {change['state']} at {change['share']:.0%}" if change["share"] else ""
+        rates = [f"{seen[name]:.3f}" if name in seen else "" for name in ("hit_rate", "stable_hit_rate")]
+        counts = [f"{seen[name]:,}" if name in seen else "" for name in ("requests", "failed")]
+        table.add_row(f"{MARKS[change['what']]} version {change['version']} {change['what']}{role}", *counts, *rates)
     return table
-
-
-MARKS = {"passed": "[green]✓[/] ", "promoted": "[green]✓[/] ", "rejected": "[red]✗[/] ", "rolled back": "[red]✗[/] "}
 
 
 def _times(summary: dict[str, Any]) -> Table:

@@ -72,11 +72,24 @@ def wait(task_id: str, *command: str, **options: Any) -> BashSensor:
     )
 
 
-def ask(task_id: str, question: str, *answers: str) -> HITLBranchOperator:
-    """A question to a person, in Airflow's list of required actions; each answer is the id of the task that follows."""
-    return HITLBranchOperator(
-        task_id=task_id, subject=question, options=list(answers), response_timeout=MAX_WAIT, retries=0
+def approval(version: str, promote: BashOperator) -> BashOperator | HITLBranchOperator:
+    """`promote`; or, where the setting wants it, a question to a person before it, in Airflow's list of required actions.
+
+    No means that the version is rejected: it would be asked for again each hour.
+    """
+    if not settings().rollout_approval:
+        return promote
+    why = "declined by a person in Airflow"
+    reject = step("reject", "serving", "reject", "--version", version, "--why", why)
+    question = HITLBranchOperator(
+        task_id="approve",
+        subject=f"Is version {version} to be the champion?",
+        options=[promote.task_id, reject.task_id],
+        response_timeout=MAX_WAIT,
+        retries=0,
     )
+    question >> [promote, reject]
+    return question
 
 
 def spark_job(task_id: str, job: str, *arguments: str, **options: Any) -> SparkSubmitOperator:

@@ -31,6 +31,7 @@ class Change:
         version: of which version.
         champion: which version answers most users after it.
         before: which one did before it.
+        state: of the version after it; empty where it is on its way no more.
         share: of the traffic that the version has after it.
         why: in words, where somebody or something decided.
         evidence: numbers on which it was decided; of a promotion, also what the model was made of.
@@ -43,6 +44,7 @@ class Change:
     version: int
     champion: int | None
     before: int | None
+    state: str = ""
     share: float = 0.0
     why: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)

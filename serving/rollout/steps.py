@@ -37,6 +37,7 @@ def _changed(
         version=version,
         champion=after.champion,
         before=before.champion,
+        state=after.state,
         share=after.share,
         why=why,
         evidence=evidence or {},
