@@ -66,6 +66,11 @@ class Shop:
         assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 
+    def server_command(self) -> list[str]:
+        """As an installation starts it, but that it looks at its files more often."""
+        argv = self.verb("command").stdout.split()
+        return [*argv, "--model_config_file_poll_wait_seconds=0.1", "--file_system_poll_wait_seconds=0.1"]
+
     def killed_at(self, at: str, *words: str) -> None:
         """Run a verb that is killed with -9 when it reaches a step, `module.function` of the package."""
         assert run_killed_verb("serving", *words, at=at, environment=self.settings) == -9

@@ -41,7 +41,7 @@ class OpenShop(Shop):
             "CARTWHEEL_ROLLOUT_MIN_REQUESTS": "40",
         }  # fmt: skip
         self.verb("initialise")
-        self.server.argv = self.verb("command").stdout.split()
+        self.server.argv = self.server_command()
         self.server.start()
         self.gateway = subprocess.Popen(shlex.split(self.verb("command", "--gateway").stdout))
         token = self.verb("token", "issue", "shop").stdout.strip()

@@ -28,7 +28,7 @@ def pristine(
     shutil.copy(mlflow_store, folder / "mlflow.db")
     shop = Shop(folder, exported, tools)
     shop.verb("initialise")
-    shop.server.argv = shop.verb("command").stdout.split()
+    shop.server.argv = shop.server_command()
     shop.server.start()
     try:
         yield shop
