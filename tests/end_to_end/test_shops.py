@@ -177,7 +177,7 @@ def test_a_shop_goes_through_every_stage(
                     break
                 except httpx.TransportError:
                     time.sleep(0.1)
-            for step in ("publish", "verify", "promote"):
+            for step in ("stage", "validate", "load", "promote"):
                 verb("serving", step, "--version", "1")
             with Backend(url) as backend:
                 answers = backend.recommend(["user3", "somebody-new"], version=1)
