@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -21,6 +25,20 @@ def current_log() -> Path:
 def finished_logs() -> list[Path]:
     """Files that the gateway has left, oldest first."""
     return sorted(path for path in settings().exposures_dir.glob("*.jsonl") if path != current_log())
+
+
+def lines(containing: str = "") -> Iterator[dict[str, Any]]:
+    """What the logs hold that has not landed, or has only just; lines that were torn by a kill are left out.
+
+    Args:
+        containing: of lines with this text only.
+    """
+    for path in (*finished_logs(), current_log()):
+        with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as log:  # it may land meanwhile
+            for line in log:
+                with suppress(ValueError):
+                    if containing in line:
+                        yield json.loads(line)
 
 
 def finish_log() -> bool:

@@ -165,7 +165,6 @@ class Settings(BaseSettings):
     rollout_max_memory_mib: int = Field(
         4096, ge=1, description="Most memory that a model server may take that has nothing but the version loaded."
     )
-
     rollout_bake_minutes: float = Field(
         30.0, ge=0, description="How long a new champion is watched, and rolled back by itself if it fails."
     )

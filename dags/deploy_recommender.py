@@ -32,7 +32,6 @@ with DAG(DEPLOY_RECOMMENDER, doc_md=__doc__, schedule=woken_by(CHALLENGER, minut
     shadow = wait("shadow", "serving", "advance", "--version", version, "--to", "shadow")
     canary = wait("canary", "serving", "advance", "--version", version, "--to", "canary")
     promote = step("promote", "serving", "promote", "--version", version, outlets=[CHAMPION])
-
     bake = wait("bake", "serving", "bake", "--version", version)
 
     reconcile >> stage >> validate >> load >> shadow >> canary >> approval(version, promote)

@@ -35,12 +35,16 @@ def initialise() -> None:
 
 
 def server_command(
-    *, config: Path | None = None, rest_port: int | None = None, socket: Path | None = None
+    *,
+    host: str | None = None,
+    rest_port: int | None = None,
+    config: Path | None = None,
+    socket: Path | None = None,
 ) -> list[str]:
     """argv of the model server: the configured one, that on the PATH, else our local one.
 
     Args:
-        config: instead of the one that serves, as are `rest_port` and `socket`.
+        host: where it answers REST, instead of the one that serves; so are `rest_port`, `config` and `socket`.
 
     Mind that `tensorflow_model_server` listens for REST on all interfaces whatever `CARTWHEEL_HOST` says.
 
@@ -71,4 +75,4 @@ def server_command(
         return [configured, *flags]
     if found := shutil.which("tensorflow_model_server"):
         return [found, *flags]
-    return [sys.executable, "-m", "serving.local_server", f"--host={settings().host}", *flags]
+    return [sys.executable, "-m", "serving.local_server", f"--host={host or settings().host}", *flags]

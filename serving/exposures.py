@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-from contracts.exposures import current_log, finished_logs
+from contracts.exposures import lines
 from contracts.tables import EXPOSURES
 
 COLUMNS = ["request_id", "served_at", "user_id", "arm", "model_version", "step", "items"]
@@ -32,21 +31,15 @@ def _landed(request_id: str) -> Iterator[dict[str, Any]]:
 
 
 def _logged(request_id: str) -> Iterator[dict[str, Any]]:
-    for path in (*finished_logs(), current_log()):
-        with suppress(FileNotFoundError), path.open(encoding="utf-8") as lines:  # it may land meanwhile
-            for line in lines:
-                if request_id not in line:
-                    continue
-                try:
-                    found = json.loads(line)
-                except ValueError:  # torn by a kill
-                    continue
-                if found["request_id"] == request_id:
-                    version = None if found["fallback"] else found["model_version"]
-                    shared = {name: found[name] for name in ("request_id", "arm", "step")} | {"model_version": version}
-                    served_at = found["replayed_at"] or found["served_at"]
-                    answer = json.loads(found["response"])
-                    items = [each["items"] for each in answer.get("predictions", ())] or answer["outputs"]["items"]
-                    users = found["user_ids"] or [None] * len(items)
-                    for user, shown in zip(users, items, strict=True):
-                        yield shared | {"served_at": served_at, "user_id": user, "items": shown}
+    for line in lines(containing=request_id):
+        if line["request_id"] != request_id:
+            continue
+        shared = {name: line[name] for name in ("request_id", "arm", "step")} | {
+            "model_version": None if line["fallback"] else line["model_version"],
+            "served_at": line["replayed_at"] or line["served_at"],
+        }
+        answer = json.loads(line["response"])
+        items = [each["items"] for each in answer.get("predictions", ())] or answer["outputs"]["items"]
+        users = line["user_ids"] or [None] * len(items)
+        for user, shown in zip(users, items, strict=True):
+            yield shared | {"user_id": user, "items": shown}

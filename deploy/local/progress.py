@@ -1,4 +1,4 @@
-"""How far the loop has come, read from the tables, verdicts and ledgers themselves: they decide, not any event."""
+"""How far the loop has come, read from the tables, verdicts and the rollout themselves: they decide, not any event."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deltalake.exceptions import TableNotFoundError
 from contracts.files import read_json
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, ITEM_FEATURES, Table
+from serving.rollout import document
 
 
 def _partitions(table: Table) -> set[int]:
@@ -45,23 +46,22 @@ def decision(coming: int) -> dict[str, Any]:
 
 
 def deployed_version() -> int | None:
-    """The version of the champion, by the document of the rollout."""
-    champion = read_json(settings().serving_dir / "rollout.json").get("champion")
-    return None if champion is None else int(champion)
+    """The version of the champion."""
+    return document.read().champion
 
 
 def is_settled(version: int) -> bool:
     """Whether deployment has done with a version what it can by itself: made it champion, rejected it, or brought it to
     where shoppers decide."""
-    rollout = read_json(settings().serving_dir / "rollout.json")
-    waits = rollout.get("challenger") == version and rollout["state"] in ("shadow", "canary")
-    return waits or str(version) in rollout.get("rejected", ()) or (rollout.get("champion") or 0) >= version
+    rollout = document.read()
+    waits = rollout.challenger == version and rollout.is_at_least(document.SHADOW)
+    return waits or version in rollout.rejected or (rollout.champion or 0) >= version
 
 
 def waiting_step() -> int | None:
     """Number of the step at which a version waits for shoppers as shadow or canary; None when none does."""
-    rollout = read_json(settings().serving_dir / "rollout.json")
-    return int(rollout["step"]) if rollout.get("state") in ("shadow", "canary") else None
+    rollout = document.read()
+    return rollout.step if rollout.is_at_least(document.SHADOW) else None
 
 
 def newest_version() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -22,16 +21,10 @@ CLIENT = "replay"
 
 def _already_served(served_at: str) -> set[str]:
     """Users whose answer of that time is in the gateway's log."""
-    served = set()
-    for path in (*exposures.finished_logs(), exposures.current_log()):
-        if path.exists():
-            for line in path.read_bytes().splitlines():
-                try:
-                    exposure = json.loads(line)
-                except ValueError:  # torn by a kill
-                    continue
-                if exposure["replayed_at"] == served_at and not exposure["fallback"]:
-                    served |= set(exposure["user_ids"])
+    served: set[str] = set()
+    for exposure in exposures.lines():
+        if exposure["replayed_at"] == served_at and not exposure["fallback"]:
+            served |= set(exposure["user_ids"])
     return served
 
 

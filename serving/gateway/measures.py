@@ -39,7 +39,7 @@ class Arm:
 def arms(step: int) -> dict[str, Arm]:
     """`stable`, `canary` and `shadow`, of one step; but the shadow since the gateway started, whichever version it was.
 
-    All are empty when no gateway runs.
+    All are empty when no gateway answers.
     """
     values, percentiles = _read()
     counts: dict[str, list[int]] = {}
@@ -85,7 +85,7 @@ def _read() -> tuple[dict[str, int], dict[str, dict[float, float]]]:
     try:
         with admin() as gateway:
             answer = gateway.get("/stats", params=query).raise_for_status().json()
-    except httpx.ConnectError:
+    except httpx.HTTPError:
         return {}, {}
     values: dict[str, int] = {}
     percentiles: dict[str, dict[float, float]] = {}

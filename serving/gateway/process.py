@@ -19,7 +19,6 @@ from contracts.files import write_json, write_text
 from contracts.settings import settings
 from serving.gateway import bootstrap, tokens, traffic
 from serving.gateway.traffic import Traffic
-from serving.rollout import document
 
 FLUSH_MS = 5
 """An exposure is in the kernel's hands, and so safe from a kill of the gateway, this long after its answer."""
@@ -54,8 +53,8 @@ def bootstrap_path() -> Path:
     return settings().gateway_dir / "bootstrap.json"
 
 
-def initialise() -> None:
-    """Write what Envoy reads, from the settings and from what is kept: who may ask, and which version answers whom.
+def initialise(state: Traffic) -> None:
+    """Write what Envoy reads: from the settings, from what is kept of tokens, and which version answers whom.
 
     Raises:
         InputError: there are no certificates where the settings say, or Envoy refuses the whole.
@@ -72,7 +71,6 @@ def initialise() -> None:
                 )  # fmt: skip
         write_json(bootstrap.certificate_path(chosen), bootstrap.certificate_discovery(chosen.gateway_tls_path))
     tokens.publish()
-    state = document.read().traffic
     validate(state)
     write_json(bootstrap_path(), bootstrap.bootstrap(chosen))
     traffic.write(state)

@@ -30,11 +30,16 @@ def _exclusive() -> Iterator[None]:
         yield
 
 
-def _follow(now: Rollout, after: Rollout, deadline_s: float = DEADLINE_S) -> None:
-    """Put a document into force and make everything follow."""
+def _put(now: Rollout, after: Rollout) -> None:
+    """Put a document into force; the history of the one before is whole by then."""
     history.catch_up(now)
     if after is not now:
         document.write(after)
+
+
+def _follow(now: Rollout, after: Rollout, deadline_s: float = DEADLINE_S) -> None:
+    """Put a document into force and make everything follow."""
+    _put(now, after)
     reconcile(after, deadline_s=deadline_s)
 
 
@@ -47,7 +52,7 @@ def initialise() -> None:
     command.initialise()
     if not document.document_path().exists():
         document.write(document.read())
-    gateway.initialise()
+    gateway.initialise(document.read().traffic)
 
 
 def pending() -> int | None:
@@ -117,9 +122,7 @@ def load(version: int, *, deadline_s: float = DEADLINE_S) -> None:
     with _exclusive():
         now = document.read()
         after = now if version == now.champion else steps.advance(now, version, LOADED)
-        history.catch_up(now)
-        if after is not now:
-            document.write(after)
+        _put(now, after)
         begin_to_load(after)
     try:
         endpoint.wait_available(version, deadline_s)
@@ -181,10 +184,11 @@ def advance(version: int, to: str) -> bool:
     Raises:
         UnfitVersionError: it is worse than the champion; it is rejected, and its traffic is the champion's again.
     """
+    now = document.read()
+    _follow(now, now)  # what a kill has left undone: without its share a version would wait for shoppers in vain
     while True:
         now = document.read()
         if now.champion in (None, version) or (to == SHADOW and now.state == CANARY):
-            _follow(now, now)
             return True
         shares = _shares_to_come(now, to)
         if now.state == to and not (now.change and now.change.what == steps.PASSED):
@@ -334,8 +338,7 @@ def _rollback(to: int | None, why: str, deadline_s: float) -> int | None:
     if to is not None and to != now.previous:
         now = _loaded_again(now, to, deadline_s)
     after = steps.roll_back(now, why)
-    history.catch_up(now)
-    document.write(after)
+    _put(now, after)
     if after.champion in desired.read().versions:
         gateway.put(after.traffic)  # first of all: it waits for nobody
     reconcile(after, deadline_s=deadline_s)

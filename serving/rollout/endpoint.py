@@ -128,7 +128,7 @@ def wait_started(url: str, deadline_s: float, is_alive: Check) -> None:
     Raises:
         DeploymentError: it does not in time.
     """
-    _wait(url, lambda backend: bool(backend.states()) or True, time.monotonic() + deadline_s, "it to start", is_alive)
+    _wait(url, lambda backend: backend.states() is not None, time.monotonic() + deadline_s, "it to start", is_alive)
 
 
 def wait_labelled(label: str, version: int, deadline_s: float) -> None:
@@ -175,9 +175,12 @@ def _wait_running(reached: Callable[[Backend], bool], deadline_s: float, what: s
 def _runs(url: str) -> bool:
     """Whether somebody listens there. One that is dead must not keep a rollback waiting."""
     try:
-        httpx.get(url, timeout=PROBE_S, trust_env=False, verify=settings().serving_ca_file or True)
+        with Backend(url, deadline_s=PROBE_S) as backend:
+            backend.states()
     except httpx.TransportError:
         return False
+    except ServingError:
+        return True  # it says no, but it is there
     return True
 
 

@@ -26,6 +26,7 @@ from serving import artifact, command, desired
 from serving.rollout import endpoint
 from serving.rollout.endpoint import DeploymentError, UnfitVersionError
 
+LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -106,11 +107,13 @@ def scratch_server(deadline_s: float) -> Iterator[tuple[str, psutil.Process, Cal
 
         configure(desired.Desired())
         port = _free_port()
-        argv = command.server_command(config=config, rest_port=port, socket=Path(temporary) / "model.sock")
+        argv = command.server_command(
+            host=LOOPBACK, rest_port=port, config=config, socket=Path(temporary) / "model.sock"
+        )
         with log.open("wb") as output:
             started = subprocess.Popen(argv, stdout=output, stderr=output, preexec_fn=_die_with_parent)  # noqa: PLW1509
         try:
-            url, process = f"http://127.0.0.1:{port}", psutil.Process(started.pid)
+            url, process = f"http://{LOOPBACK}:{port}", psutil.Process(started.pid)
             endpoint.wait_started(url, deadline_s, partial(_lives, process))
             yield url, process, configure
         except DeploymentError:
@@ -130,5 +133,5 @@ def _die_with_parent() -> None:
 
 def _free_port() -> int:
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.bind((LOOPBACK, 0))
         return int(listening.getsockname()[1])

@@ -72,7 +72,7 @@ class Serving:
         }
         self.backend_url, self.url = backend_url, f"http://127.0.0.1:{port}"
         self._python(f"from serving.rollout import document; document.write(document.Rollout(champion={version}))")
-        self._python("from serving.gateway import process; process.initialise()")
+        self._python("from serving.rollout import control; control.initialise()")
         argv = shlex.split(self._verb("command", "--gateway"))
         self.gateway = psutil.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.script = folder / "load.lua"

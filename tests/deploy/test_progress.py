@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -25,6 +26,12 @@ def ask(tmp_path: Path):
         return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
     return call
+
+
+def document(home: Path, **fields: Any) -> None:
+    """The document of a rollout, as it is on disk."""
+    whole = {"rejected": {}, "change": None, "state": "", "challenger": None} | fields
+    (home / "serving" / "rollout.json").write_text(json.dumps(whole))
 
 
 def test_an_empty_home_has_come_nowhere(ask) -> None:
@@ -62,7 +69,7 @@ def test_the_champion_is_what_is_deployed(ask, tmp_path: Path) -> None:
     """Not what is on its way."""
     assert ask("deployed_version()") is None
     (tmp_path / "serving").mkdir()
-    (tmp_path / "serving" / "rollout.json").write_text('{"champion": 2, "challenger": 3}')
+    document(tmp_path, champion=2, challenger=3, state="staged")
     assert ask("deployed_version()") == 2
 
 
@@ -70,7 +77,7 @@ def test_a_version_that_waits_for_shoppers(ask, tmp_path: Path) -> None:
     """Has a number by which one sees whether it goes on."""
     (tmp_path / "serving").mkdir()
     for state, number in (("canary", 7), ("loaded", None), ("", None)):
-        (tmp_path / "serving" / "rollout.json").write_text(json.dumps({"state": state, "step": 7}))
+        document(tmp_path, challenger=3 if state else None, state=state, step=7)
         assert ask("waiting_step()") == number
 
 
@@ -84,5 +91,5 @@ def test_when_a_deployment_is_settled(ask, tmp_path: Path) -> None:
         ({"challenger": None, "champion": 3}, True),
         ({"challenger": None, "champion": 2, "rejected": {"3": "slow"}}, True),
     ):
-        (tmp_path / "serving" / "rollout.json").write_text(json.dumps(rollout))
+        document(tmp_path, **rollout)
         assert ask("is_settled(3)") is settled, rollout

@@ -164,6 +164,16 @@ def test_a_bad_canary_is_stopped_and_has_never_had_more_than_its_share(shop: Ope
     assert f"version {version} rejected, by " in shop.verb("history").stdout
 
 
+def test_a_share_that_a_kill_has_kept_back(shop: OpenShop) -> None:
+    """The document says that it is a canary, and the gateway does not know: looking at it again gives it its share."""
+    version = shop.register(2)
+    shop.bring(version)
+    shop.killed_at("gateway.process.put", "advance", "--version", str(version), "--to", "canary")
+    assert (shop.rollout()["state"], shop.asked()[0]) == ("canary", shop.rollout()["champion"])
+    shop.advance(version, "canary", NOTHING_TO_DO)
+    assert shop.shoppers(300)[200, "canary", str(version)] > 10
+
+
 def test_a_canary_that_shoppers_take_less_of_is_stopped(shop: OpenShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what landed and was attributed; it answers without error, and as fast as the champion."""
     version = shop.register(2)

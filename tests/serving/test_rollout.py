@@ -17,8 +17,6 @@ from tests.verbs import run_verb
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def pristine(

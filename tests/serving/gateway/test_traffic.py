@@ -16,7 +16,7 @@ from serving.desired import Desired
 from serving.desired import write as load
 from serving.gateway import bootstrap, process, tokens, traffic
 from serving.gateway.traffic import Traffic
-from serving.rollout import document, steps
+from serving.rollout import control, document, steps
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +62,10 @@ def test_a_share_is_one() -> None:
 def test_an_installation_from_before_the_gateway_serves_on() -> None:
     """What the model server calls stable is what the gateway asks, until the next promotion says otherwise."""
     load(Desired((4, 5), {"stable": 4, "canary": 5}))
-    process.initialise()
+    control.initialise()
     assert traffic.read() == Traffic(stable=4)
     document.write(steps.promote(document.Rollout(champion=4, challenger=5, state="loaded"), 5, "x"))
-    process.initialise()
+    control.initialise()
     assert traffic.read() == Traffic(stable=5, popular="x", step=1)
 
 
@@ -125,4 +125,4 @@ def test_model_servers_are_named_by_the_setting(monkeypatch: pytest.MonkeyPatch)
     assert "transport_socket" in clusters["model"]
     limits = {name: clusters[name]["circuit_breakers"]["thresholds"][0]["max_requests"] for name in ("model", "shadow")}
     assert limits["shadow"] * 8 == limits["model"]
-    process.initialise()  # Envoy takes it
+    process.initialise(Traffic())  # Envoy takes it
