@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -211,7 +212,16 @@ class Settings(BaseSettings):
     def spark_driver_java_options(self) -> str:
         """For the driver's JVM."""
         logging = (REPOSITORY / "spark_jobs" / "log4j2.properties").as_uri()
-        return f"-XX:+UseParallelGC -Dlog4j2.configurationFile={logging}"
+        options = f"-XX:+UseParallelGC -Dlog4j2.configurationFile={logging}"
+        if self.class_archive.exists():
+            # One that does not fit is passed over, and no warning of the JVM lands in what a job prints.
+            options += f" -XX:SharedArchiveFile={self.class_archive} -Xlog:disable -Xlog:all=error:stderr"
+        return options
+
+    @property
+    def class_archive(self) -> Path:
+        """Of the classes that Spark's driver loads (`deploy.local.classes`): it belongs to the jars of this environment."""
+        return Path(sys.prefix) / "spark-classes.jsa"
 
     @property
     def jre_dir(self) -> Path:

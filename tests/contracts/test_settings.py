@@ -16,6 +16,7 @@ from contracts.settings import REPOSITORY, Settings, settings
 MAY_TOUCH_THE_ENVIRONMENT = {
     "contracts/settings.py": "reads secrets by name, CARTWHEEL_SECRET_NAME",
     "deploy/local/__main__.py": "hands the stack's environment to the processes that the loop starts",
+    "deploy/local/classes.py": "starts a job with the environment, but for our settings",
     "deploy/local/java.py": "looks for a Java: JAVA_HOME and the PATH are not ours to name",
     "deploy/local/stack.py": "puts the virtual environment in front of the PATH",
     "deploy/local/supervision.py": "starts supervisord with the environment of the stack",

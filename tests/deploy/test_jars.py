@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,15 @@ def test_no_listed_jar_is_in_the_wheel_already() -> None:
     wheel = {artifact(path.name) for path in (pyspark_folder() / "jars").glob("*.jar")}
     assert len(wheel) > 100
     assert not {artifact(name) for name in lock} & wheel
+
+
+def test_the_archive_of_classes_fits_this_environment(tmp_path: Path) -> None:
+    """Spark's driver takes its classes from the archive that `prepare` has made."""
+    from contracts.settings import settings
+
+    loaded = tmp_path / "classes.log"
+    options = f"{settings().spark_driver_java_options} -Xlog:class+load:file={loaded}"
+    submit = [pyspark_folder() / "bin" / "spark-submit", "--driver-java-options", options, "--version"]
+    subprocess.run(submit, check=True, capture_output=True)
+    [line] = re.findall(r".* org\.apache\.spark\.deploy\.SparkSubmit source: .*", loaded.read_text())
+    assert line.endswith("source: shared objects file (top)"), line

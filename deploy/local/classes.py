@@ -1,0 +1,67 @@
+"""An archive of the classes that Spark's driver loads, so that a job's JVM maps them instead of reading 300 jars.
+
+Made once for an environment, by a job on a single event. The JVM passes over an archive that
+was made by another Java or of other jars, and over one that is missing: then jobs start more slowly, and that is all.
+
+Source: https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+from contracts.files import locked
+from contracts.settings import REPOSITORY, Settings
+from deploy.local.java import Java
+
+_REHEARSAL = """
+from pyspark import SparkContext
+from contracts.tables import ITEM_INTERVALS, SILVER_EVENTS, USER_HISTORIES
+from spark_jobs import features, storage
+from spark_jobs.session import session
+
+spark = session("rehearsal")
+event = {"interval": "1", "at": "0.5D", "weight": "1D", "quantity": "1D", "price": "1D", "target": "true"}
+moments = {name: "timestamp'2024-01-01'" for name in ("occurred_at", "bronze_ingested_at")}
+values = [f"{(event | moments).get(name, repr(name))} AS {name}" for name in SILVER_EVENTS.column_names]
+storage.write(spark.range(1).selectExpr(*values), SILVER_EVENTS, where="interval = 1", record={})
+entries = features.basket_entries(storage.read(spark, SILVER_EVENTS), storage.read(spark, USER_HISTORIES))
+storage.write(features.item_intervals(entries.persist()), ITEM_INTERVALS, record={})
+
+# The JVM writes the archive when it ends, which Python does not wait for by itself.
+gateway = SparkContext._gateway
+spark.stop()
+gateway.proc.stdin.close()
+gateway.proc.wait()
+"""
+
+
+def is_missing(settings: Settings) -> bool:
+    """Whether there is no archive, and a place for it."""
+    archive = settings.class_archive
+    return not archive.exists() and os.access(archive.parent, os.W_OK)
+
+
+def archive_classes(settings: Settings, java: Java) -> None:
+    """Make `settings.class_archive`. Where that fails, jobs do without: the reason is in `spark-classes.log` beside it."""
+    archive = settings.class_archive
+    with locked(archive.with_suffix(".lock")), tempfile.TemporaryDirectory(prefix="cartwheel-") as folder:
+        if archive.exists():  # another installation has made it while we waited
+            return
+        made = archive.with_suffix(".part")
+        own = {
+            "CARTWHEEL_HOME": folder,
+            "CARTWHEEL_CACHE": str(settings.cache_dir),
+            "JAVA_HOME": str(java.home),
+            "JDK_JAVA_OPTIONS": f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={made}",
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")}
+        with archive.with_suffix(".log").open("wb") as log:
+            done = subprocess.run(
+                [sys.executable, "-c", _REHEARSAL], cwd=REPOSITORY, env=inherited | own, stdout=log, stderr=log, check=False
+            )
+        if done.returncode == 0 and made.exists():
+            made.rename(archive)
