@@ -1,7 +1,7 @@
 """Put what was recommended, by the model and by the baselines, beside what was then taken: `attributions`.
 
 Each interval with exposures is computed as a whole and replaced in one commit. The baselines know what the model
-could know: clean events before the interval, and items that are recommendable and known well enough.
+could know: the features as of the interval, and items that are recommendable and known well enough.
 """
 
 from __future__ import annotations
@@ -9,18 +9,26 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from contracts.dataset import load
 from contracts.errors import reported
 from contracts.settings import settings
-from contracts.tables import ATTRIBUTIONS, EXPOSURES, ITEMS, SILVER_EVENTS
+from contracts.tables import (
+    ATTRIBUTIONS,
+    EXPOSURES,
+    ITEM_FEATURES,
+    ITEM_INTERVALS,
+    ITEMS,
+    PROMOTIONS,
+    SILVER_EVENTS,
+    USER_HISTORIES,
+)
 from spark_jobs import pending, storage
 from spark_jobs.arguments import add_interval
+from spark_jobs.features import history_before, item_features
 from spark_jobs.session import plain_failures, say, session
-
-RECENT_INTERVALS = 4
 
 
 def arg_parser() -> argparse.ArgumentParser:
@@ -29,32 +37,36 @@ def arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def attainable_items(before: DataFrame, items: DataFrame, minimum_events: int) -> DataFrame:
-    """`item_id` of the items that could be recommended: not excluded, and in enough baskets by then.
+def statistics(spark: SparkSession, interval: int) -> DataFrame:
+    """ITEM_FEATURES rows as of `interval`; those of an interval that no training looks at any more are made anew."""
+    if interval in storage.files(ITEM_FEATURES):
+        return storage.read(spark, ITEM_FEATURES).where(F.col("as_of") == interval)
+    return item_features(storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS), [interval])
+
+
+def popular(attainable: DataFrame, k: int) -> list[str]:
+    """The k items in most baskets of the last intervals (then ever, then by id), best first.
 
     Args:
-        before: SILVER_EVENTS rows before the interval.
+        attainable: ITEM_FEATURES rows.
     """
-    baskets = before.select("user_id", "session_id", "interval", "item_id").distinct()
-    known = baskets.groupBy("item_id").count().where(F.col("count") >= minimum_events).select("item_id")
-    return known.join(items.where("recommendable").select("item_id"), "item_id")
+    best = attainable.orderBy(F.desc("target_events_4"), F.desc("events_all"), "item_id")
+    return [row["item_id"] for row in best.where("target_events_4 > 0").select("item_id").limit(k).collect()]
 
 
-def popular(before: DataFrame, interval: int, k: int) -> list[str]:
-    """The k items in most baskets of the last intervals (then by id), best first.
+def frequent(histories: DataFrame, attainable: DataFrame, k: int) -> DataFrame:
+    """`user_id` and the k items (`own`) that are in most of the user's baskets, then latest, then by id.
 
     Args:
-        before: SILVER_EVENTS rows of attainable items before the interval.
+        histories: USER_HISTORIES rows.
     """
-    recent = before.where((F.col("interval") >= interval - RECENT_INTERVALS) & F.col("target"))
-    counts = recent.select("user_id", "session_id", "interval", "item_id").distinct().groupBy("item_id").count()
-    return [row["item_id"] for row in counts.orderBy(F.desc("count"), "item_id").limit(k).collect()]
-
-
-def frequent(before: DataFrame, k: int) -> DataFrame:
-    """`user_id` and the k items (`own`) that are in most of the user's baskets, then latest, then by id."""
-    counted = before.groupBy("user_id", "item_id").agg(
-        F.countDistinct("session_id", "interval").alias("baskets"), F.max("at").alias("latest")
+    entries = histories.select("user_id", F.explode(F.arrays_zip("item_ids", "at")).alias("entry")).select(
+        "user_id", F.col("entry.item_ids").alias("item_id"), F.col("entry.at").alias("at")
+    )
+    counted = (
+        entries.join(attainable.select("item_id"), "item_id", "left_semi")
+        .groupBy("user_id", "item_id")
+        .agg(F.count("*").alias("baskets"), F.max("at").alias("latest"))
     )
     place = F.row_number().over(Window.partitionBy("user_id").orderBy(F.desc("baskets"), F.desc("latest"), "item_id"))
     best = counted.withColumn("place", place).where(F.col("place") <= k)
@@ -63,7 +75,7 @@ def frequent(before: DataFrame, k: int) -> DataFrame:
 
 
 def attributions(
-    exposures: DataFrame, silver: DataFrame, items: DataFrame, interval: int, *, minimum_events: int, k: int
+    exposures: DataFrame, silver: DataFrame, attainable: DataFrame, histories: DataFrame, interval: int, k: int
 ) -> DataFrame:
     """ATTRIBUTIONS rows of one interval.
 
@@ -72,15 +84,15 @@ def attributions(
 
     Args:
         exposures: EXPOSURES rows of the interval.
+        silver: SILVER_EVENTS rows of the interval.
+        attainable: ITEM_FEATURES rows as of the interval, of the items that could be recommended.
+        histories: USER_HISTORIES rows of what happened before the interval.
     """
     exposures = exposures.where("user_id IS NOT NULL AND model_version IS NOT NULL")
-    before = silver.where(F.col("interval") < interval)
-    attainable = attainable_items(before, items, minimum_events)
-    known = before.join(attainable, "item_id", "left_semi")
-    best_sellers = popular(known, interval, 2 * k)
+    best_sellers = popular(attainable, 2 * k)
     shoppers = exposures.select("user_id").distinct()
-    own = frequent(known.join(shoppers, "user_id", "left_semi"), k)
-    here = silver.where((F.col("interval") == interval) & F.col("target")).join(attainable, "item_id", "left_semi")
+    own = frequent(histories.join(shoppers, "user_id", "left_semi"), attainable, k)
+    here = silver.where("target").join(attainable.select("item_id"), "item_id", "left_semi")
     requests = exposures.select("request_id", "user_id", "served_at")
     after = F.col("occurred_at") >= F.col("served_at")
     taken = (
@@ -128,13 +140,15 @@ def main(interval: int | None) -> int:
             print(f"nothing to do: no exposures in interval {each}")
             continue
         states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {str(each): made_of[each]}
+        sold = storage.read(spark, ITEMS).where("recommendable").select("item_id")
+        known = statistics(spark, each).where(F.col("events_all") >= dataset.minimum_item_events)
         rows = attributions(
             storage.read(spark, EXPOSURES).where(F.col("interval") == each),
-            storage.read(spark, SILVER_EVENTS),
-            storage.read(spark, ITEMS),
+            storage.read(spark, SILVER_EVENTS).where(F.col("interval") == each),
+            known.join(sold, "item_id", "left_semi").persist(),
+            history_before(storage.read(spark, USER_HISTORIES), each),
             each,
-            minimum_events=dataset.minimum_item_events,
-            k=settings().top_k,
+            settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})
         say(f"interval {each}: {num_shown[each]:,} lists attributed")

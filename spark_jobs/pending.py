@@ -169,12 +169,18 @@ def attribution_states() -> dict[int, str]:
 
 
 def attribute() -> list[int]:
-    """Intervals that have exposures and silver events, and attributions that are missing or made of others."""
+    """Intervals with exposures and silver events, and features of all before, whose attributions are missing or of others."""
     there, done = storage.files(SILVER_EVENTS), storage.recorded(ATTRIBUTIONS).get("intervals", {})
+    featureless = set[int]().union(
+        *(
+            storage.changed(SILVER_EVENTS, storage.recorded(table).get("silver", ""))
+            for table in (ITEM_INTERVALS, USER_HISTORIES)
+        )
+    )
     return sorted(
         interval
         for interval, state in attribution_states().items()
-        if interval in there and done.get(str(interval)) != state
+        if interval in there and done.get(str(interval)) != state and interval <= min(featureless, default=interval)
     )
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from contracts.errors import InputError
-from deploy.local import jars
+from contracts.settings import settings
+from deploy.local import classes, jars
 from deploy.local.environment import pyspark_folder
+from deploy.local.java import find_java
 
 # printf one | sha256sum
 ONE = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
@@ -55,8 +57,8 @@ def test_no_listed_jar_is_in_the_wheel_already() -> None:
 
 def test_the_archive_of_classes_fits_this_environment(tmp_path: Path) -> None:
     """Spark's driver takes its classes from the archive that `prepare` has made."""
-    from contracts.settings import settings
-
+    if classes.is_missing(settings()):
+        classes.archive_classes(settings(), find_java(settings()))
     loaded = tmp_path / "classes.log"
     options = f"{settings().spark_driver_java_options} -Xlog:class+load:file={loaded}"
     submit = [pyspark_folder() / "bin" / "spark-submit", "--driver-java-options", options, "--version"]
