@@ -1,4 +1,4 @@
-"""`python -m training VERB`: train, gate, register. Each verb is idempotent for its key."""
+"""`python -m training VERB`: train or refresh, gate, register. Each verb is idempotent for its key."""
 
 from __future__ import annotations
 
@@ -130,8 +130,58 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
 
 
 @app.command()
+def refresh(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the record.")] = "a person") -> None:
+    """Make a new version of the champion with the weights it has and newer data, and log it to MLflow."""
+    from training import registry
+
+    folder = _folder(key)
+    with locked(folder / LOCK):
+        evaluation = read_json(folder / "evaluation.json") or _refresh(key, requested_by)
+        run_id = registry.log_run(key, evaluation, folder)
+        write_json(folder / "run.json", {"run_id": run_id})
+    print(f"refresh {key} is MLflow run {run_id}", flush=True)
+
+
+def _refresh(key: str, requested_by: str) -> dict[str, Any]:
+    from training import registry
+    from training.data import load_items, with_users
+    from training.refresh import config_of
+    from training.refresh import refresh as write_anew
+
+    started, folder = time.monotonic(), _folder(key)
+    request = read_json(folder / REQUEST)
+    if not request:
+        raise InputError(
+            f"no refresh {key} is asked for",
+            where=str(folder / REQUEST),
+            cure="run python -m monitoring should-refresh --force, whose last line is the key",
+        )
+    version, data = request.pop("version"), TrainingData(**request)
+    before, model = registry.fetch(version, folder / WORK)
+    config = config_of(before["parameters"])
+    shop = with_users(load_items(datasets.load(settings().dataset_path), data.versions, num_intervals=1))
+    exported, compared = write_anew(model, shop, config, folder / "saved_model")
+    evaluation = {
+        **{name: before[name] for name in ("dataset", "parameters", "means")},
+        "key": key,
+        "as_of": shop.coming,
+        "requested_by": requested_by,
+        "commit": registry.code_version(),
+        "folds": [],
+        "refresh": {"version": version, "as_of": before["as_of"], **compared},
+        "export": exported,
+        "table_versions": dict(shop.versions),
+        "checked_versions": data.checked_versions,
+        "seconds": time.monotonic() - started,
+    }
+    write_json(folder / "evaluation.json", evaluation)
+    shutil.rmtree(folder / WORK)
+    return evaluation
+
+
+@app.command()
 def gate(key: Key) -> None:
-    """Decide whether the training may be deployed; exit status 1 when it may not."""
+    """Decide whether what was trained or refreshed may be deployed; exit status 1 when it may not."""
     from training import registry
     from training.gate import Limits, described, judge, verdict
 
@@ -171,7 +221,7 @@ def register(key: Key) -> None:
 
 
 def _finish(key: str, evaluation: dict[str, Any], status: str, **more: Any) -> None:
-    result = {name: evaluation[name] for name in ("as_of", "requested_by", "table_versions")}
+    result = {name: evaluation[name] for name in ("as_of", "requested_by", "table_versions", "refresh") if name in evaluation}
     write_json(_folder(key) / "result.json", result | {"status": status} | more)
 
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from contracts.metrics import BASELINES, NDCG, RECALL
 
+MIN_KEPT_SHARE = 0.2
+"""Of a user's list that a refreshed model must share with the one before: an interval changes some of it, not all."""
+MIN_COVERAGE_RATIO = 0.5
+"""Of the number of distinct items: histories that were lost give everybody the same best sellers."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -27,9 +32,37 @@ def judge(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
     """Every rule's verdict. A number that is missing fails its rule.
 
     Args:
-        evaluation: what `training.evaluation.report` wrote, with `export`, `table_versions` (those trained on) and
-            `checked_versions` (those that data gates had passed when training began).
+        evaluation: what `training.evaluation.report` wrote, or of a refreshed model `refresh`; with `export`,
+            `table_versions` (those trained on) and `checked_versions` (those that data gates had passed when training
+            began).
     """
+    return [*(_is_sane(evaluation) if "refresh" in evaluation else _is_better(evaluation, limits)), *_fits(evaluation, limits)]
+
+
+def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
+    """Same weights, newer data, answers that a shopper would not wonder at: it was evaluated when it was trained."""
+    refreshed = evaluation["refresh"]
+    as_of, before = evaluation.get("as_of"), refreshed.get("as_of")
+    kept, coverage, unfit = (refreshed.get(name) for name in ("kept_share", "coverage_ratio", "unfit_lists"))
+    of_users = f"of {refreshed.get('num_users')} users"
+    return [
+        Rule("same_weights", refreshed.get("same_weights") is True, f"those of version {refreshed.get('version')}"),
+        Rule("newer_data", None not in (as_of, before) and as_of > before, f"for interval {as_of}, before {before}"),
+        Rule("answers_fit", unfit == 0, f"{unfit} lists {of_users} are not of distinct items that may be recommended"),
+        Rule(
+            "answers_kept",
+            kept is not None and kept >= MIN_KEPT_SHARE,
+            "not measured" if kept is None else f"{kept:.0%} of a list was in the one before, {of_users}; {MIN_KEPT_SHARE:.0%} must",
+        ),
+        Rule(
+            "coverage",
+            coverage is not None and coverage >= MIN_COVERAGE_RATIO,
+            "not measured" if coverage is None else f"{coverage:.2f} of the distinct items before, at least {MIN_COVERAGE_RATIO:g}",
+        ),
+    ]
+
+
+def _is_better(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
     rules = [Rule("evaluated", bool(evaluation.get("folds")), f"{len(evaluation.get('folds', []))} rolling intervals")]
     for baseline in BASELINES:
         for metric in (NDCG, RECALL):
@@ -44,6 +77,12 @@ def judge(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
                     f"{pair['num_users']} lists",
                 )
             )
+    return rules
+
+
+def _fits(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
+    """Made of data that was checked, and small and fast enough to serve."""
+    rules = []
     trained_on, checked = evaluation.get("table_versions", {}), evaluation.get("checked_versions", {})
     unchecked = sorted(name for name, version in trained_on.items() if checked.get(name) != version)
     rules.append(

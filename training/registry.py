@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts import names
+from contracts.errors import InputError
 from contracts.settings import REPOSITORY, settings
 
 KEY_TAG = "cartwheel.key"
@@ -56,6 +57,7 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
         "requested_by": evaluation["requested_by"],
         "mlflow.source.git.commit": evaluation["commit"],
         **{f"data.{table}": str(version) for table, version in evaluation["table_versions"].items()},
+        **_lineage(evaluation),
     }
     run = client.create_run(experiment_id, tags=tags, run_name=key)
     run_id = str(run.info.run_id)
@@ -76,11 +78,41 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     return run_id
 
 
+def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
+    """What was logged of a version: its evaluation, and the SavedModel, copied to below `folder`.
+
+    Raises:
+        InputError: there is no such version, or its run has no evaluation.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run_id = _client().get_model_version(names.MODEL, str(version)).run_id
+        evaluation, model = (
+            Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder)))
+            for path in ("evaluation.json", ARTIFACT_FOLDER)
+        )
+    except MlflowException as error:
+        raise InputError(
+            f"version {version} cannot be fetched: {str(error).splitlines()[0][:200]}",
+            where=f"registered model {names.MODEL}",
+            cure="name a version that training registered, and see that MLflow runs",
+        ) from None
+    return json.loads(evaluation.read_text()), model
+
+
 def tag_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
     """Say on the run what the gate decided."""
     client = _client()
     client.set_tag(run_id, "gate", "passed" if verdict["passed"] else "blocked")
     client.set_tag(run_id, "gate.failed", ", ".join(rule["name"] for rule in verdict["rules"] if not rule["passed"]))
+
+
+def _lineage(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Of what a refreshed model has its weights."""
+    refreshed = evaluation.get("refresh")
+    return {"refresh_of_version": str(refreshed["version"])} if refreshed else {}
 
 
 def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
@@ -106,6 +138,7 @@ def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
             "as_of": str(evaluation["as_of"]),
             "evaluation": json.dumps(evaluation["means"]),
             "dataset": evaluation["dataset"],
+            **_lineage(evaluation),
         }
         version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags).version
     client.set_registered_model_alias(names.MODEL, names.CHALLENGER, version)

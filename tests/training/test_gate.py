@@ -71,3 +71,43 @@ def test_no_rules_is_no_pass() -> None:
 def test_tables_that_no_data_gate_passed_block() -> None:
     """Lists of a data gate that failed are unchecked, so a model trained on them is blocked."""
     assert failed(changed(["checked_versions"], {"items": 1})) == ["data_was_checked"]
+
+
+REFRESHED: dict[str, Any] = {
+    "as_of": 54,
+    "folds": [],
+    "refresh": {
+        "version": 1,
+        "as_of": 53,
+        "same_weights": True,
+        "num_users": 200,
+        "unfit_lists": 0,
+        "kept_share": 0.7,
+        "coverage_ratio": 1.02,
+    },
+    **{name: GOOD[name] for name in ("table_versions", "checked_versions", "export")},
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rules"),
+    [
+        ({}, []),
+        ({"same_weights": False}, ["same_weights"]),
+        ({"as_of": 54}, ["newer_data"]),
+        ({"unfit_lists": 1}, ["answers_fit"]),
+        ({"kept_share": 0.19}, ["answers_kept"]),
+        ({"coverage_ratio": 0.49}, ["coverage"]),
+        (
+            dict.fromkeys(REFRESHED["refresh"]),
+            ["same_weights", "newer_data", "answers_fit", "answers_kept", "coverage"],
+        ),
+    ],
+)
+def test_a_refreshed_model_must_be_the_same_on_newer_data(wrong: dict[str, Any], rules: list[str]) -> None:
+    """It is not evaluated again; each rule fails on its own, and what was not measured fails."""
+    assert failed({**REFRESHED, "refresh": {**REFRESHED["refresh"], **wrong}}) == rules
+    assert failed({**REFRESHED, "refresh": {**REFRESHED["refresh"], **wrong}, "checked_versions": {}}) == [
+        *rules,
+        "data_was_checked",
+    ]
