@@ -13,9 +13,17 @@ CHALLENGER = "challenger"
 INGEST_EVENTS = "ingest_events"
 BUILD_FEATURES = "build_features"
 TRAIN_RECOMMENDER = "train_recommender"
+REFRESH_RECOMMENDER = "refresh_recommender"
 DEPLOY_RECOMMENDER = "deploy_recommender"
 MONITOR_RECOMMENDER = "monitor_recommender"
-DAGS = (INGEST_EVENTS, BUILD_FEATURES, TRAIN_RECOMMENDER, DEPLOY_RECOMMENDER, MONITOR_RECOMMENDER)
+DAGS = (
+    INGEST_EVENTS,
+    BUILD_FEATURES,
+    TRAIN_RECOMMENDER,
+    REFRESH_RECOMMENDER,
+    DEPLOY_RECOMMENDER,
+    MONITOR_RECOMMENDER,
+)
 """The loop, in its order."""
 ROLLBACK_RECOMMENDER = "rollback_recommender"
 """For a person; not part of the loop."""

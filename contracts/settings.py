@@ -177,6 +177,9 @@ class Settings(BaseSettings):
     retrain_after_intervals: int = Field(
         4, ge=1, description="Age in intervals at which a model is retrained in any case."
     )
+    refresh_after_intervals: int = Field(
+        1, ge=0, description="Age in intervals at which a model gets newer data without training; 0: never."
+    )
     retrain_quality_drop: float = Field(
         0.25, gt=0, lt=1, description="Relative loss of live ndcg_at_10 against evaluation that asks for retraining."
     )

@@ -111,6 +111,12 @@ def training_key(as_of: int, versions: Mapping[str, int]) -> str:
     return f"as_of_{as_of}_v{versions[TRAINING_LISTS.name]}_{digest.hexdigest()[:8]}"
 
 
+def refresh_key(version: int, data: TrainingData) -> str:
+    """`refresh_of_1_as_of_54_v8_1f2e3d4c`: the version whose weights stay, interval, version of the lists, digest of all."""
+    digest = hashlib.sha256(json.dumps(dict(data.versions), sort_keys=True).encode()).hexdigest()
+    return f"refresh_of_{version}_as_of_{data.as_of}_v{data.versions[TRAINING_LISTS.name]}_{digest[:8]}"
+
+
 def clear_abandoned(*, but: str = "") -> None:
     """Delete what trainings were at that were killed, but for the one with the key `but`: newer data is another training."""
     for work in settings().training_dir.glob(f"*/{WORK}"):

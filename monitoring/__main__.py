@@ -1,4 +1,4 @@
-"""`python -m monitoring pending|observe|decide|should-train`: exit 99 means there is nothing to do."""
+"""`python -m monitoring pending|observe|decide|should-train|should-refresh`: exit 99 means there is nothing to do."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ def observe(interval: Annotated[int, typer.Option(help="The interval whose live 
 
 @app.command()
 def decide() -> None:
-    """Decide for the coming interval; the last line is `retrain` or `keep`."""
+    """Decide for the coming interval; the last line is `retrain`, `refresh` or `keep`."""
     with reported():
         from monitoring import journal
 
         record = journal.decide_now()
-        verb = "retrain" if record["decision"]["retrain"] else "keep"
-        typer.echo(f"interval {record['interval']}: {verb}: {'; '.join(record['decision']['reasons'])}")
+        decision = record["decision"]
+        verb = "retrain" if decision["retrain"] else "refresh" if decision["refresh"] else "keep"
+        typer.echo(f"interval {record['interval']}: {verb}: {'; '.join(decision['reasons'])}")
         typer.echo(verb)
 
 
@@ -62,6 +63,25 @@ def should_train(
         due = journal.training_due(force=force)
         if due is None:
             typer.echo("no training is due")
+            raise typer.Exit(NOTHING_TO_DO)
+        key, reason = due
+        typer.echo(reason)
+        typer.echo(key)
+
+
+@app.command()
+def should_refresh(
+    force: Annotated[
+        bool, typer.Option("--force/--no-force", help="A person wants it: do not ask the decisions.")
+    ] = False,
+) -> None:
+    """Exit 0 when the champion is to get newer data, the key of the refresh as the last line, else 99."""
+    with reported():
+        from monitoring import journal
+
+        due = journal.refresh_due(force=force)
+        if due is None:
+            typer.echo("no refresh is due")
             raise typer.Exit(NOTHING_TO_DO)
         key, reason = due
         typer.echo(reason)

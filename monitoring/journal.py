@@ -1,7 +1,8 @@
 """The decisions on file: `reports_dir/monitoring/INTERVAL.json`, one for each coming interval.
 
 A file holds the inputs, what was observed, the decision, and the open request for a training if there is one. The
-same inputs give the same file again; a request stays open until a training on that or newer data has finished.
+same inputs give the same file again; a request stays open until a training on that or newer data has finished. It
+names the refresh of the champion that is wanted, too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from contracts.errors import InputError
 from contracts.files import read_json, write_json
+from contracts.names import MODEL
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
-from contracts.trainings import REQUEST, TrainingData, needed_training_data, training_data, training_key
+from contracts.trainings import (
+    REQUEST,
+    TrainingData,
+    needed_training_data,
+    refresh_key,
+    training_data,
+    training_key,
+)
 from monitoring import drift, quality, sources
 from monitoring.policy import Champion, Observation, State, Thresholds, decide
 
@@ -61,6 +71,7 @@ def current_inputs(data: TrainingData, champion: Champion | None) -> Record:
         },
         "failed_gates": sources.failed_gates(),
         "finished": _finished(data),
+        "refreshed": _refreshed(data, champion),
         "thresholds": asdict(Thresholds.of(settings())),
     }
 
@@ -105,7 +116,7 @@ def decide_now() -> Record:
         return on_file
     observation, by_version = observe(coming, champion)
     request = open_request(newest())  # also one of an earlier interval
-    state = State(requested=str(request["key"]) if request else None, finished=inputs["finished"])
+    state = State(str(request["key"]) if request else None, inputs["finished"], inputs["refreshed"])
     decision = decide(observation, state, Thresholds.of(settings()))
     if decision.retrain:
         request = {
@@ -126,6 +137,7 @@ def decide_now() -> Record:
             },
             "decision": asdict(decision),
             "request": request,
+            "refresh": refresh_key(champion.version, data) if champion and decision.refresh else None,
         }
     )
     write_json(path, record)
@@ -152,6 +164,39 @@ def training_due(*, force: bool = False) -> tuple[str, str] | None:
         key = f"{first}_{again}"
     write_json(settings().training_dir / key / REQUEST, asdict(data))
     return key, "asked for by hand" if force or request is None else "; ".join(request["reasons"])
+
+
+def refresh_due(*, force: bool = False) -> tuple[str, str] | None:
+    """Key of the refresh that is due and why, in words; None when none is. What it shall read is put on file.
+
+    Args:
+        force: a person wants it, also when a refresh with the same data has finished.
+
+    Raises:
+        InputError: `force`, and there is no data or no model yet.
+    """
+    data, champion, record = training_data(), sources.champion(), newest() or {}
+    if data is None or champion is None:
+        if force:
+            raise InputError("there is nothing to refresh", where=f"registered model {MODEL}", cure="train a model first")
+        return None
+    key = first = refresh_key(champion.version, data)
+    if not force and (record.get("refresh") != key or _refreshed(data, champion) is not None):
+        return None
+    again = 1
+    while force and (settings().training_dir / key / "result.json").exists():
+        again += 1
+        key = f"{first}_{again}"
+    write_json(settings().training_dir / key / REQUEST, {"version": champion.version, **asdict(data)})
+    return key, "asked for by hand" if force else "; ".join(record["decision"]["reasons"])
+
+
+def _refreshed(data: TrainingData, champion: Champion | None) -> str | None:
+    """Status of a finished refresh of the champion with this very data."""
+    if champion is None:
+        return None
+    result = read_json(settings().training_dir / refresh_key(champion.version, data) / "result.json")
+    return str(result["status"]) if result else None
 
 
 def _finished(data: TrainingData) -> str | None:

@@ -12,6 +12,9 @@ from contracts.metrics import NDCG
 from contracts.settings import Settings
 from monitoring.quality import MODEL, Live
 
+BLOCKED = "blocked"
+"""How a training ends that its gate does not let pass."""
+
 
 @dataclass(frozen=True)
 class Champion:
@@ -47,6 +50,8 @@ class State:
     """Key of a training that was asked for and has not finished."""
     finished: str | None = None
     """How a training on this very data ended: `registered` or `blocked`."""
+    refreshed: str | None = None
+    """How a refresh of the champion with this very data ended: `registered` or `blocked`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Thresholds:
     """When to retrain; see `contracts.settings` for each."""
 
     after_intervals: int
+    refresh_after_intervals: int
+    """0: never."""
     quality_drop: float
     drift: float
     confidence: float
@@ -62,6 +69,7 @@ class Thresholds:
     def of(cls, settings: Settings) -> Thresholds:
         return cls(
             after_intervals=settings.retrain_after_intervals,
+            refresh_after_intervals=settings.refresh_after_intervals,
             quality_drop=settings.retrain_quality_drop,
             drift=settings.retrain_drift,
             confidence=settings.gate_confidence,
@@ -73,13 +81,16 @@ class Decision:
     retrain: bool
     reasons: tuple[str, ...]
     """Why, in words for whoever is on call. Never empty."""
+    refresh: bool = False
+    """Whether the model gets newer data without training; never together with `retrain`."""
 
 
 def decide(observation: Observation, state: State, thresholds: Thresholds) -> Decision:
-    """Whether to train a new model now.
+    """Whether to train a new model now, or to give the one that serves newer data.
 
-    In order: data that failed a gate is never trained on; a training on this data that runs or ran is not asked
-    for again; otherwise every rule that asks for retraining gives a reason.
+    In order: data that failed a gate is used for neither; a training on this data that runs or ran is not asked for
+    again; otherwise every rule that asks for retraining gives a reason. Where none does, or the gate has blocked what was
+    trained, the model that serves is refreshed.
     """
     wanted = tuple(_wants(observation, thresholds))
     if observation.failed_gates:
@@ -89,14 +100,28 @@ def decide(observation: Observation, state: State, thresholds: Thresholds) -> De
         )
         return Decision(False, (*failed, *(f"(would ask for retraining: {reason})" for reason in wanted)))
     if not wanted:
-        return Decision(False, (_all_well(observation, thresholds),))
+        return _with_refresh((_all_well(observation, thresholds),), observation, state, thresholds)
     if state.finished is not None:
-        return Decision(
-            False, (f"a training on this data has finished ({state.finished}); it takes new data to try again", *wanted)
-        )
+        reasons = (f"a training on this data has finished ({state.finished}); it takes new data to try again", *wanted)
+        if state.finished == BLOCKED:
+            return _with_refresh(reasons, observation, state, thresholds)
+        return Decision(False, reasons)
     if state.requested is not None:
         return Decision(False, (f"training {state.requested} is already asked for and has not finished", *wanted))
     return Decision(True, wanted)
+
+
+def _with_refresh(
+    reasons: tuple[str, ...], observation: Observation, state: State, thresholds: Thresholds
+) -> Decision:
+    """No training; newer data for the champion, if it lacks any."""
+    champion, limit = observation.champion, thresholds.refresh_after_intervals
+    if champion is None or not limit or observation.interval - champion.as_of < limit:
+        return Decision(False, reasons)
+    if state.refreshed is not None:
+        return Decision(False, (*reasons, f"its refresh with this data has finished ({state.refreshed})"))
+    lacks = f"version {champion.version} lacks what was taken since interval {champion.as_of - 1}"
+    return Decision(False, (*reasons, f"{lacks}: the same weights with newer data"), refresh=True)
 
 
 def _wants(observation: Observation, thresholds: Thresholds) -> Iterator[str]:

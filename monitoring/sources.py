@@ -93,6 +93,8 @@ def failed_gates() -> dict[str, str]:
 
 
 def training_results() -> Iterator[Mapping[str, Any]]:
-    """What each finished training wrote down."""
+    """What each finished training wrote down; a refresh is none."""
     for path in sorted(settings().training_dir.glob("*/result.json")):
-        yield read_json(path)
+        result = read_json(path)
+        if "refresh" not in result:
+            yield result

@@ -75,7 +75,7 @@ def frequent(histories: DataFrame, attainable: DataFrame, k: int) -> DataFrame:
 
 
 def attributions(
-    exposures: DataFrame, silver: DataFrame, attainable: DataFrame, histories: DataFrame, interval: int, k: int
+    exposures: DataFrame, silver: DataFrame, attainable: DataFrame, histories: DataFrame, k: int
 ) -> DataFrame:
     """ATTRIBUTIONS rows of one interval.
 
@@ -108,7 +108,7 @@ def attributions(
         exposures.join(own, "user_id", "left")
         .join(taken, "request_id", "left")
         .select(
-            F.lit(interval).alias("interval"),
+            "interval",
             "request_id",
             "user_id",
             "model_version",
@@ -147,7 +147,6 @@ def main(interval: int | None) -> int:
             storage.read(spark, SILVER_EVENTS).where(F.col("interval") == each),
             known.join(sold, "item_id", "left_semi").persist(),
             history_before(storage.read(spark, USER_HISTORIES), each),
-            each,
             settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})

@@ -162,12 +162,11 @@ def _refresh(key: str, requested_by: str) -> dict[str, Any]:
     shop = with_users(load_items(datasets.load(settings().dataset_path), data.versions, num_intervals=1))
     exported, compared = write_anew(model, shop, config, folder / "saved_model")
     evaluation = {
-        **{name: before[name] for name in ("dataset", "parameters", "means")},
+        **before,  # of the weights, which are the same
         "key": key,
         "as_of": shop.coming,
         "requested_by": requested_by,
         "commit": registry.code_version(),
-        "folds": [],
         "refresh": {"version": version, "as_of": before["as_of"], **compared},
         "export": exported,
         "table_versions": dict(shop.versions),

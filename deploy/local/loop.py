@@ -147,9 +147,10 @@ class Loop:
         )
         decision = progress.decision(coming)
         self._console.print(f"    {'; '.join(decision['decision']['reasons'])}", style="dim", highlight=False)
-        request = decision.get("request")
-        if request:
-            self.train_and_deploy(request)
+        if decision.get("request"):
+            self.train_and_deploy(decision["request"])
+        elif decision.get("refresh"):
+            self.refresh_and_deploy(decision["refresh"])
         return decision
 
     def open_shop(self, interval: int, users: list[str], dataset: datasets.Dataset) -> None:
@@ -183,6 +184,18 @@ class Loop:
         trained = result()
         if trained["status"] == "registered":
             self.deploy(int(trained["version"]))
+
+    def refresh_and_deploy(self, key: str) -> None:
+        """Wait for a refresh and, when its gate lets it pass, for the new version to come to where shoppers decide."""
+
+        def result() -> Mapping[str, Any]:
+            return read_json(settings().training_dir / key / "result.json")
+
+        self.stage(f"refresh {key}", names.REFRESH_RECOMMENDER, lambda: bool(result()))
+        refreshed = result()
+        # One version at a time: it waits for one that shoppers are to decide on.
+        if refreshed["status"] == "registered" and progress.waiting_step() is None:
+            self.deploy(int(refreshed["version"]))
 
     def train_challenger(self) -> None:
         """Train once more, though nothing asks for it, and bring the new version to where shoppers decide."""

@@ -233,6 +233,10 @@ def _times(summary: dict[str, Any]) -> Table:
     return table
 
 
+def _verb(decision: dict[str, Any]) -> str:
+    return "retrain" if decision["retrain"] else "refresh" if decision.get("refresh") else "keep"
+
+
 def show(
     dataset: Dataset, live: Collection[int], stages: list[dict[str, Any]], tasks: list[dict[str, Any]], console: Console
 ) -> None:
@@ -259,7 +263,7 @@ def show(
                 console.print(f"{title}; nobody took anything, so there is nothing to measure by")
         if seen["decision"]:
             console.print(
-                f"Monitoring: {'retrain' if seen['decision']['retrain'] else 'keep'}: {'; '.join(seen['decision']['reasons'])}\n",
+                f"Monitoring: {_verb(seen['decision'])}: {'; '.join(seen['decision']['reasons'])}\n",
                 highlight=False,
             )
     if summary["rollout"]:

@@ -13,8 +13,12 @@ FEATURES = Asset("features", group="data")
 TRAINING_REQUEST = Asset("training_request", group="model")
 """Monitoring asks for a new model. Emitted by monitor_recommender, consumed by train_recommender."""
 
+REFRESH_REQUEST = Asset("refresh_request", group="model")
+"""Monitoring asks for newer data in the model that serves. Emitted by monitor_recommender, consumed by refresh_recommender."""
+
 CHALLENGER = Asset("challenger", group="model")
-"""A model passed the gate and is registered. Emitted by train_recommender, consumed by deploy_recommender."""
+"""A model passed the gate and is registered. Emitted by train_recommender and refresh_recommender, consumed by
+deploy_recommender."""
 
 CHAMPION = Asset("champion", group="model")
 """A model serves. Emitted by deploy_recommender; here the loop ends, the next events close it."""

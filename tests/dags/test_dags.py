@@ -45,7 +45,7 @@ def parse(module: str, arguments: list[str]) -> None:
 
 
 def test_all_dags_are_there(dags) -> None:
-    """The five DAGs of the loop, the one that goes back, and nothing else."""
+    """The six DAGs of the loop, the one that goes back, and nothing else."""
     assert sorted(dags) == sorted((*names.DAGS, names.ROLLBACK_RECOMMENDER))
 
 

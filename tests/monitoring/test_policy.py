@@ -12,7 +12,7 @@ from contracts.metrics import NDCG, PERSONAL_FREQUENCY, POPULARITY
 from monitoring.policy import Champion, Observation, State, Thresholds, decide
 from monitoring.quality import MODEL, Live
 
-THRESHOLDS = Thresholds(after_intervals=4, quality_drop=0.25, drift=0.2, confidence=0.95)
+THRESHOLDS = Thresholds(after_intervals=4, refresh_after_intervals=1, quality_drop=0.25, drift=0.2, confidence=0.95)
 CHAMPION = Champion(version=7, as_of=50, evaluation={MODEL: {NDCG: 0.2}})
 LIVE = Live(
     num_requests=500,
@@ -61,6 +61,30 @@ def test_each_rule(observation: Observation, state: State, retrain: bool, reason
     assert reason in "; ".join(decision.reasons)
 
 
+@pytest.mark.parametrize(
+    ("observation", "state", "after", "refresh"),
+    [
+        (WELL, State(), 1, True),
+        (WELL, State(), 2, False),
+        (WELL, State(), 0, False),
+        (replace(WELL, interval=50), State(), 1, False),
+        (WELL, State(refreshed="registered"), 1, False),
+        (WELL, State(refreshed="blocked"), 1, False),
+        (replace(WELL, champion=None), State(), 1, False),
+        (replace(WELL, failed_gates={"raw": "x.y: bad"}), State(), 1, False),
+        (replace(WELL, drift=0.9), State(), 1, False),
+        (replace(WELL, drift=0.9), State(requested="as_of_51_v3"), 1, False),
+        (replace(WELL, drift=0.9), State(finished="registered"), 1, False),
+        (replace(WELL, drift=0.9), State(finished="blocked"), 1, True),
+    ],
+)  # fmt: skip
+def test_newer_data_without_training(observation: Observation, state: State, after: int, refresh: bool) -> None:
+    """The champion is refreshed when it lacks an interval, once, and when no training is due or on its way."""
+    decision = decide(observation, state, replace(THRESHOLDS, refresh_after_intervals=after))
+    assert decision.refresh is refresh
+    assert ("7 lacks what was taken since interval 49" in decision.reasons[-1]) is refresh
+
+
 def test_every_reason_is_given() -> None:
     """Several rules at once give several reasons."""
     decision = decide(replace(WELL, interval=60, drift=0.9, live=_live(0.05, behind=0.01)), State(), THRESHOLDS)
@@ -91,3 +115,4 @@ def test_a_decision_always_has_a_reason(observation: Observation, state: State) 
     decision = decide(observation, state, THRESHOLDS)
     assert decision.reasons
     assert not (decision.retrain and observation.failed_gates)
+    assert not (decision.refresh and (decision.retrain or observation.failed_gates))

@@ -157,8 +157,8 @@ def test_a_model_that_fares_well_is_kept(home: Home) -> None:
     home.traffic(52, "x")
     home.shares(i48="dairy", i49="dairy", i50="wine", i51="dairy", i52="dairy")
     lines = home.run("decide")
-    assert lines[0].startswith("interval 53: keep: nothing asks for retraining: model 1 is 1 of 4 intervals old")
-    assert lines[-1] == "keep"
+    assert lines[0].startswith("interval 53: refresh: nothing asks for retraining: model 1 is 1 of 4 intervals old")
+    assert lines[-1] == "refresh"
     observation = home.record(53)["observation"]
     assert isinstance(observation, dict)
     assert observation["champion"]["as_of"] == 52
@@ -179,10 +179,39 @@ def test_a_request_stays_open_until_a_training_has_finished(home: Home) -> None:
     assert home.run("should-train")[-1] == "as_of_53_v1"
     home.lists(53)
     home.shares(i53="dairy")
-    assert home.run("decide")[-1] == "keep"
+    assert home.run("decide")[-1] == "refresh"
     assert home.run("should-train")[-1] == "as_of_54_v2"
     home.finish(54, 2, "registered")
     assert home.run("should-train", expect=99) == ["no training is due"]
+
+
+def test_newer_data_is_asked_for_once(home: Home) -> None:
+    """Due until it has finished, on the data of then, which is put on file; with newer data it is due again."""
+    (line,) = home.run("should-refresh", "--force", expect=2)
+    assert line.startswith("cartwheel: error: there is nothing to refresh")
+    home.lists(51)
+    home.champion(as_of=51)
+    assert home.run("should-refresh", expect=99) == ["no refresh is due"]
+    assert home.run("decide")[-1] == "refresh"
+    reason, key = home.run("should-refresh")
+    assert reason.endswith("version 1 lacks what was taken since interval 50: the same weights with newer data")
+    assert key.startswith("refresh_of_1_as_of_52_v0")
+    [folder] = (path.parent for path in home.folder.glob("training/refresh_of_1_as_of_52_v0_*/request.json"))
+    assert json.loads((folder / "request.json").read_text()) == {
+        "version": 1,
+        "as_of": 52,
+        "versions": {"training_lists": 0},
+        "checked_versions": {},
+    }
+    (folder / "result.json").write_text(json.dumps({"status": "blocked", "as_of": 52, "refresh": {"version": 1}}))
+    assert home.run("should-refresh", expect=99) == ["no refresh is due"]
+    assert home.run("pending") == ["since the decision for interval 52 these have changed: refreshed"]
+    assert home.run("decide")[-1] == "keep"
+    assert home.run("should-refresh", "--force")[-1].endswith("_2")  # by hand, it is done again
+    home.lists(52)
+    assert home.run("should-refresh", expect=99) == ["no refresh is due"]  # nothing is decided yet
+    assert home.run("decide")[-1] == "refresh"
+    assert home.run("should-refresh")[-1].startswith("refresh_of_1_as_of_53_v1")
 
 
 def test_a_champion_that_was_deleted_in_mlflow(home: Home) -> None:
