@@ -66,9 +66,10 @@ def config_of(parameters: Mapping[str, Any]) -> RankerConfig:
     """
     if parameters.keys() != {field.name for field in fields(RankerConfig)}:
         raise _made_by_other_code("its parameters are others")
-    return RankerConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()
+    }
+    return RankerConfig(**values)
 
 
 def ranker_of(weights: Weights, config: RankerConfig, item_ids: npt.NDArray[np.object_]) -> Ranker:

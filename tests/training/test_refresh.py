@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from mlflow import MlflowClient
 
+from contracts import names
+from contracts.dataset import load
 from contracts.errors import InputError
+from contracts.files import write_json
+from contracts.settings import settings
+from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
+from contracts.trainings import REQUEST, TABLES
+from tests.training.tables import write_shop, write_table
+from training import __main__ as verbs
+from training import registry
 from training.config import RankerConfig
-from training.data import Histories, Shop
+from training.data import Histories, Shop, load_shop
 from training.export import GOLDEN_REQUESTS, export
 from training.features import feature_names
 from training.ranker import Ranker
@@ -100,3 +113,108 @@ def test_a_model_of_other_code_is_refused(before: Path) -> None:
     assert config_of({**parameters, "decay_days": list(CONFIG.decay_days)}) == CONFIG
     with pytest.raises(InputError, match="parameters are others"):
         config_of({**parameters, "dropout": 0.1})
+
+
+def write_tables(coming: int) -> None:
+    """Twelve items and four users as of all intervals up to the coming one; each user took an item in each interval."""
+    items = [f"i{number:02d}" for number in range(12)]
+    text = {"name": "", "category": "", "type": "", "recommendable": True, "seen": True}
+    write_table(ITEMS, [text | {"item_id": item} for item in items])
+    write_table(
+        ITEM_FEATURES,
+        [
+            {"as_of": n, "item_id": item, "events_all": 9, "target_events_4": place}
+            for n in range(2, coming + 1)
+            for place, item in enumerate(items)
+        ],
+    )
+    taken = {f"u{user}": [items[(user + n) % 12] for n in range(1, coming)] for user in range(4)}
+    write_table(
+        USER_HISTORIES,
+        [
+            {"user_id": user, "item_ids": bought, "at": [n + 0.5 for n in range(coming - 1)], "bucket": 0}
+            | {"weights": [1.0] * (coming - 1)}
+            for user, bought in taken.items()
+        ],
+    )
+    write_table(
+        TRAINING_LISTS,
+        [
+            {"as_of": n, "user_id": user, "target_items": [bought[n - 1]], "bucket": 0}
+            for n in range(1, coming)
+            for user, bought in taken.items()
+        ],
+    )
+
+
+@pytest.fixture
+def champion(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A registry whose champion, version 1, is of the shop as of interval 4; since then interval 4 has landed."""
+    shutil.copy(mlflow_store, home / "mlflow.db")
+    monkeypatch.setenv("CARTWHEEL_MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+    monkeypatch.setenv("CARTWHEEL_DATASET", str(write_shop(home)))
+    monkeypatch.setenv("CARTWHEEL_GATE_MAX_LATENCY_MS", "1000")
+    monkeypatch.chdir(home)
+    settings.cache_clear()
+    write_tables(4)
+    shop, config = load_shop(load(settings().dataset_path), {}), RankerConfig(num_popular=11)
+    size = len(feature_names(config))
+    ranker = Ranker(config, np.zeros(size, np.float32), np.ones(size, np.float32), 12)
+    evaluation: dict[str, Any] = {
+        "dataset": "tiny",
+        "as_of": 4,
+        "requested_by": "monitoring",
+        "commit": "abc",
+        "parameters": dataclasses.asdict(config),
+        "table_versions": dict(shop.versions),
+        "means": {"model": {"ndcg_at_10": 0.3}},
+        "folds": [{"as_of": 3, "means": {"model": {"ndcg_at_10": 0.3}}}],
+        "export": export(ranker, shop, config, home / "trained" / "saved_model"),
+    }
+    write_json(home / "trained" / "evaluation.json", evaluation)
+    registry.register(registry.log_run("as_of_4_v0", evaluation, home / "trained"), evaluation)
+    shutil.rmtree(home / "tables")
+    write_tables(5)
+    return MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
+
+
+def test_from_champion_to_challenger(
+    champion: MlflowClient, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for on the newest data, it is one run and one version however often each verb is run, and says whose weights
+    it has; the gate lets it pass on data that was checked, and not on data that was not.
+    """
+    versions = {table.name: 0 for table in TABLES}
+    data = {"as_of": 5, "versions": versions, "checked_versions": versions}
+    for key, checked in (("refresh_a", {}), ("refresh_b", versions)):
+        write_json(settings().training_dir / key / REQUEST, {"version": 1, **data, "checked_versions": checked})
+        for _ in range(2):
+            verbs.refresh(key, "monitoring")
+    with pytest.raises(SystemExit):
+        verbs.gate("refresh_a")
+    assert "FAIL  data_was_checked" in capsys.readouterr().out
+    verbs.gate("refresh_b")
+    for _ in range(2):
+        verbs.register("refresh_b")
+    versions_there = champion.search_model_versions(f"name = '{names.MODEL}'")
+    assert sorted(int(version.version) for version in versions_there) == [1, 2]
+    refreshed = champion.get_model_version_by_alias(names.MODEL, names.CHALLENGER)
+    assert (int(refreshed.version), refreshed.tags["as_of"], refreshed.tags["refresh_of_version"]) == (2, "5", "1")
+    assert json.loads(refreshed.tags["evaluation"]) == {"model": {"ndcg_at_10": 0.3}}
+    result = json.loads((settings().training_dir / "refresh_b" / "result.json").read_text())
+    assert (result["status"], result["version"], result["refresh"]["version"]) == ("registered", 2, 1)
+    # What was taken in interval 4 is known now.
+    assert items_of(settings().training_dir / "refresh_b" / "saved_model", "u0")[0] == "i04"
+    assert not (settings().training_dir / "refresh_b" / "work").exists()
+
+
+def test_nothing_is_refreshed_that_was_not_asked_for(champion: MlflowClient) -> None:
+    """Without a request, and of a version that is not there, it is one line."""
+    with pytest.raises(InputError, match="no refresh refresh_c is asked for"):
+        verbs.refresh("refresh_c", "me")
+    write_json(
+        settings().training_dir / "refresh_c" / REQUEST,
+        {"version": 7, "as_of": 5, "versions": {}, "checked_versions": {}},
+    )
+    with pytest.raises(InputError, match="version 7 cannot be fetched"):
+        verbs.refresh("refresh_c", "me")
