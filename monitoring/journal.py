@@ -178,7 +178,9 @@ def refresh_due(*, force: bool = False) -> tuple[str, str] | None:
     data, champion, record = training_data(), sources.champion(), newest() or {}
     if data is None or champion is None:
         if force:
-            raise InputError("there is nothing to refresh", where=f"registered model {MODEL}", cure="train a model first")
+            raise InputError(
+                "there is nothing to refresh", where=f"registered model {MODEL}", cure="train a model first"
+            )
         return None
     key = first = refresh_key(champion.version, data)
     if not force and (record.get("refresh") != key or _refreshed(data, champion) is not None):

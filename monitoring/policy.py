@@ -111,9 +111,7 @@ def decide(observation: Observation, state: State, thresholds: Thresholds) -> De
     return Decision(True, wanted)
 
 
-def _with_refresh(
-    reasons: tuple[str, ...], observation: Observation, state: State, thresholds: Thresholds
-) -> Decision:
+def _with_refresh(reasons: tuple[str, ...], observation: Observation, state: State, thresholds: Thresholds) -> Decision:
     """No training; newer data for the champion, if it lacks any."""
     champion, limit = observation.champion, thresholds.refresh_after_intervals
     if champion is None or not limit or observation.interval - champion.as_of < limit:

@@ -219,8 +219,53 @@ def register(key: Key) -> None:
     print(f"{key} is version {version}, the challenger")
 
 
+@app.command()
+def backtest(
+    first: Annotated[int, typer.Option("--from", help="First interval to recommend in.")],
+    last: Annotated[int, typer.Option("--to", help="Last one.")],
+    retrain_every: Annotated[
+        list[int] | None, typer.Option(min=1, help="Intervals; may be repeated. Default: 1.")
+    ] = None,
+) -> None:
+    """Recommend in past intervals by models that are retrained, refreshed, or left alone; write and draw how they fare."""
+    import tempfile
+
+    from training.backtest import backtest as compare
+    from training.backtest import plot
+    from training.config import from_settings
+    from training.data import load_items, parts
+    from training.registry import code_version
+
+    started, config, chosen = time.monotonic(), from_settings(), settings()
+    if last < first:
+        raise InputError(f"--to {last} is before --from {first}", where="--to", cure="name the first interval first")
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
+
+    data = needed_training_data()
+    dataset = datasets.load(chosen.dataset_path)
+    shop = load_items(dataset, data.versions, data.as_of - first + config.training_intervals)
+    with tempfile.TemporaryDirectory(prefix="cartwheel-") as folder:
+        result = compare(
+            shop, parts(shop), config, range(first, last + 1), retrain_every=retrain_every or [1], folder=Path(folder),
+            confidence=chosen.gate_confidence, say=say,
+        )  # fmt: skip
+    path = chosen.reports_dir / "backtest" / f"{first}-{last}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"dataset": dataset.name, "commit": code_version(), "parameters": asdict(config), **result})
+    plot(result, path.with_suffix(".svg"))
+    for name, values in result["curves"]["ndcg_at_10"].items():
+        say(f"{name:<28} ndcg_at_10 {'  '.join(f'{value:.4f}' for value in values)}")
+    if gain := result["gain_of_refresh"]:
+        say(f"newer data alone: {gain['mean']:+.4f}, at least {gain['lower']:+.4f}, {gain['num_users']} lists")
+    say(f"written: {path} and {path.with_suffix('.svg').name}")
+
+
 def _finish(key: str, evaluation: dict[str, Any], status: str, **more: Any) -> None:
-    result = {name: evaluation[name] for name in ("as_of", "requested_by", "table_versions", "refresh") if name in evaluation}
+    result = {
+        name: evaluation[name] for name in ("as_of", "requested_by", "table_versions", "refresh") if name in evaluation
+    }
     write_json(_folder(key) / "result.json", result | {"status": status} | more)
 
 

@@ -36,7 +36,10 @@ def judge(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
             `table_versions` (those trained on) and `checked_versions` (those that data gates had passed when training
             began).
     """
-    return [*(_is_sane(evaluation) if "refresh" in evaluation else _is_better(evaluation, limits)), *_fits(evaluation, limits)]
+    return [
+        *(_is_sane(evaluation) if "refresh" in evaluation else _is_better(evaluation, limits)),
+        *_fits(evaluation, limits),
+    ]
 
 
 def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
@@ -52,12 +55,16 @@ def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
         Rule(
             "answers_kept",
             kept is not None and kept >= MIN_KEPT_SHARE,
-            "not measured" if kept is None else f"{kept:.0%} of a list was in the one before, {of_users}; {MIN_KEPT_SHARE:.0%} must",
+            "not measured"
+            if kept is None
+            else f"{kept:.0%} of a list was in the one before, {of_users}; {MIN_KEPT_SHARE:.0%} must",
         ),
         Rule(
             "coverage",
             coverage is not None and coverage >= MIN_COVERAGE_RATIO,
-            "not measured" if coverage is None else f"{coverage:.2f} of the distinct items before, at least {MIN_COVERAGE_RATIO:g}",
+            "not measured"
+            if coverage is None
+            else f"{coverage:.2f} of the distinct items before, at least {MIN_COVERAGE_RATIO:g}",
         ),
     ]
 

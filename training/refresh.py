@@ -128,7 +128,8 @@ def refresh(before: Path, shop: Shop, config: RankerConfig, folder: Path) -> tup
         "num_users": len(users),
         "unfit_lists": sum(unfit),
         "kept_share": float(np.mean(kept)),
-        "coverage_ratio": len({item for items in new for item in items}) / len({item for items in old for item in items}),
+        "coverage_ratio": len({item for items in new for item in items})
+        / len({item for items in old for item in items}),
     }
 
 

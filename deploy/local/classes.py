@@ -61,7 +61,12 @@ def archive_classes(settings: Settings, java: Java) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")}
         with archive.with_suffix(".log").open("wb") as log:
             done = subprocess.run(
-                [sys.executable, "-c", _REHEARSAL], cwd=REPOSITORY, env=inherited | own, stdout=log, stderr=log, check=False
+                [sys.executable, "-c", _REHEARSAL],
+                cwd=REPOSITORY,
+                env=inherited | own,
+                stdout=log,
+                stderr=log,
+                check=False,
             )
         if done.returncode == 0 and made.exists():
             made.rename(archive)

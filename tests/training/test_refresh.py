@@ -77,9 +77,7 @@ def test_same_weights_and_newer_data(shop: Shop, before: Path, tmp_path: Path) -
     later, folder = a_week_later(shop), tmp_path / "after"
     exported, compared = refresh(before, later, CONFIG, folder)
     bias = read_weights(folder).item_bias
-    assert bias == pytest.approx(
-        {"aubergine": 0, "apple": 0.1, "bread": 0.2, "cheese": 0.3, "dates": 0.4, "fuel": 0.5}
-    )
+    assert bias == pytest.approx({"aubergine": 0, "apple": 0.1, "bread": 0.2, "cheese": 0.3, "dates": 0.4, "fuel": 0.5})
     assert compared["same_weights"] is True
     assert (compared["num_users"], compared["unfit_lists"]) == (4, 0)
     assert "bread" in items_of(folder, "dan")
@@ -178,9 +176,7 @@ def champion(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     return MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
 
 
-def test_from_champion_to_challenger(
-    champion: MlflowClient, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for on the newest data, it is one run and one version however often each verb is run, and says whose weights
     it has; the gate lets it pass on data that was checked, and not on data that was not.
     """
