@@ -405,7 +405,7 @@ def report(removed: Removed, models: Collection[str]) -> Iterator[str]:
     if models:
         yield f"Models made before this erasure STILL KNOW the user. There are: {', '.join(models)}; and copies in MLflow."
         yield (
-            f"Trigger {names.BUILD_FEATURES} in Airflow, then {names.TRAIN_RECOMMENDER} with `force`: the next model does "
+            f"Trigger {names.BUILD_FEATURES} in Airflow, then {names.REFRESH_RECOMMENDER} with `force`: the next model does "
             "not know the user. See docs/privacy.md for the ones before it."
         )
 

@@ -167,7 +167,7 @@ def _refresh(key: str, requested_by: str) -> dict[str, Any]:
         "as_of": shop.coming,
         "requested_by": requested_by,
         "commit": registry.code_version(),
-        "refresh": {"version": version, "as_of": before["as_of"], **compared},
+        "refresh": {"version": version, **{name: before[name] for name in ("as_of", "table_versions")}, **compared},
         "export": exported,
         "table_versions": dict(shop.versions),
         "checked_versions": data.checked_versions,

@@ -46,11 +46,20 @@ def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
     """Same weights, newer data, answers that a shopper would not wonder at: it was evaluated when it was trained."""
     refreshed = evaluation["refresh"]
     as_of, before = evaluation.get("as_of"), refreshed.get("as_of")
+    # Of the same interval, too: something came late, or a user was erased.
+    is_newer = None not in (as_of, before) and (
+        as_of > before or (as_of == before and evaluation.get("table_versions") != refreshed.get("table_versions"))
+    )
     kept, coverage, unfit = (refreshed.get(name) for name in ("kept_share", "coverage_ratio", "unfit_lists"))
     of_users = f"of {refreshed.get('num_users')} users"
     return [
         Rule("same_weights", refreshed.get("same_weights") is True, f"those of version {refreshed.get('version')}"),
-        Rule("newer_data", None not in (as_of, before) and as_of > before, f"for interval {as_of}, before {before}"),
+        Rule(
+            "newer_data",
+            is_newer,
+            f"for interval {as_of}, before {before}"
+            + (", of the same tables" if as_of == before and not is_newer else ""),
+        ),
         Rule("answers_fit", unfit == 0, f"{unfit} lists {of_users} are not of distinct items that may be recommended"),
         Rule(
             "answers_kept",

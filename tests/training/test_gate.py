@@ -79,6 +79,7 @@ REFRESHED: dict[str, Any] = {
     "refresh": {
         "version": 1,
         "as_of": 53,
+        "table_versions": GOOD["table_versions"],
         "same_weights": True,
         "num_users": 200,
         "unfit_lists": 0,
@@ -95,6 +96,8 @@ REFRESHED: dict[str, Any] = {
         ({}, []),
         ({"same_weights": False}, ["same_weights"]),
         ({"as_of": 54}, ["newer_data"]),
+        ({"as_of": 54, "table_versions": {"training_lists": 2, "items": 1}}, []),
+        ({"as_of": 55, "table_versions": {"training_lists": 2, "items": 1}}, ["newer_data"]),
         ({"unfit_lists": 1}, ["answers_fit"]),
         ({"kept_share": 0.19}, ["answers_kept"]),
         ({"coverage_ratio": 0.49}, ["coverage"]),
