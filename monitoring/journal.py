@@ -28,6 +28,7 @@ from contracts.trainings import (
 )
 from monitoring import drift, quality, sources
 from monitoring.policy import Champion, Observation, State, Thresholds, decide
+from monitoring.sources import Registered
 
 Record = dict[str, Any]
 
@@ -59,11 +60,13 @@ def open_request(record: Record | None) -> Mapping[str, Any] | None:
     return dict(request)
 
 
-def current_inputs(data: TrainingData, champion: Champion | None) -> Record:
+def current_inputs(data: TrainingData, registered: Registered) -> Record:
     """Everything a decision depends on, as JSON: when it is the same, so is the decision."""
+    champion = registered.champion
     return {
         "interval": data.as_of,
         "champion_version": champion.version if champion else None,
+        "challenger_version": registered.challenger,
         "table_versions": {
             TRAINING_LISTS.name: data.versions[TRAINING_LISTS.name],
             ATTRIBUTIONS.name: sources.version(ATTRIBUTIONS),
@@ -76,15 +79,16 @@ def current_inputs(data: TrainingData, champion: Champion | None) -> Record:
     }
 
 
-def observe(coming: int, champion: Champion | None) -> tuple[Observation, dict[int, quality.Live]]:
+def observe(coming: int, registered: Registered) -> tuple[Observation, dict[int, quality.Live]]:
     """What is known before an interval comes, and the live metrics of every model version in the one before."""
-    latest = coming - 1
+    latest, champion = coming - 1, registered.champion
     by_version = quality.by_version(sources.attributions(latest), settings().gate_confidence)
     # Trained on: the lists before the champion's own interval; without a champion, those before the latest.
     end = min(champion.as_of, latest) if champion else latest
     moved = drift.lasting_drift(sources.category_shares(), latest, range(end - settings().training_intervals, end))
     live = by_version.get(champion.version) if champion else None
-    return Observation(coming, champion, live, moved, sources.failed_gates()), by_version
+    observation = Observation(coming, champion, live, moved, sources.failed_gates(), registered.challenger)
+    return observation, by_version
 
 
 def is_pending() -> str | None:
@@ -95,7 +99,7 @@ def is_pending() -> str | None:
     on_file = read_json(folder() / f"{data.as_of}.json") or None
     if on_file is None:
         return f"nothing is decided yet for interval {data.as_of}"
-    inputs = current_inputs(data, sources.champion())
+    inputs = current_inputs(data, sources.registered())
     changed = [name for name in inputs if inputs[name] != on_file.get("inputs", {}).get(name)]
     return f"since the decision for interval {data.as_of} these have changed: {', '.join(changed)}" if changed else None
 
@@ -110,11 +114,11 @@ def decide_now() -> Record:
     coming = data.as_of
     path = folder() / f"{coming}.json"
     on_file: Record | None = read_json(path) or None
-    champion = sources.champion()
-    inputs = current_inputs(data, champion)
+    registered = sources.registered()
+    inputs = current_inputs(data, registered)
     if on_file is not None and on_file.get("inputs") == inputs:
         return on_file
-    observation, by_version = observe(coming, champion)
+    observation, by_version = observe(coming, registered)
     request = open_request(newest())  # also one of an earlier interval
     state = State(str(request["key"]) if request else None, inputs["finished"], inputs["refreshed"])
     decision = decide(observation, state, Thresholds.of(settings()))
@@ -137,7 +141,9 @@ def decide_now() -> Record:
             },
             "decision": asdict(decision),
             "request": request,
-            "refresh": refresh_key(champion.version, data) if champion and decision.refresh else None,
+            "refresh": refresh_key(observation.champion.version, data)
+            if observation.champion and decision.refresh
+            else None,
         }
     )
     write_json(path, record)
@@ -175,7 +181,7 @@ def refresh_due(*, force: bool = False) -> tuple[str, str] | None:
     Raises:
         InputError: `force`, and there is no data or no model yet.
     """
-    data, champion, record = training_data(), sources.champion(), newest() or {}
+    data, champion, record = training_data(), sources.registered().champion, newest() or {}
     if data is None or champion is None:
         if force:
             raise InputError(

@@ -40,6 +40,8 @@ class Observation:
     """How far the latest two intervals both lie from those trained on (`monitoring.drift`); None: not measured."""
     failed_gates: Mapping[str, str]
     """Gates whose newest verdict failed, with the first rule that did not hold."""
+    challenger: int | None = None
+    """A version that is registered and neither champion nor rejected yet."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ def _with_refresh(reasons: tuple[str, ...], observation: Observation, state: Sta
     champion, limit = observation.champion, thresholds.refresh_after_intervals
     if champion is None or not limit or observation.interval - champion.as_of < limit:
         return Decision(False, reasons)
+    if observation.challenger is not None:
+        # Its refresh would come after it, and put older weights in the place of newer ones.
+        return Decision(False, (*reasons, f"version {observation.challenger} is on its way: no refresh meanwhile"))
     if state.refreshed is not None:
         return Decision(False, (*reasons, f"its refresh with this data has finished ({state.refreshed})"))
     lacks = f"version {champion.version} lacks what was taken since interval {champion.as_of - 1}"

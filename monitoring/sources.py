@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from contracts.errors import InputError
 from contracts.files import read_json
-from contracts.names import CHAMPION, MODEL
+from contracts.names import CHALLENGER, CHAMPION, MODEL
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, Table
 from monitoring.policy import Champion
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 
 def version(table: Table) -> int | None:
@@ -43,8 +48,18 @@ def category_shares() -> pd.DataFrame:
     return rows
 
 
-def champion() -> Champion | None:
-    """The model version that carries the alias `champion`; None when there is none, or somebody has deleted it.
+@dataclass(frozen=True)
+class Registered:
+    """What the aliases of the registered model say."""
+
+    champion: Champion | None
+    """None when there is none, or somebody has deleted it."""
+    challenger: int | None
+    """A version that is neither champion nor rejected yet."""
+
+
+def registered() -> Registered:
+    """What is registered in MLflow.
 
     Raises:
         InputError: MLflow does not answer, or the model version lacks what training writes on it.
@@ -59,21 +74,39 @@ def champion() -> Champion | None:
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         # A missing alias is an error to MLflow, told apart from others by no stable code: look it up instead.
-        named = [model for model in client.search_registered_models(f"name = '{MODEL}'") if CHAMPION in model.aliases]
-        if not named:
-            return None
-        found = client.get_model_version(MODEL, str(named[0].aliases[CHAMPION]))
+        aliases = {
+            alias: int(version)
+            for model in client.search_registered_models(f"name = '{MODEL}'")
+            for alias, version in model.aliases.items()
+        }
+        champion, challenger = (_version(client, aliases.get(alias)) for alias in (CHAMPION, CHALLENGER))
+    except MlflowException as error:
+        what = f"the model registry does not answer: {str(error).splitlines()[0][:200]}"
+        raise InputError(what, where="CARTWHEEL_MLFLOW_TRACKING_URI", cure="start MLflow, or name another") from None
+    return Registered(_described(champion) if champion else None, int(challenger.version) if challenger else None)
+
+
+def _version(client: MlflowClient, version: int | None) -> ModelVersion | None:
+    """None, too, when somebody has deleted it: its alias may stay behind."""
+    from mlflow.exceptions import MlflowException
+
+    if version is None:
+        return None
+    try:
+        return client.get_model_version(MODEL, str(version))
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
-        what = f"the model registry does not answer: {str(error).splitlines()[0][:200]}"
-        raise InputError(what, where="CARTWHEEL_MLFLOW_TRACKING_URI", cure="start MLflow, or name another") from None
+        raise
+
+
+def _described(champion: ModelVersion) -> Champion:
     try:
-        evaluation = json.loads(found.tags.get("evaluation", "{}"))
-        return Champion(version=int(found.version), as_of=int(found.tags["as_of"]), evaluation=evaluation)
+        evaluation = json.loads(champion.tags.get("evaluation", "{}"))
+        return Champion(version=int(champion.version), as_of=int(champion.tags["as_of"]), evaluation=evaluation)
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"model version {found.version} has no usable tags as_of and evaluation ({error})",
+            f"model version {champion.version} has no usable tags as_of and evaluation ({error})",
             where=f"registered model {MODEL}",
             cure="give the alias champion to a version that training registered",
         ) from None

@@ -97,6 +97,16 @@ def roll_out(installation: Installation, gateway: str, token: str, users: set[st
     return answered
 
 
+def history_up_to(installation: Installation, version: int, what: str) -> str:
+    """The history of the rollout when this has come: it follows the document."""
+    while True:
+        history = (installation.home / "serving" / "history.jsonl").read_text()
+        last = json.loads(history.splitlines()[-1])
+        if (last["version"], last["what"]) == (version, what):
+            return history
+        time.sleep(0.2)
+
+
 def roll_back(installation: Installation, airflow_url: str) -> None:
     """As a person does who has Airflow open."""
     password = json.loads((installation.home / "secrets.json").read_text())["airflow_admin_password"]
@@ -167,7 +177,7 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     token = shell(".venv/bin/python -m serving token issue me", CARTWHEEL_HOME=str(installation.home)).strip()
     answered = roll_out(installation, gateway, token, active)
     assert {("stable", "1"), ("canary", "2")} <= answered <= {("stable", "1"), ("canary", "2"), ("stable", "2")}
-    history = (installation.home / "serving" / "history.jsonl").read_text()
+    history = history_up_to(installation, 2, "promoted")
     changes = [json.loads(line) for line in history.splitlines()]
     assert [(change["version"], change["what"]) for change in changes] == [
         *((1, what) for what in ("staged", "validated", "loaded", "promoted")),

@@ -76,6 +76,7 @@ def test_each_rule(observation: Observation, state: State, retrain: bool, reason
         (replace(WELL, drift=0.9), State(requested="as_of_51_v3"), 1, False),
         (replace(WELL, drift=0.9), State(finished="registered"), 1, False),
         (replace(WELL, drift=0.9), State(finished="blocked"), 1, True),
+        (replace(WELL, challenger=8), State(), 1, False),
     ],
 )  # fmt: skip
 def test_newer_data_without_training(observation: Observation, state: State, after: int, refresh: bool) -> None:

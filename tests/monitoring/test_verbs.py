@@ -210,6 +210,12 @@ def test_newer_data_is_asked_for_once(home: Home) -> None:
     assert home.run("should-refresh", "--force")[-1].endswith("_2")  # by hand, it is done again
     home.lists(52)
     assert home.run("should-refresh", expect=99) == ["no refresh is due"]  # nothing is decided yet
+    client = mlflow.MlflowClient(tracking_uri=home.registry, registry_uri=home.registry)
+    challenger = client.create_model_version(MODEL, source=str(home.folder / "model")).version
+    client.set_registered_model_alias(MODEL, "challenger", challenger)
+    assert home.run("decide")[0].endswith("version 2 is on its way: no refresh meanwhile")
+    client.delete_registered_model_alias(MODEL, "challenger")  # rejected
+    assert home.run("pending") == ["since the decision for interval 53 these have changed: challenger_version"]
     assert home.run("decide")[-1] == "refresh"
     assert home.run("should-refresh")[-1].startswith("refresh_of_1_as_of_53_v1")
 
