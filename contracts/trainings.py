@@ -20,6 +20,8 @@ REQUEST = "request.json"
 """Beside a training's results: the `TrainingData` that its key was made for, which it reads whatever lands meanwhile."""
 LOCK = ".lock"
 """Held by the process that trains."""
+BLOCKED = "blocked"
+"""How a training ends that its gate does not let pass."""
 WORK = "work"
 """Beside a training's results until it has ended: its examples and checkpoints."""
 

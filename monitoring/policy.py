@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 from contracts.metrics import NDCG
 from contracts.settings import Settings
+from contracts.trainings import BLOCKED
 from monitoring.quality import MODEL, Live
-
-BLOCKED = "blocked"
-"""How a training ends that its gate does not let pass."""
 
 
 @dataclass(frozen=True)

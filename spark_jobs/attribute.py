@@ -142,14 +142,16 @@ def main(interval: int | None) -> int:
         states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {str(each): made_of[each]}
         sold = storage.read(spark, ITEMS).where("recommendable").select("item_id")
         known = statistics(spark, each).where(F.col("events_all") >= dataset.minimum_item_events)
+        attainable = known.join(sold, "item_id", "left_semi").persist()
         rows = attributions(
             storage.read(spark, EXPOSURES).where(F.col("interval") == each),
             storage.read(spark, SILVER_EVENTS).where(F.col("interval") == each),
-            known.join(sold, "item_id", "left_semi").persist(),
+            attainable,
             history_before(storage.read(spark, USER_HISTORIES), each),
             settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})
+        attainable.unpersist()
         say(f"interval {each}: {num_shown[each]:,} lists attributed")
     return 0
 

@@ -15,8 +15,9 @@ import typer
 from contracts import dataset as datasets
 from contracts.errors import InputError, reported
 from contracts.files import lock_holder, locked, read_json, write_json
+from contracts.metrics import NDCG
 from contracts.settings import settings
-from contracts.trainings import LOCK, REQUEST, WORK, TrainingData, clear_abandoned, needed_training_data
+from contracts.trainings import BLOCKED, LOCK, REQUEST, WORK, TrainingData, clear_abandoned, needed_training_data
 from training.workers import workers
 
 if TYPE_CHECKING:
@@ -44,6 +45,16 @@ def _trained(key: str) -> dict[str, Any]:
             cure=f"run python -m training train --key {key} first",
         )
     return evaluation
+
+
+def _teller() -> Callable[[str], None]:
+    """Prints a line with the seconds since now."""
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
+
+    return say
 
 
 @app.command()
@@ -97,11 +108,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
     from training.evaluation import report
     from training.export import export
 
-    started, folder = time.monotonic(), _folder(key)
-
-    def say(line: str) -> None:
-        print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
-
+    started, folder, say = time.monotonic(), _folder(key), _teller()
     clear_abandoned(but=key)
     shop, data, config, trained = _fit(key, say)
     exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
@@ -192,7 +199,7 @@ def gate(key: Key) -> None:
     write_json(folder / "verdict.json", decision)
     registry.tag_verdict(read_json(folder / "run.json")["run_id"], decision)
     if not decision["passed"]:
-        _finish(key, evaluation, "blocked")
+        _finish(key, evaluation, BLOCKED)
         print("the gate BLOCKED this model: the champion stays")
         raise SystemExit(1)
     print("the gate passed this model")
@@ -236,13 +243,9 @@ def backtest(
     from training.data import load_items, parts
     from training.registry import code_version
 
-    started, config, chosen = time.monotonic(), from_settings(), settings()
+    config, chosen, say = from_settings(), settings(), _teller()
     if last < first:
         raise InputError(f"--to {last} is before --from {first}", where="--to", cure="name the first interval first")
-
-    def say(line: str) -> None:
-        print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
-
     data = needed_training_data()
     dataset = datasets.load(chosen.dataset_path)
     shop = load_items(dataset, data.versions, data.as_of - first + config.training_intervals)
@@ -255,8 +258,8 @@ def backtest(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"dataset": dataset.name, "commit": code_version(), "parameters": asdict(config), **result})
     plot(result, path.with_suffix(".svg"))
-    for name, values in result["curves"]["ndcg_at_10"].items():
-        say(f"{name:<28} ndcg_at_10 {'  '.join(f'{value:.4f}' for value in values)}")
+    for name, values in result["curves"][NDCG].items():
+        say(f"{name:<28} {NDCG} {'  '.join(f'{value:.4f}' for value in values)}")
     if gain := result["gain_of_refresh"]:
         say(f"newer data alone: {gain['mean']:+.4f}, at least {gain['lower']:+.4f}, {gain['num_users']} lists")
     say(f"written: {path} and {path.with_suffix('.svg').name}")

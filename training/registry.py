@@ -84,14 +84,14 @@ def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
     Raises:
         InputError: there is no such version, or its run has no evaluation.
     """
-    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    client = _client()
     try:
-        run_id = _client().get_model_version(names.MODEL, str(version)).run_id
+        run_id = client.get_model_version(names.MODEL, str(version)).run_id
+        folder.mkdir(parents=True, exist_ok=True)
         evaluation, model = (
-            Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(folder)))
-            for path in ("evaluation.json", ARTIFACT_FOLDER)
+            Path(client.download_artifacts(run_id, path, str(folder))) for path in ("evaluation.json", ARTIFACT_FOLDER)
         )
     except MlflowException as error:
         raise InputError(

@@ -1,7 +1,7 @@
 """An archive of the classes that Spark's driver loads, so that a job's JVM maps them instead of reading 300 jars.
 
-Made once for an environment, by a job on a single event. The JVM passes over an archive that
-was made by another Java or of other jars, and over one that is missing: then jobs start more slowly, and that is all.
+Made once for an environment and a Java, by a job on a single event. The JVM passes over an archive that was made by
+another Java or of other jars, and over one that is missing: then jobs start more slowly, and that is all.
 
 Source: https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html
 """
@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-from contracts.files import locked
+from contracts.files import locked, write_text
 from contracts.settings import REPOSITORY, Settings
 from deploy.local.java import Java
 
@@ -39,18 +40,29 @@ gateway.proc.wait()
 """
 
 
-def is_missing(settings: Settings) -> bool:
-    """Whether there is no archive, and a place for it."""
-    archive = settings.class_archive
-    return not archive.exists() and os.access(archive.parent, os.W_OK)
+def is_missing(settings: Settings, java: Java) -> bool:
+    """Whether it has not been tried yet with this very Java, and there is a place for an archive."""
+    stamp = _stamp(settings)
+    is_stamped = stamp.exists() and stamp.read_text(encoding="utf-8") == _build(java)
+    return not is_stamped and os.access(stamp.parent, os.W_OK)
+
+
+def _stamp(settings: Settings) -> Path:
+    """The Java that the archive was made with, or could not be."""
+    return settings.class_archive.with_suffix(".java")
+
+
+def _build(java: Java) -> str:
+    return subprocess.run([java.home / "bin" / "java", "-version"], capture_output=True, text=True, check=True).stderr
 
 
 def archive_classes(settings: Settings, java: Java) -> None:
     """Make `settings.class_archive`. Where that fails, jobs do without: the reason is in `spark-classes.log` beside it."""
     archive = settings.class_archive
     with locked(archive.with_suffix(".lock")), tempfile.TemporaryDirectory(prefix="cartwheel-") as folder:
-        if archive.exists():  # another installation has made it while we waited
+        if not is_missing(settings, java):  # another installation has made it while we waited
             return
+        archive.unlink(missing_ok=True)
         made = archive.with_suffix(".part")
         own = {
             "CARTWHEEL_HOME": folder,
@@ -70,3 +82,4 @@ def archive_classes(settings: Settings, java: Java) -> None:
             )
         if done.returncode == 0 and made.exists():
             made.rename(archive)
+        write_text(_stamp(settings), _build(java))

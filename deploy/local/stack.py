@@ -58,7 +58,7 @@ def prepare(settings: Settings, console: Console) -> Java:
             ensure_jars(settings, java)
     if not are_fetched:
         _fetch_jars(settings, java, console)
-    if classes.is_missing(settings):
+    if classes.is_missing(settings, java):
         with step(console, "An archive of Spark's classes: jobs start faster by it"):
             classes.archive_classes(settings, java)
     return java

@@ -57,8 +57,10 @@ def test_no_listed_jar_is_in_the_wheel_already() -> None:
 
 def test_the_archive_of_classes_fits_this_environment(tmp_path: Path) -> None:
     """Spark's driver takes its classes from the archive that `prepare` has made."""
-    if classes.is_missing(settings()):
-        classes.archive_classes(settings(), find_java(settings()))
+    java = find_java(settings())
+    if classes.is_missing(settings(), java):
+        classes.archive_classes(settings(), java)
+    assert not classes.is_missing(settings(), java)
     loaded = tmp_path / "classes.log"
     options = f"{settings().spark_driver_java_options} -Xlog:class+load:file={loaded}"
     submit = [pyspark_folder() / "bin" / "spark-submit", "--driver-java-options", options, "--version"]

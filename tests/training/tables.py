@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from contracts.tables import Table
+from contracts.tables import ITEM_FEATURES, ITEMS, Table
 
 SHOP = """
 name = "tiny"
@@ -26,6 +26,22 @@ def write_shop(folder: Path) -> Path:
     path = folder / "shop.toml"
     path.write_text(SHOP)
     return path
+
+
+def write_items(count: int, as_ofs: range) -> list[str]:
+    """ITEMS `i00`, `i01`, ... and their ITEM_FEATURES, the later the better sold; the ids."""
+    items = [f"i{number:02d}" for number in range(count)]
+    text = {"name": "", "category": "", "type": "", "recommendable": True, "seen": True}
+    write_table(ITEMS, [text | {"item_id": item} for item in items])
+    write_table(
+        ITEM_FEATURES,
+        [
+            {"as_of": n, "item_id": item, "events_all": 9, "target_events_4": place}
+            for n in as_ofs
+            for place, item in enumerate(items)
+        ],
+    )
+    return items
 
 
 def write_table(table: Table, rows: list[dict[str, Any]]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from contracts.errors import InputError
 from contracts.metrics import NDCG
 from contracts.settings import settings
-from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
-from tests.training.tables import write_shop, write_table
+from contracts.tables import TRAINING_LISTS, USER_HISTORIES
+from tests.training.tables import write_items, write_shop, write_table
 from training import __main__ as verbs
 from training.backtest import LEFT_ALONE, REFRESHED, retrained
 
@@ -21,17 +21,7 @@ NUM_INTERVALS, CHANGE = 7, 5
 @pytest.fixture
 def fickle(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve users take an item of their own in each interval, and from interval CHANGE on their neighbour's."""
-    items = [f"i{number:02d}" for number in range(24)]
-    text = {"name": "", "category": "", "type": "", "recommendable": True, "seen": True}
-    write_table(ITEMS, [text | {"item_id": item} for item in items])
-    write_table(
-        ITEM_FEATURES,
-        [
-            {"as_of": n, "item_id": item, "events_all": 9, "target_events_4": place}
-            for n in range(2, NUM_INTERVALS + 2)
-            for place, item in enumerate(items)
-        ],
-    )
+    items = write_items(24, range(2, NUM_INTERVALS + 2))
     taken = {
         f"u{user:02d}": [items[user if n < CHANGE else (user + 1) % 12] for n in range(1, NUM_INTERVALS + 1)]
         for user in range(12)

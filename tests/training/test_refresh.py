@@ -18,9 +18,9 @@ from contracts.dataset import load
 from contracts.errors import InputError
 from contracts.files import write_json
 from contracts.settings import settings
-from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
+from contracts.tables import TRAINING_LISTS, USER_HISTORIES
 from contracts.trainings import REQUEST, TABLES
-from tests.training.tables import write_shop, write_table
+from tests.training.tables import write_items, write_shop, write_table
 from training import __main__ as verbs
 from training import registry
 from training.config import RankerConfig
@@ -115,17 +115,7 @@ def test_a_model_of_other_code_is_refused(before: Path) -> None:
 
 def write_tables(coming: int) -> None:
     """Twelve items and four users as of all intervals up to the coming one; each user took an item in each interval."""
-    items = [f"i{number:02d}" for number in range(12)]
-    text = {"name": "", "category": "", "type": "", "recommendable": True, "seen": True}
-    write_table(ITEMS, [text | {"item_id": item} for item in items])
-    write_table(
-        ITEM_FEATURES,
-        [
-            {"as_of": n, "item_id": item, "events_all": 9, "target_events_4": place}
-            for n in range(2, coming + 1)
-            for place, item in enumerate(items)
-        ],
-    )
+    items = write_items(12, range(2, coming + 1))
     taken = {f"u{user}": [items[(user + n) % 12] for n in range(1, coming)] for user in range(4)}
     write_table(
         USER_HISTORIES,
