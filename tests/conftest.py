@@ -21,7 +21,7 @@ import pytest
 import xdist.remote
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.ports import free_ports
+from contracts.ports import free_ports
 
 # Before anything imports Airflow.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="cartwheel-airflow-")

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from contracts.errors import InputError
+from contracts.ports import LOOPBACK
 from contracts.settings import REPOSITORY, Settings
 from deploy.local.java import Java
 from deploy.local.processes import MARKER
@@ -16,7 +17,6 @@ from deploy.local.secrets import Secrets
 
 AIRFLOW_DATABASE = "cartwheel_airflow"
 MLFLOW_DATABASE = "cartwheel_mlflow"
-LOOPBACK = "127.0.0.1"
 
 
 def database_uri(settings: Settings, secrets: Secrets, database: str, scheme: str = "postgresql+psycopg2") -> str:

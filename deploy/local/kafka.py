@@ -23,8 +23,8 @@ import psutil
 
 from contracts.errors import InputError, reported
 from contracts.files import locked, write_text
+from contracts.ports import LOOPBACK, free_ports
 from contracts.settings import Settings, settings
-from deploy.local.environment import LOOPBACK
 from deploy.local.jars import ensure_jars
 from deploy.local.java import Java, find_java
 
@@ -56,12 +56,6 @@ def jars(settings: Settings, java: Java, advance: Callable[[str], None] = lambda
     """
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     return ensure_jars(settings, java, advance, name="kafka")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def server_properties(data: Path, port: int, controller_port: int, more: Mapping[str, str]) -> dict[str, str]:
@@ -118,7 +112,8 @@ def start(
     Raises:
         InputError: the port is taken, or it does not come up.
     """
-    port = port or free_port()
+    controller_port, own_port = free_ports(2)
+    port = port or own_port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -135,8 +130,8 @@ def start(
         "-cp", os.pathsep.join(map(str, jars)),
     ]  # fmt: skip
     if not data.exists():
-        _format(program, home, port)
-    _write(file, server_properties(data, port, free_port(), properties or {}))
+        _format(program, home, port, controller_port)
+    _write(file, server_properties(data, port, controller_port, properties or {}))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*program, "kafka.Kafka", str(file)],
@@ -172,12 +167,12 @@ def stop(broker: Broker, *, grace_s: float = 20.0) -> None:
         broker.process.wait()
 
 
-def _format(program: list[str], home: Path, port: int) -> None:
+def _format(program: list[str], home: Path, port: int, controller_port: int) -> None:
     """Make the data folder: whole or not at all."""
     staging = home / "data.staging"
     shutil.rmtree(staging, ignore_errors=True)
     file = home / "format.properties"
-    _write(file, server_properties(staging, port, free_port(), {}))
+    _write(file, server_properties(staging, port, controller_port, {}))
     tool = [*program, "kafka.tools.StorageTool"]
     identity = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True, check=False).stdout.split()
     done = subprocess.run(

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from contracts.errors import InputError
+from contracts.ports import LOOPBACK
 from contracts.settings import Settings
-from deploy.local.environment import LOOPBACK, database_uri
+from deploy.local.environment import database_uri
 from deploy.local.processes import MARKER
 from deploy.local.secrets import Secrets
 

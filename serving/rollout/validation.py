@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,12 +20,12 @@ import psutil
 
 from contracts.errors import InputError
 from contracts.files import write_json, write_text
+from contracts.ports import LOOPBACK, free_ports
 from contracts.settings import settings
 from serving import artifact, command, desired
 from serving.rollout import endpoint
 from serving.rollout.endpoint import DeploymentError, UnfitVersionError
 
-LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -106,7 +105,7 @@ def scratch_server(deadline_s: float) -> Iterator[tuple[str, psutil.Process, Cal
             write_text(config, desired.render(wanted, desired.base_path().resolve()))
 
         configure(desired.Desired())
-        port = _free_port()
+        [port] = free_ports(1)
         argv = command.server_command(
             host=LOOPBACK, rest_port=port, config=config, socket=Path(temporary) / "model.sock"
         )
@@ -131,7 +130,3 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind((LOOPBACK, 0))
-        return int(listening.getsockname()[1])

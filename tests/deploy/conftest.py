@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from contracts.ports import free_ports
 from contracts.settings import Settings
 from deploy.local.processes import sweep
-from tests.ports import free_ports
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 
 from contracts.names import EXPERIMENT, MODEL
+from contracts.ports import free_ports
 from contracts.settings import REPOSITORY
 from serving.backend import Backend
-from tests.ports import free_ports
 from tests.verbs import run_verb
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.ports import free_ports
+from contracts.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_SERVER = shutil.which("tensorflow_model_server")

@@ -19,10 +19,10 @@ import pytest
 from deltalake import write_deltalake
 
 from contracts.names import MODEL, NOTHING_TO_DO
+from contracts.ports import free_ports
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, EXPOSURES
 from serving.rollout import outcomes
-from tests.ports import free_ports
 from tests.serving.installation import Shop
 
 pytestmark = pytest.mark.slow

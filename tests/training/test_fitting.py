@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from contracts.ports import free_ports
 from contracts.settings import REPOSITORY
-from tests.ports import free_ports
 from training import fitting
 from training.config import RankerConfig
 from training.examples import Batch, Examples, Shard, batches, moments, write_shard

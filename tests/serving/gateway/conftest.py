@@ -17,10 +17,10 @@ import httpx
 import pytest
 
 from contracts.names import MODEL
+from contracts.ports import free_ports
 from contracts.settings import settings
 from serving.gateway import process
 from serving.gateway.traffic import Traffic
-from tests.ports import free_ports
 from tests.verbs import Ended, run_verb
 
 PREDICT = f"/v1/models/{MODEL}:predict"

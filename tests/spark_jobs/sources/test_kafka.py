@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from contracts.dataset import EventColumns, Events, load
 from contracts.errors import InputError
+from contracts.ports import free_ports
 from contracts.settings import settings
 from spark_jobs.parsing import MESSAGE_ID
 from spark_jobs.reading import CORRUPT, FIELDS, KEYS
@@ -309,7 +310,7 @@ def broker(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kaf
     certificates(folder)
     java = find_java(settings())
     jars = local.jars(settings(), java)
-    ports = [local.free_port() for _ in range(2)]
+    ports = free_ports(2)
     quoted = PASSWORD.replace("\\", "\\\\").replace('"', '\\"')
     login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="{quoted}";'
     running = local.start(java, jars, folder / "state", 0, {
