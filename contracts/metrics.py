@@ -25,6 +25,11 @@ POPULARITY = "popularity"
 PERSONAL_FREQUENCY = "personal_frequency"
 """P-TopFreq: a user's own most frequent items."""
 BASELINES = (POPULARITY, PERSONAL_FREQUENCY)
+"""Those that live traffic is held against, too."""
+DECAYED_FREQUENCY = "decayed_frequency"
+"""A user's own items, each purchase worth less the longer it is ago."""
+OFFLINE_BASELINES = (*BASELINES, DECAYED_FREQUENCY)
+"""Those that a training is held against."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,20 +68,39 @@ def score_lists(
 
 
 class Paired(NamedTuple):
-    """A paired difference of means with its one-sided lower bound."""
+    """A paired difference of means, with the bounds that each hold with the confidence asked for."""
 
     mean: float
     lower: float
+    upper: float
+    num_lists: int
     num_users: int
 
 
-def paired_difference(ours: Floats, theirs: Floats, confidence: float) -> Paired:
-    """Mean of `ours - theirs` (`[num_users]` each) and the lower bound that holds with `confidence` (Student's t)."""
+def paired_difference(ours: Floats, theirs: Floats, confidence: float, users: npt.ArrayLike | None = None) -> Paired:
+    """Mean of `ours - theirs` over lists (`[num_lists]` each), with one-sided bounds by Student's t.
+
+    Args:
+        users: `[num_lists]`, whose list it is: those of one user are not independent of each other, so it is users that
+            are counted as such. None: each is another's.
+
+    Source: cluster-robust error of a mean, Cameron and Miller, A Practitioner's Guide to Cluster-Robust Inference, 2015,
+    section II.B. With one list a user it is the paired t test.
+    """
     from scipy import stats
 
     difference = np.asarray(ours) - np.asarray(theirs)
-    n = len(difference)
-    if n < 2:
-        return Paired(float(difference.mean()) if n else 0.0, -np.inf, n)
-    error = float(difference.std(ddof=1)) / np.sqrt(n)
-    return Paired(float(difference.mean()), float(difference.mean() - stats.t.ppf(confidence, n - 1) * error), n)
+    num_lists = len(difference)
+    if num_lists == 0:
+        return Paired(0.0, -np.inf, np.inf, 0, 0)
+    mean = float(difference.mean())
+    of_user: Floats = difference - mean
+    if users is not None:
+        _, place = np.unique(np.asarray(users), return_inverse=True)
+        of_user = np.bincount(place, weights=of_user).astype(np.float64)
+    num_users = len(of_user)
+    if num_users < 2:
+        return Paired(mean, -np.inf, np.inf, num_lists, num_users)
+    error = np.sqrt((of_user**2).sum() * num_users / (num_users - 1)) / num_lists
+    half_width = float(stats.t.ppf(confidence, num_users - 1) * error)
+    return Paired(mean, mean - half_width, mean + half_width, num_lists, num_users)

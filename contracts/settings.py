@@ -134,6 +134,16 @@ class Settings(BaseSettings):
     gate_confidence: float = Field(
         0.95, ge=0.5, lt=1, description="One-sided confidence with which a challenger must beat each baseline."
     )
+    gate_tolerance: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of the champion's ndcg_at_10, also in each fold and of each kind of user and item, that a "
+        "challenger may lose.",
+    )
+    gate_unsure: Literal["block", "pass"] = Field(
+        "block", description="What becomes of a challenger when there are too few lists to tell which model is better."
+    )
     gate_max_model_mib: int = Field(512, ge=1, description="Largest SavedModel that may be deployed.")
     gate_max_latency_ms: float = Field(
         100.0, gt=0, description="Largest median time of one prediction of the exported model."

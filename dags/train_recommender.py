@@ -3,10 +3,12 @@
 
 1. `reconcile`: did monitoring ask for a model that has not been trained yet? No: the run ends here.
    (Trigger by hand with `force` to train in any case.)
-2. `train`: TensorFlow, evaluated on rolling intervals against popularity and personal frequency; parameters, metrics,
-   data versions, commit and SavedModel go to MLflow.
-3. `gate`: must beat both baselines with confidence, on data that passed its checks, within size and latency.
-   A blocked model ends here, red, with the reason in the log; the model that serves stays.
+2. `train`: TensorFlow, evaluated on rolling intervals beside the champion and the baselines, on the same lists;
+   parameters, metrics, data versions, commit and SavedModel go to MLflow.
+3. `gate`: must beat every baseline with confidence, lose no more than a tolerance to the champion, also in each interval
+   and for each kind of user and item, on data that passed its checks, within size and latency. A blocked model ends
+   here, red, with the reason in the log; the model that serves stays. (With `force_gate` it passes all the same: the
+   reason, and the run that gave it, stay with the verdict.)
 4. `register`: becomes a version of the registered model, with the alias `challenger`.
 
 Wakes `deploy_recommender` through the asset `challenger`.
@@ -22,7 +24,16 @@ with DAG(
     TRAIN_RECOMMENDER,
     doc_md=__doc__,
     schedule=woken_by(TRAINING_REQUEST, minute=37),
-    params={"force": Param(False, type="boolean", description="Train although monitoring did not ask for it.")},
+    params={
+        "force": Param(False, type="boolean", description="Train although monitoring did not ask for it."),
+        "force_gate": Param(
+            "",
+            type="string",
+            maxLength=200,
+            pattern=r"^[^'\"{}]*$",
+            description="Why the gate is to let the model pass whatever its rules say. Empty: it decides.",
+        ),
+    },
     **DAG_DEFAULTS,
 ):
     reconcile = step("reconcile", "monitoring", "should-train", '{{ "--force" if params.force else "--no-force" }}')
@@ -31,7 +42,8 @@ with DAG(
     train = step(
         "train", "training", "train", "--key", key, "--requested-by", requested_by, pool_slots=HEAVY_POOL_SLOTS
     )
-    check = gate("gate", "training", "gate", "--key", key)
+    forced = '{{ "--force" if params.force_gate else "--no-force" }}'
+    check = gate("gate", "training", "gate", "--key", key, forced, "--reason", "{{ params.force_gate }}")
     register = step("register", "training", "register", "--key", key, outlets=[CHALLENGER])
 
     reconcile >> train >> check >> register

@@ -10,11 +10,10 @@ from pathlib import Path, PurePosixPath
 from contracts.errors import InputError
 from contracts.files import sync
 from contracts.settings import settings
+from contracts.verdicts import GOLDEN, MANIFEST
 from serving.desired import base_path
 from serving.durable import sync_tree
 
-MANIFEST = "MANIFEST.sha256"
-GOLDEN = "golden_requests.json"
 REQUIRED = ("saved_model.pb", GOLDEN)
 
 
@@ -60,26 +59,36 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def place(version: int, source: str) -> Path:
+def place(version: int, source: str, manifest_sha256: str) -> Path:
     """Download, check and put a version in place; one that is already there is checked only.
 
     A numeric folder under the base path is loaded the moment it appears, so it appears complete.
 
     Args:
         source: MLflow artifact URI of the folder with the SavedModel.
+        manifest_sha256: of the manifest of the model that the gate judged.
 
     Raises:
-        InputError: the artifact cannot be downloaded or its files do not match the manifest.
+        InputError: the artifact cannot be downloaded or its files do not match the manifest, or that is another one.
     """
+
+    def verify_judged(folder: Path) -> None:
+        if verify(folder) != manifest_sha256:
+            raise InputError(
+                f"version {version} is not the model that the gate judged",
+                where=str(folder),
+                cure="find out who changed it; train, judge and register again",
+            )
+
     final = base_path() / str(version)
     if final.exists():
-        verify(final)
+        verify_judged(final)
         return final
     staging = settings().serving_dir / "staging"
     shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
     staging.mkdir(parents=True)
     downloaded = _download(source, staging)
-    verify(downloaded)
+    verify_judged(downloaded)
     sync_tree(downloaded)
     final.parent.mkdir(parents=True, exist_ok=True)
     downloaded.rename(final)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from contracts import verdicts
 from contracts.errors import InputError
+from contracts.files import read_json
 from contracts.names import MODEL
 from contracts.settings import settings
-
-GATE_TAG, GATE_PASSED = "gate", "passed"
 
 
 def _client() -> Any:
@@ -54,11 +56,11 @@ def versions() -> dict[int, Any]:
         return {int(each.version): each for each in _client().search_model_versions(f"name = '{MODEL}'")}
 
 
-def deployable(version: int) -> str:
-    """The artifact URI of a version that passed the gate.
+def deployable(version: int) -> tuple[str, str]:
+    """The artifact URI of a version that passed the gate, and the SHA-256 of the manifest of the model that did.
 
     Raises:
-        InputError: there is no such version, or it did not pass.
+        InputError: there is no such version, it has no verdict, or `verdicts.check` refuses that.
     """
     found = versions().get(version)
     if found is None:
@@ -67,13 +69,26 @@ def deployable(version: int) -> str:
             where=settings().mlflow_uri,
             cure="name a registered version, or train another",
         )
-    if (verdict := found.tags.get(GATE_TAG)) != GATE_PASSED:
-        raise InputError(
-            f"version {version} of {MODEL} did not pass the gate ({GATE_TAG}={verdict!r})",
-            where=settings().mlflow_uri,
-            cure="deploy a version that passed: train and evaluate again",
-        )
-    return str(found.source)
+    where = f"version {version} of {MODEL}"
+    return str(found.source), verdicts.check(
+        _verdict(found.run_id, where), settings().secret(verdicts.KEY), where=where
+    )
+
+
+def _verdict(run_id: str, where: str) -> dict[str, Any]:
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="cartwheel-") as folder:
+        try:
+            path = Path(_client().download_artifacts(run_id, verdicts.FILE, folder))
+        except (OSError, MlflowException):
+            raise InputError(
+                "the gate has left no verdict on it",
+                where=where,
+                cure="register it by the DAG train_recommender, which judges it first",
+            ) from None
+        verdict: dict[str, Any] = read_json(path)
+    return verdict
 
 
 def origin(version: int) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,17 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts import dataset as datasets
+from contracts import verdicts
 from contracts.errors import InputError, reported
 from contracts.files import lock_holder, locked, read_json, write_json
 from contracts.metrics import NDCG
-from contracts.settings import settings
+from contracts.settings import actor, settings
 from contracts.trainings import BLOCKED, LOCK, REQUEST, WORK, TrainingData, clear_abandoned, needed_training_data
+from contracts.verdicts import FILE, MANIFEST, may_be_deployed, sealed
 from training.workers import workers
 
 if TYPE_CHECKING:
     from training.config import RankerConfig
     from training.data import Shop
-    from training.trainer import Trained
+    from training.trainer import Champion, Trained
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
@@ -85,8 +89,10 @@ def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the
     print(f"training {key} is MLflow run {run_id}", flush=True)
 
 
-def _fit(key: str, say: Callable[[str], None]) -> tuple[Shop, TrainingData, RankerConfig, Trained]:
-    """What every worker does."""
+def _fit(
+    key: str, say: Callable[[str], None], champion: Champion | None = None
+) -> tuple[Shop, TrainingData, RankerConfig, Trained]:
+    """What every worker does; the champion is for the chief, who evaluates."""
     from training.config import from_settings
     from training.data import load_items, parts
     from training.distribution import choose_strategy
@@ -98,8 +104,28 @@ def _fit(key: str, say: Callable[[str], None]) -> tuple[Shop, TrainingData, Rank
     data = TrainingData(**request) if request else needed_training_data()
     shop = load_items(dataset, data.versions, num_intervals(config))
     say(f"{dataset.name}: {len(shop.item_ids)} items, to serve interval {shop.coming}")
-    trained = fit_and_evaluate(shop, parts(shop), config, say, _folder(key) / WORK, strategy=strategy)
+    trained = fit_and_evaluate(
+        shop, parts(shop), config, say, _folder(key) / WORK, strategy=strategy, champion=champion
+    )
     return shop, data, config, trained
+
+
+def _champion(key: str) -> tuple[Champion | None, dict[str, Any] | None]:
+    """The model that serves, to be scored beside the new one, and what the gate needs to know of it; None without one."""
+    from training import registry
+    from training.refresh import config_of, ranker_of, read_weights
+    from training.trainer import Champion
+
+    if (version := registry.champion()) is None:
+        return None, None
+    try:
+        evaluation, model = registry.fetch(version, _folder(key) / WORK / "champion")
+        config = config_of(evaluation["parameters"])
+        ranker = partial(ranker_of, read_weights(model), config)
+    except InputError as error:
+        return None, {"version": version, "why_not": f"version {version} cannot be scored: {error}"}
+    trained_as_of = evaluation.get("trained_as_of", evaluation["as_of"])
+    return Champion(version, trained_as_of, ranker, config), {"version": version, "trained_as_of": trained_as_of}
 
 
 def _train(key: str, requested_by: str) -> dict[str, Any]:
@@ -110,7 +136,8 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
 
     started, folder, say = time.monotonic(), _folder(key), _teller()
     clear_abandoned(but=key)
-    shop, data, config, trained = _fit(key, say)
+    champion, about_champion = _champion(key)
+    shop, data, config, trained = _fit(key, say, champion)
     exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
     num_users = int(settings().gate_max_model_mib * 2**20 / exported["user_bytes"])
@@ -121,6 +148,8 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         "key": key,
         "dataset": datasets.load(settings().dataset_path).name,
         "as_of": shop.coming,
+        "trained_as_of": shop.coming,
+        "champion": about_champion,
         "requested_by": requested_by,
         "parameters": asdict(config),
         "commit": registry.code_version(),
@@ -169,7 +198,7 @@ def _refresh(key: str, requested_by: str) -> dict[str, Any]:
     shop = with_users(load_items(datasets.load(settings().dataset_path), data.versions, num_intervals=1))
     exported, compared = write_anew(model, shop, config, folder / "saved_model")
     evaluation = {
-        **before,  # of the weights, which are the same
+        **before,  # of the weights, which are the same, `trained_as_of` included
         "key": key,
         "as_of": shop.coming,
         "requested_by": requested_by,
@@ -186,23 +215,53 @@ def _refresh(key: str, requested_by: str) -> dict[str, Any]:
 
 
 @app.command()
-def gate(key: Key) -> None:
+def gate(
+    key: Key,
+    force: Annotated[bool, typer.Option(help="Let the model pass whatever the rules say; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option(help="Why it is forced; kept with the verdict, and who it was.")] = "",
+) -> None:
     """Decide whether what was trained or refreshed may be deployed; exit status 1 when it may not."""
     from training import registry
-    from training.gate import Limits, described, judge, verdict
+    from training.gate import Limits, described, judge
 
+    if force != bool(reason.strip()):
+        raise InputError(
+            "to force the gate takes both --force and --reason", where="--force, --reason", cure="give both, or neither"
+        )
     evaluation, folder, chosen = _trained(key), _folder(key), settings()
-    limits = Limits(chosen.gate_confidence, chosen.gate_max_model_mib, chosen.gate_max_latency_ms)
-    rules = judge(evaluation, limits)
-    decision = verdict(rules)
+    limits = Limits(
+        confidence=chosen.gate_confidence,
+        tolerance=chosen.gate_tolerance,
+        passes_unsure=chosen.gate_unsure == "pass",
+        max_model_mib=chosen.gate_max_model_mib,
+        max_latency_ms=chosen.gate_max_latency_ms,
+    )
+    rules, run_id = judge(evaluation, limits), read_json(folder / "run.json")["run_id"]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    verdict = {
+        "key": key,
+        "run_id": run_id,
+        "time": now,
+        "passed": all(rule.passed for rule in rules),
+        "forced": {"by": actor(), "at": now, "reason": reason.strip()} if force else None,
+        "limits": asdict(limits),
+        "rules": [asdict(rule) for rule in rules],
+        "manifest_sha256": hashlib.sha256((folder / "saved_model" / MANIFEST).read_bytes()).hexdigest(),
+    }
     print(described(rules))
-    write_json(folder / "verdict.json", decision)
-    registry.tag_verdict(read_json(folder / "run.json")["run_id"], decision)
-    if not decision["passed"]:
+    write_json(folder / FILE, sealed(verdict, chosen.secret(verdicts.KEY)))
+    registry.log_verdict(run_id, folder / FILE)
+    if verdict["passed"]:
+        print("the gate passed this model")
+    elif force:
+        print(f"the gate blocked this model; FORCED by {actor()}: {reason.strip()}")
+    else:
         _finish(key, evaluation, BLOCKED)
-        print("the gate BLOCKED this model: the champion stays")
+        print(
+            "the gate BLOCKED this model: the champion stays. To let it pass all the same, run python -m training gate "
+            f"--key {key} --force --reason WHY and python -m training register --key {key}"
+        )
         raise SystemExit(1)
-    print("the gate passed this model")
 
 
 @app.command()
@@ -211,17 +270,16 @@ def register(key: Key) -> None:
     from training import registry
 
     evaluation, folder = _trained(key), _folder(key)
-    if read_json(folder / "verdict.json").get("passed") is not True:
+    verdict = read_json(folder / FILE)
+    if not may_be_deployed(verdict):
         raise InputError(
-            f"the gate has not passed {key}",
-            where=str(folder / "verdict.json"),
-            cure=f"run python -m training gate --key {key}",
+            f"the gate has not passed {key}", where=str(folder / FILE), cure=f"run python -m training gate --key {key}"
         )
     # What has finished is deployed by now, or was left: it must not come back as challenger.
     if version := read_json(folder / "result.json").get("version"):
         print(f"{key} is version {version} already")
         return
-    version = registry.register(read_json(folder / "run.json")["run_id"], evaluation)
+    version = registry.register(read_json(folder / "run.json")["run_id"], evaluation, verdict)
     _finish(key, evaluation, "registered", version=version)
     print(f"{key} is version {version}, the challenger")
 
@@ -261,7 +319,7 @@ def backtest(
     for name, values in result["curves"][NDCG].items():
         say(f"{name:<28} {NDCG} {'  '.join(f'{value:.4f}' for value in values)}")
     if gain := result["gain_of_refresh"]:
-        say(f"newer data alone: {gain['mean']:+.4f}, at least {gain['lower']:+.4f}, {gain['num_users']} lists")
+        say(f"newer data alone: {gain['mean']:+.4f}, at least {gain['lower']:+.4f}, {gain['num_lists']} lists")
     say(f"written: {path} and {path.with_suffix('.svg').name}")
 
 

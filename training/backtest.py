@@ -10,16 +10,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from contracts.errors import InputError
-from contracts.metrics import BASELINES, METRICS, NDCG, Floats, K, paired_difference
-from training import baselines, evaluation
+from contracts.metrics import METRICS, NDCG, K, paired_difference
+from training import evaluation
 from training.config import RankerConfig
-from training.data import Lists, Part, Shop, attainable
+from training.data import Ints, Lists, Part, Shop, attainable
+from training.evaluation import Scores
 from training.fitting import fit
 from training.ranker import Ranker
-from training.trainer import Retrieval, Say, learning_intervals, recommend, write_examples
+from training.trainer import BASELINES, Retrieval, Say, learning_intervals, recommend, write_examples
 
 REFRESHED, LEFT_ALONE = "never retrained, refreshed", "left alone"
 
@@ -74,41 +73,36 @@ def backtest(
         examples = [shard for interval in of_intervals for shard in shards[interval]]
         rankers[as_of] = fit(examples, config, len(shop.item_ids), lambda epoch, loss: None)
         say(f"trained as of {as_of}")
-    metrics: dict[int, dict[str, list[Mapping[str, Floats]]]] = {interval: {} for interval in intervals}
+    scores: dict[int, list[Scores]] = {interval: [] for interval in intervals}
+    num_users = 0
     for part in parts:
         of_part = part()
         for interval in intervals:
             if interval in of_part.lists and len(lists := attainable(of_part, of_part.lists[interval])):
-                for name, scores in _scores(
-                    of_part, lists, rankers, config, retrieve, retrain_every=retrain_every
-                ).items():
-                    metrics[interval].setdefault(name, []).append(scores)
-    pooled = {
-        interval: {
-            name: {metric: np.concatenate([each[metric] for each in scores]) for metric in METRICS}
-            for name, scores in by_name.items()
-        }
-        for interval, by_name in metrics.items()
-    }
-    ways = [*pooled[first]]
-    later = {
-        name: np.concatenate([pooled[interval][name][NDCG] for interval in intervals[1:]] or [np.empty(0)])
-        for name in (REFRESHED, LEFT_ALONE)
-    }
-    is_measured = len(later[REFRESHED]) > 1
-    gain = paired_difference(later[REFRESHED], later[LEFT_ALONE], confidence) if is_measured else None
+                shown = _recommended(of_part, lists, rankers, config, retrieve, retrain_every=retrain_every)
+                scores[interval].append(evaluation.scores(of_part, lists, shown, first_user=num_users))
+        num_users += len(of_part.user_ids)
+    pooled = {interval: evaluation.joined(of_parts) for interval, of_parts in scores.items()}
+    ways, gain = [*pooled[first].metrics], None
+    if intervals[1:]:
+        later = evaluation.joined([pooled[interval] for interval in intervals[1:]])
+        gain = paired_difference(
+            later.metrics[REFRESHED][NDCG], later.metrics[LEFT_ALONE][NDCG], confidence, later.users
+        )
     return {
         "intervals": [*intervals],
-        "num_lists": [len(pooled[interval][ways[0]][NDCG]) for interval in intervals],
+        "num_lists": [len(pooled[interval].users) for interval in intervals],
         "curves": {
-            metric: {name: [float(pooled[interval][name][metric].mean()) for interval in intervals] for name in ways}
+            metric: {
+                name: [float(pooled[interval].metrics[name][metric].mean()) for interval in intervals] for name in ways
+            }
             for metric in METRICS
         },
         "gain_of_refresh": gain._asdict() if gain else None,
     }
 
 
-def _scores(
+def _recommended(
     shop: Shop,
     lists: Lists,
     rankers: Mapping[int, Ranker],
@@ -116,23 +110,17 @@ def _scores(
     retrieve: Retrieval,
     *,
     retrain_every: Sequence[int],
-) -> dict[str, dict[str, Floats]]:
-    """The metrics of each list, by way."""
+) -> dict[str, Ints]:
+    """The lists, `[num_lists, k]`, by way."""
     first = min(rankers)
 
-    def scored(ranker: Ranker, known_as_of: int) -> dict[str, Floats]:
-        asked = replace(lists, as_of=known_as_of)
-        rows = recommend(shop, asked, ranker, config, retrieve, num_places=K)
-        return evaluation.score(rows, lists, len(shop.item_ids))
+    def by(ranker: Ranker, known_as_of: int) -> Ints:
+        return recommend(shop, replace(lists, as_of=known_as_of), ranker, config, retrieve, num_places=K)
 
     now = lists.as_of
-    found = {}
-    for every in retrain_every:
-        found[retrained(every)] = scored(rankers[first + (now - first) // every * every], now)
-    found[REFRESHED], found[LEFT_ALONE] = scored(rankers[first], now), scored(rankers[first], first)
-    for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
-        found[name] = evaluation.score(baseline(shop, lists, K), lists, len(shop.item_ids))
-    return found
+    shown = {retrained(every): by(rankers[first + (now - first) // every * every], now) for every in retrain_every}
+    shown[REFRESHED], shown[LEFT_ALONE] = by(rankers[first], now), by(rankers[first], first)
+    return shown | {name: baseline(shop, lists, K) for name, baseline in BASELINES.items()}
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:

@@ -234,14 +234,19 @@ def may_be_candidate(shop: Shop, as_of: int) -> npt.NDArray[np.bool_]:
 
 def attainable(shop: Shop, lists: Lists) -> Lists:
     """The same lists with only the targets that could have been recommended; lists left without any are dropped."""
-    kept = may_be_candidate(shop, lists.as_of)[lists.targets]
-    lengths = np.bincount(np.repeat(np.arange(len(lists)), lists.num_targets)[kept], minlength=len(lists))
-    return Lists(
-        lists.as_of,
-        lists.users[lengths > 0],
-        np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
-        lists.targets[kept],
-    )
+    return only_targets(lists, may_be_candidate(shop, lists.as_of)[lists.targets])[1]
+
+
+def only_targets(lists: Lists, is_kept: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], Lists]:
+    """Which lists keep any of their targets, `[num_lists]`, and those lists with what they keep.
+
+    Args:
+        is_kept: `[num_targets]`.
+    """
+    lengths = np.bincount(np.repeat(np.arange(len(lists)), lists.num_targets)[is_kept], minlength=len(lists))
+    has_any = lengths > 0
+    offsets = np.concatenate([[0], np.cumsum(lengths[has_any])])
+    return has_any, Lists(lists.as_of, lists.users[has_any], offsets, lists.targets[is_kept])
 
 
 def popular_items(shop: Shop, as_of: int, count: int) -> Ints:
@@ -249,6 +254,14 @@ def popular_items(shop: Shop, as_of: int, count: int) -> Ints:
     recent, ever = statistic(shop, as_of, "target_events_4"), statistic(shop, as_of, "events_all")
     order = np.lexsort((np.arange(len(recent)), -ever, -recent))
     return order[may_be_candidate(shop, as_of)[order]][:count]
+
+
+def history_lengths(shop: Shop, users: Ints, as_of: int) -> Ints:
+    """How many entries each of the users has before interval `as_of`, `[num_lists]`."""
+    at, offsets = shop.histories.at, shop.histories.offsets
+    return np.array(
+        [np.searchsorted(at[offsets[user] : offsets[user + 1]], as_of - 1.0, side="left") for user in users], np.int64
+    )
 
 
 def history_as_of(shop: Shop, users: Ints, as_of: int, max_entries: int) -> tuple[Ints, Ints, Floats, Floats]:

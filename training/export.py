@@ -17,14 +17,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from contracts.names import MODEL
+from contracts.verdicts import GOLDEN, MANIFEST
 from training.config import RankerConfig
 from training.data import Shop
 from training.features import History, candidates
 from training.ranker import Ranker
 from training.trainer import LISTS_AT_ONCE, items_as_of, stored_history
 
-GOLDEN_REQUESTS = "golden_requests.json"
-MANIFEST = "MANIFEST.sha256"
 UNKNOWN_USER = "a-user-nobody-has-seen"
 
 
@@ -229,7 +228,7 @@ def export(ranker: Ranker, shop: Shop, config: RankerConfig, folder: Path) -> di
     _warm_up(staging, users)
     loaded = tf.saved_model.load(str(staging))
     golden = [_predict(loaded, users), *[_predict(loaded, [user]) for user in users]]
-    (staging / GOLDEN_REQUESTS).write_text(json.dumps(golden, indent=1))
+    (staging / GOLDEN).write_text(json.dumps(golden, indent=1))
     times_ms = []
     for place in range(50):
         started = time.perf_counter()

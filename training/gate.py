@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from contracts.metrics import BASELINES, NDCG, RECALL
+from contracts.metrics import NDCG, OFFLINE_BASELINES, PERSONAL_FREQUENCY, RECALL
 
+MIN_USERS = 30
+"""In a fold or a segment, to tell whether the model has lost there."""
 MIN_KEPT_SHARE = 0.2
 """Of a user's list that a refreshed model must share with the one before: an interval changes some of it, not all."""
 MIN_COVERAGE_RATIO = 0.5
@@ -19,11 +22,17 @@ class Rule:
     name: str
     passed: bool
     detail: str
+    is_sure: bool = True
+    """False: too few lists to tell, and `passed` is what the settings want then."""
 
 
 @dataclass(frozen=True)
 class Limits:
     confidence: float
+    tolerance: float
+    """Share of the champion's metric, or of a baseline's in a fold or a segment, that the model may lose."""
+    passes_unsure: bool
+    """Whether a rule passes that too few lists decide."""
     max_model_mib: float
     max_latency_ms: float
 
@@ -79,21 +88,75 @@ def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
 
 
 def _is_better(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
-    rules = [Rule("evaluated", bool(evaluation.get("folds")), f"{len(evaluation.get('folds', []))} rolling intervals")]
-    for baseline in BASELINES:
-        for metric in (NDCG, RECALL):
-            pair = evaluation.get("paired", {}).get(baseline, {}).get(metric)
-            rules.append(
-                Rule(
-                    f"beats_{baseline}_{metric}",
-                    pair is not None and pair["lower"] > 0,
-                    "not measured"
-                    if pair is None
-                    else f"difference {pair['mean']:+.4f}, at least {pair['lower']:+.4f} with {limits.confidence:.0%} confidence, "
-                    f"{pair['num_users']} lists",
-                )
-            )
-    return rules
+    """Better than every baseline, not much worse than the champion, and nowhere much worse than what there is already."""
+    folds, paired = evaluation.get("folds", []), evaluation.get("paired", {})
+    return [
+        Rule("evaluated", bool(folds), f"{len(folds)} rolling intervals"),
+        *(
+            _beats(f"beats_{baseline}_{metric}", paired.get(baseline, {}).get(metric), limits)
+            for baseline in OFFLINE_BASELINES
+            for metric in (NDCG, RECALL)
+        ),
+        *_holds_beside_champion(evaluation, limits),
+        *(_holds_in(f"interval_{fold['as_of']}", fold, limits) for fold in folds),
+        *(_holds_in(name, segment, limits) for name, segment in evaluation.get("segments", {}).items()),
+    ]
+
+
+def _beats(name: str, pair: Mapping[str, Any] | None, limits: Limits) -> Rule:
+    if pair is None:
+        return Rule(name, False, "not measured")
+    if _lower(pair) > 0 or _upper(pair) <= 0:
+        return Rule(name, _lower(pair) > 0, _said(pair))
+    return _unsure(name, _said(pair), limits)
+
+
+def _holds_beside_champion(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
+    """No rule while there is no champion."""
+    champion, name = evaluation.get("champion"), f"not_worse_than_champion_{NDCG}"
+    if champion is None:
+        return []
+    pair = evaluation.get("paired", {}).get("champion", {}).get(NDCG)
+    if pair is None:
+        why = champion.get("why_not") or f"there is no fold that version {champion['version']} has not learned from"
+        return [_unsure(name, why, limits)]
+    allowed = limits.tolerance * pair["theirs"]
+    detail = f"{_said(pair)}; version {champion['version']} has {pair['theirs']:.4f}, {allowed:.4f} may be lost"
+    if _lower(pair) >= -allowed or _upper(pair) < -allowed:
+        return [Rule(name, _lower(pair) >= -allowed, detail)]
+    return [_unsure(name, detail, limits)]
+
+
+def _holds_in(what: str, part: Mapping[str, Any], limits: Limits) -> Rule:
+    """In a fold or a segment: not surely worse, by more than the tolerance, than the champion, else than the best baseline."""
+    name, paired = f"holds_in_{what}", part["paired"]
+    other = "champion" if "champion" in paired else PERSONAL_FREQUENCY
+    pair = paired[other][NDCG]
+    if pair["num_users"] < MIN_USERS:
+        return Rule(name, True, f"too few to tell: {pair['num_users']} users", is_sure=False)
+    allowed = limits.tolerance * pair["theirs"]
+    detail = f"{_said(pair)}; {other} has {pair['theirs']:.4f}, {allowed:.4f} may be lost"
+    return Rule(name, _upper(pair) >= -allowed, detail)
+
+
+def _unsure(name: str, why: str, limits: Limits) -> Rule:
+    return Rule(name, limits.passes_unsure, f"too few lists to tell: {why}", is_sure=False)
+
+
+def _lower(pair: Mapping[str, Any]) -> float:
+    """The bound, of a single user none."""
+    return -math.inf if pair["lower"] is None else float(pair["lower"])
+
+
+def _upper(pair: Mapping[str, Any]) -> float:
+    return math.inf if pair["upper"] is None else float(pair["upper"])
+
+
+def _said(pair: Mapping[str, Any]) -> str:
+    return (
+        f"difference {pair['mean']:+.4f}, from {_lower(pair):+.4f} to {_upper(pair):+.4f}, "
+        f"{pair['num_lists']} lists of {pair['num_users']} users"
+    )
 
 
 def _fits(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
@@ -121,11 +184,10 @@ def _fits(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
     return rules
 
 
-def verdict(rules: list[Rule]) -> dict[str, Any]:
-    """The verdict as JSON."""
-    return {"passed": bool(rules) and all(rule.passed for rule in rules), "rules": [asdict(rule) for rule in rules]}
-
-
 def described(rules: list[Rule]) -> str:
     """The verdict as lines a person reads."""
-    return "\n".join(f"{'pass' if rule.passed else 'FAIL'}  {rule.name:<44} {rule.detail}" for rule in rules)
+    return "\n".join(f"{_word(rule)}  {rule.name:<44} {rule.detail}" for rule in rules)
+
+
+def _word(rule: Rule) -> str:
+    return ("pass " if rule.passed else "FAIL ") if rule.is_sure else ("pass?" if rule.passed else "FAIL?")

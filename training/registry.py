@@ -11,7 +11,9 @@ from typing import Any
 
 from contracts import names
 from contracts.errors import InputError
+from contracts.files import read_json
 from contracts.settings import REPOSITORY, settings
+from contracts.verdicts import failures
 
 KEY_TAG = "cartwheel.key"
 EVALUATION_TAG = "cartwheel.evaluation_sha256"
@@ -78,6 +80,26 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     return run_id
 
 
+def champion() -> int | None:
+    """The version that serves; None while there is none.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        models = _client().search_registered_models(f"name = '{names.MODEL}'")
+    except MlflowException as error:
+        raise InputError(
+            f"MLflow failed: {str(error).splitlines()[0][:200]}",
+            where=settings().mlflow_uri,
+            cure="see that MLflow runs there",
+        ) from None
+    versions = [model.aliases[names.CHAMPION] for model in models if names.CHAMPION in model.aliases]
+    return int(versions[0]) if versions else None
+
+
 def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
     """What was logged of a version: its evaluation, and the SavedModel, copied to below `folder`.
 
@@ -102,11 +124,19 @@ def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
     return json.loads(evaluation.read_text()), model
 
 
-def tag_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
-    """Say on the run what the gate decided."""
-    client = _client()
-    client.set_tag(run_id, "gate", "passed" if verdict["passed"] else "blocked")
-    client.set_tag(run_id, "gate.failed", ", ".join(rule["name"] for rule in verdict["rules"] if not rule["passed"]))
+def log_verdict(run_id: str, verdict: Path) -> None:
+    """Leave the verdict on the run, where the deployer reads it, and say it in tags, where people do."""
+    client, found = _client(), read_json(verdict)
+    client.log_artifact(run_id, str(verdict))
+    for name, value in _tags(found).items():
+        client.set_tag(run_id, name, value)
+
+
+def _tags(verdict: Mapping[str, Any]) -> dict[str, str]:
+    forced = verdict.get("forced")
+    said = "passed" if verdict["passed"] else "forced" if forced else "blocked"
+    tags = {"gate": said, "gate.failed": ", ".join(failures(verdict))}
+    return tags | ({"gate.forced": f"{forced['by']}, {forced['at']}: {forced['reason']}"} if forced else {})
 
 
 def _lineage(evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -115,7 +145,7 @@ def _lineage(evaluation: Mapping[str, Any]) -> dict[str, str]:
     return {"refresh_of_version": str(refreshed["version"])} if refreshed else {}
 
 
-def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
+def register(run_id: str, evaluation: Mapping[str, Any], verdict: Mapping[str, Any]) -> int:
     """Register the run's model as a version, once for each run, and give it the alias `challenger`.
 
     Returns:
@@ -134,7 +164,7 @@ def register(run_id: str, evaluation: Mapping[str, Any]) -> int:
     else:
         source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}"
         tags = {
-            "gate": "passed",
+            **_tags(verdict),
             "as_of": str(evaluation["as_of"]),
             "evaluation": json.dumps(evaluation["means"]),
             "dataset": evaluation["dataset"],

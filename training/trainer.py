@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from contracts.errors import InputError
-from contracts.metrics import BASELINES, METRICS, Floats, K
+from contracts.metrics import DECAYED_FREQUENCY, PERSONAL_FREQUENCY, POPULARITY, K
 from contracts.tables import TRAINING_LISTS
 from training import baselines, evaluation
 from training.config import RankerConfig
@@ -28,7 +28,7 @@ from training.data import (
     may_be_candidate,
     popular_items,
 )
-from training.evaluation import MODEL, Fold
+from training.evaluation import CHAMPION, MODEL, Fold
 from training.examples import Examples, Shard, find_shard, write_shard
 from training.features import Candidates, History, Items, candidates, feature_names
 from training.fitting import fit
@@ -67,7 +67,7 @@ class Retrieval:
         def flat(dtype: tf.DType) -> tf.TensorSpec:
             return tf.TensorSpec([None], dtype)
 
-        self._shop, self._config = shop, config
+        self.shop, self._config = shop, config
         self._items: dict[int, Items] = {}
         self._graph = tf.function(
             partial(candidates, config=config),
@@ -88,7 +88,7 @@ class Retrieval:
     def __call__(self, shop: Shop, users: Ints, as_of: int) -> Candidates:
         """Candidates of some users of `shop`, whose items are those of this one; a list each, list ids from 0."""
         if as_of not in self._items:
-            self._items[as_of] = items_as_of(self._shop, as_of, self._config)
+            self._items[as_of] = items_as_of(self.shop, as_of, self._config)
         history = stored_history(shop, users, as_of, self._config)
         found: Candidates = self._graph(history, tf.constant(len(users), tf.int64), self._items[as_of])
         return found
@@ -215,6 +215,18 @@ def num_intervals(config: RankerConfig) -> int:
 
 
 @dataclass(frozen=True)
+class Champion:
+    """The model that serves: a challenger is scored beside it, on lists that neither has learned from."""
+
+    version: int
+    trained_as_of: int
+    """It has learned from lists of intervals before this one."""
+    ranker_for: Callable[[npt.NDArray[np.object_]], Ranker]
+    """The ranker for these item ids."""
+    config: RankerConfig
+
+
+@dataclass(frozen=True)
 class Trained:
     ranker: Ranker
     folds: list[Fold]
@@ -228,6 +240,7 @@ def train(
     folder: Path,
     *,
     strategy: tf.distribute.Strategy | None = None,
+    champion: Champion | None = None,
 ) -> Trained:
     """Train a ranker for each rolling fold, and the one that will serve `shop.coming`; then evaluate the folds.
 
@@ -238,6 +251,7 @@ def train(
         shop: what is known of the items.
         parts: the same with users, of a bucket each.
         folder: for examples and checkpoints; all workers share it. Delete it when the training is done.
+        champion: scored in the folds that it has not learned from.
 
     Raises:
         InputError: there is nothing to learn from.
@@ -273,38 +287,60 @@ def train(
             checkpoints=folder / "checkpoints" / f"{as_of}-of-{workers().count}",
         )  # fmt: skip
     ranker = rankers.pop(coming)
-    return Trained(ranker, evaluate(rankers, parts, config, retrieve, say) if workers().is_chief else [])
+    return Trained(
+        ranker, evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if workers().is_chief else []
+    )
 
 
-def scores_of_part(
-    shop: Shop, rankers: Mapping[int, Ranker], config: RankerConfig, retrieve: Retrieval
-) -> Iterator[tuple[int, dict[str, dict[str, Floats]]]]:
-    """For each interval in which these users have lists: the metrics of each list, by the name of what recommended."""
-    for as_of, ranker in rankers.items():
-        if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
-            continue
-        shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
-        for name, baseline in zip(BASELINES, (baselines.popularity, baselines.personal_frequency), strict=True):
-            shown[name] = baseline(shop, lists, K)
-        yield as_of, {name: evaluation.score(rows, lists, len(shop.item_ids)) for name, rows in shown.items()}
+BASELINES = {
+    POPULARITY: baselines.popularity,
+    PERSONAL_FREQUENCY: baselines.personal_frequency,
+    DECAYED_FREQUENCY: baselines.decayed_frequency,
+}
 
 
 def evaluate(
-    rankers: Mapping[int, Ranker], parts: Sequence[Part], config: RankerConfig, retrieve: Retrieval, say: Say
+    rankers: Mapping[int, Ranker],
+    parts: Sequence[Part],
+    config: RankerConfig,
+    retrieve: Retrieval,
+    *,
+    champion: Champion | None,
+    say: Say,
 ) -> list[Fold]:
-    """Each ranker, and the baselines, on the lists of the interval that it is for."""
-    scores: dict[int, list[dict[str, dict[str, Floats]]]] = {as_of: [] for as_of in rankers}
+    """Each ranker, the baselines, and the champion, on the lists of the interval that the ranker is for."""
+    if champion:
+        champion_ranker = champion.ranker_for(retrieve.shop.item_ids)
+        retrieve_for_champion = Retrieval(retrieve.shop, champion.config)
+    scores: dict[int, list[Fold]] = {as_of: [] for as_of in rankers}
+    num_users = 0
     for part in parts:
-        for as_of, by_name in scores_of_part(part(), rankers, config, retrieve):
-            scores[as_of].append(by_name)
+        shop = part()
+        for as_of, ranker in rankers.items():
+            if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
+                continue
+            shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
+            shown |= {name: baseline(shop, lists, K) for name, baseline in BASELINES.items()}
+            if champion and champion.trained_as_of <= as_of:
+                shown[CHAMPION] = recommend(
+                    shop, lists, champion_ranker, champion.config, retrieve_for_champion, num_places=K
+                )
+            scores[as_of].append(
+                Fold(
+                    as_of,
+                    evaluation.scores(shop, lists, shown, first_user=num_users),
+                    evaluation.scores_by_items(shop, lists, shown, first_user=num_users),
+                )
+            )
+        num_users += len(shop.user_ids)
     folds = []
     for as_of, of_parts in scores.items():
-        metrics = {
-            name: {metric: np.concatenate([each[name][metric] for each in of_parts]) for metric in METRICS}
-            for name in (MODEL, *BASELINES)
+        lists_of_fold = evaluation.joined([each.lists for each in of_parts])
+        by_items = {
+            name: evaluation.joined([each.by_items[name] for each in of_parts]) for name in of_parts[0].by_items
         }
-        folds.append(Fold(as_of, metrics))
-        for name, by_metric in metrics.items():
+        folds.append(Fold(as_of, lists_of_fold, by_items))
+        for name, by_metric in lists_of_fold.metrics.items():
             say(
                 f"as of {as_of}: {name:<18} "
                 + "  ".join(f"{k} {v:.4f}" for k, v in evaluation.means(by_metric).items())

@@ -24,4 +24,5 @@ add AIRFLOW_ADMIN_PASSWORD 15
 add AIRFLOW_JWT_SECRET 48
 add AIRFLOW_FERNET_KEY 32
 add PSEUDONYM_KEY 48
+add VERDICT_KEY 48
 echo "  The secrets are in $file. Airflow's user is admin, its password is AIRFLOW_ADMIN_PASSWORD."

@@ -23,6 +23,8 @@ class Secrets:
     postgres_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     pseudonym_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     """Of `contracts.pseudonyms`: who changes it makes every known user a new one."""
+    verdict_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    """Of `contracts.verdicts`: who changes it must have every version judged again before it is deployed again."""
 
 
 def read_or_create(path: Path) -> Secrets:

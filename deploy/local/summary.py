@@ -120,18 +120,18 @@ def build(
     }
 
 
-def gain(ours: dict[str, float], theirs: dict[str, float], half_width: float | None) -> str:
+def gain(mean: float, half_width: float | None) -> str:
     """What the model gains in ndcg_at_10, with the half width of the interval of confidence where it is bounded."""
-    difference = f"{ours[NDCG] - theirs[NDCG]:+.3f}"
+    difference = f"{mean:+.3f}"
     return difference if half_width is None else f"{difference} ± {half_width:.3f}"
 
 
 def gains_of_evaluation(evaluation: dict[str, Any]) -> dict[str, str]:
     """By baseline."""
-    means, found = evaluation["means"], {}
+    found = {}
     for who, paired in evaluation["paired"].items():
-        lower = paired[NDCG]["lower"]
-        found[who] = gain(means["model"], means[who], None if lower is None else paired[NDCG]["mean"] - lower)
+        mean, lower = paired[NDCG]["mean"], paired[NDCG]["lower"]
+        found[who] = gain(mean, None if lower is None else mean - lower)
     return found
 
 

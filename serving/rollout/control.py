@@ -81,7 +81,7 @@ def stage(version: int, *, again: bool = False) -> None:
     now = document.read()
     after = steps.stage(now, version, again=again)
     if version != now.champion and (after is not now or version not in artifact.versions_on_disk()):
-        artifact.place(version, registry.deployable(version))
+        artifact.place(version, *registry.deployable(version))
     _follow(now, after)
 
 
@@ -356,7 +356,7 @@ def _loaded_again(now: Rollout, to: int, deadline_s: float) -> Rollout:
     if to == now.challenger:
         raise InputError(f"version {to} is on its way", where="the rollout", cure=f"promote --version {to}")
     if to not in artifact.versions_on_disk():
-        artifact.place(to, registry.deployable(to))
+        artifact.place(to, *registry.deployable(to))
     after = steps.keep_loaded(now, to)
     try:
         _follow(now, after, deadline_s)

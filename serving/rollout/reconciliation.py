@@ -25,7 +25,7 @@ def begin_to_load(rollout: Rollout) -> None:
     """
     wanted, before = rollout.desired, desired.read()
     for version in set(wanted.versions) - artifact.versions_on_disk():
-        artifact.place(version, registry.deployable(version))
+        artifact.place(version, *registry.deployable(version))
     # A label in use moves only to a version that is AVAILABLE: load first, label then.
     loaded = {*wanted.versions, *traffic.read().versions}
     desired.write(Desired(tuple(loaded), {name: number for name, number in before.labels.items() if number in loaded}))

@@ -22,6 +22,7 @@ from contracts.errors import InputError
 from contracts.files import write_json, write_text
 from contracts.ports import LOOPBACK, free_ports
 from contracts.settings import settings
+from contracts.verdicts import GOLDEN
 from serving import artifact, command, desired
 from serving.rollout import endpoint
 from serving.rollout.endpoint import DeploymentError, UnfitVersionError
@@ -80,7 +81,7 @@ def golden_requests(version: int) -> list[dict[str, Any]]:
     Raises:
         InputError: nothing.
     """
-    path = desired.base_path() / str(version) / artifact.GOLDEN
+    path = desired.base_path() / str(version) / GOLDEN
     golden: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     if not golden:
         raise InputError("there is no golden request", where=str(path), cure="export it again")
@@ -128,5 +129,3 @@ def _die_with_parent() -> None:
     """A kill -9 of ours leaves no model server behind, where the kernel offers that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-

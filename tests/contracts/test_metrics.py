@@ -75,6 +75,25 @@ def test_the_bound_is_that_of_a_one_sided_paired_t_test(confidence: float) -> No
     assert found.lower == pytest.approx(expected.confidence_interval(confidence).low)
 
 
+def test_lists_of_one_user_are_not_independent() -> None:
+    """ann's two lists differ by 0.2, bob's by -0.1, cat's by 0: the mean is 0.075, their sums of what differs from it are
+    0.25, -0.175, -0.075, so the error is sqrt(0.09875 * 3 / 2) / 4 = 0.09622, and t(0.95, 2) is 2.92.
+    """
+    found = paired_difference(np.array([0.2, 0.2, -0.1, 0.0]), np.zeros(4), 0.95, ["ann", "ann", "bob", "cat"])
+    assert (found.num_lists, found.num_users) == (4, 3)
+    assert found.mean == pytest.approx(0.075)
+    assert found.lower == pytest.approx(0.075 - 2.91999 * 0.0962175, abs=1e-5)
+    assert found.upper == pytest.approx(0.075 + 2.91999 * 0.0962175, abs=1e-5)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.integers(1, 4))
+def test_the_same_list_again_proves_nothing(differences: list[float], times: int) -> None:
+    """However often each user's list is repeated, the bounds are those of one list each."""
+    once, zeros = np.array(differences), np.zeros(len(differences))
+    again = paired_difference(np.tile(once, times), np.tile(zeros, times), 0.95, np.tile(np.arange(len(once)), times))
+    assert again[:3] == pytest.approx(paired_difference(once, zeros, 0.95)[:3], abs=1e-9)
+
+
 def test_the_bound_agrees_with_the_p_value() -> None:
     """The lower bound is above zero exactly when the test's p is below 1 - confidence."""
     differences = np.array([0.3, -0.1, 0.2, 0.25, 0.1, -0.05, 0.15, 0.2])

@@ -105,6 +105,7 @@ def test_no_secret_is_written_down_and_none_has_a_default() -> None:
         "AIRFLOW_JWT_SECRET",
         "AIRFLOW_FERNET_KEY",
         "PSEUDONYM_KEY",
+        "VERDICT_KEY",
     }
     for name in required:
         assert f"add {name} " in (SCRIPTS / "secrets.sh").read_text()
@@ -119,7 +120,10 @@ def test_no_secret_is_written_down_and_none_has_a_default() -> None:
 @each_service
 def test_every_setting_exists(service: dict[str, Any]) -> None:
     """A misspelt CARTWHEEL_ variable would be ignored in silence."""
-    known = {f"CARTWHEEL_{name.upper()}" for name in Settings.model_fields} | {"CARTWHEEL_SECRET_PSEUDONYM_KEY"}
+    known = {f"CARTWHEEL_{name.upper()}" for name in Settings.model_fields} | {
+        "CARTWHEEL_SECRET_PSEUDONYM_KEY",
+        "CARTWHEEL_SECRET_VERDICT_KEY",
+    }
     assert {name for name in service.get("environment", {}) if name.startswith("CARTWHEEL_")} <= known
 
 
@@ -229,6 +233,7 @@ def test_secrets_are_made_once_private_and_usable(tmp_path: Path) -> None:
         "AIRFLOW_JWT_SECRET",
         "AIRFLOW_FERNET_KEY",
         "PSEUDONYM_KEY",
+        "VERDICT_KEY",
     ]
     assert found["POSTGRES_PASSWORD"] == "mine"
     assert re.fullmatch(r"[\w-]{20}", found["AIRFLOW_ADMIN_PASSWORD"])

@@ -122,7 +122,7 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     """Killed with -9 in the middle and run again, the loop lands every event once, serves, watches, and retrains; the
     second model comes to its traffic share by share, and is taken back."""
     installation = install(
-        dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_confidence=0.5, retrain_after_intervals=1,
+        dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_unsure="pass", retrain_after_intervals=1,
         rollout_shadow_share=1, rollout_shares="0.5", rollout_min_requests=5, rollout_max_latency_ratio=100,
         rollout_patience_h=0.02,
     )  # fmt: skip

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from contracts.names import CHALLENGER, MODEL
+from contracts.verdicts import FILE, MANIFEST, sealed
 from serving.desired import Desired, parse, render
 from serving.gateway.routes import state
 from tests.verbs import Ended, run_killed_verb, run_verb
 
+VERDICT_KEY = "5e" * 32
 WRITES = (
     "artifact.place", "rollout.document.write", "desired.write", "gateway.traffic.write", "rollout.history.append_line",
     "registry.move_alias", "registry.drop_alias", "artifact.remove",
@@ -33,6 +35,7 @@ class Shop:
             "CARTWHEEL_HOME": str(folder),
             "CARTWHEEL_MLFLOW_TRACKING_URI": store,
             "CARTWHEEL_REST_PORT": str(self.server.rest_port),
+            "CARTWHEEL_SECRET_VERDICT_KEY": VERDICT_KEY,
         }
         self.mlflow = mlflow.MlflowClient(tracking_uri=store)
         self.experiment = self.mlflow.create_experiment("cartwheel", artifact_location=f"file://{folder}/artifacts")
@@ -40,9 +43,19 @@ class Shop:
         self.serving = folder / "serving"
 
     def register(
-        self, number: int, kind: str = "", *, gate: str = "passed", spoil: Callable[[Path], None] | None = None
+        self,
+        number: int,
+        kind: str = "",
+        *,
+        verdict: Mapping[str, Any] | None = None,
+        spoil: Callable[[Path], None] | None = None,
     ) -> int:
-        """Register export `number` as the challenger, with golden requests and manifest; `spoil` changes it after."""
+        """Register export `number` as the challenger, with golden requests, manifest and verdict.
+
+        Args:
+            verdict: what is different in it before it is sealed.
+            spoil: changes the files before they are judged.
+        """
         artifact = self.folder / "export"
         shutil.rmtree(artifact, ignore_errors=True)
         shutil.copytree(self.exported(number, kind), artifact)
@@ -54,9 +67,10 @@ class Shop:
             spoil(artifact)
         run = self.mlflow.create_run(self.experiment)
         self.mlflow.log_artifacts(run.info.run_id, str(artifact), "model")
+        judged = {"passed": True, "rules": [], "manifest_sha256": sha256(artifact / MANIFEST)} | dict(verdict or {})
+        self.mlflow.log_dict(run.info.run_id, sealed(judged, VERDICT_KEY), FILE)
         source = f"{run.info.artifact_uri}/model"
         version = self.mlflow.create_model_version(MODEL, source=source, run_id=run.info.run_id).version
-        self.mlflow.set_model_version_tag(MODEL, version, "gate", gate)
         self.mlflow.set_registered_model_alias(MODEL, CHALLENGER, version)
         return int(version)
 
@@ -161,8 +175,12 @@ class Shop:
         return {path.name for path in (self.serving / "models" / MODEL).iterdir()}
 
 
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
 def write_manifest(folder: Path) -> None:
     """MANIFEST.sha256 of every file in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "MANIFEST.sha256")
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files]
-    (folder / "MANIFEST.sha256").write_text("".join(lines))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    lines = [f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files]
+    (folder / MANIFEST).write_text("".join(lines))

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from contracts.names import CHALLENGER, CHAMPION, MODEL, NOTHING_TO_DO
+from contracts.verdicts import FILE, sealed
 from tests.serving.installation import Shop, write_manifest
 from tests.verbs import run_verb
 
@@ -262,11 +263,55 @@ def test_artifact_that_differs_is_refused(shop: Shop, spoil: Callable[[Path], No
     assert (shop.served(), shop.on_disk()) == (before, folders)
 
 
-def test_gate_is_required(shop: Shop) -> None:
-    """A version that did not pass the gate is neither pending nor published."""
-    version = shop.register(7, gate="failed")
-    assert "did not pass the gate" in shop.verb("pending", code=2).stderr
+BLOCKED = {"passed": False, "rules": [{"name": "model_mib", "passed": False}]}
+
+
+def test_the_gate_is_required(shop: Shop) -> None:
+    """A version that did not pass is neither pending nor staged, whatever its tags say; one that was forced is both."""
+    version = shop.register(7, verdict=BLOCKED)
+    shop.mlflow.set_model_version_tag(MODEL, str(version), "gate", "passed")
+    assert "did not pass the gate: model_mib" in shop.verb("pending", code=2).stderr
     shop.verb("stage", "--version", str(version), code=2)
+    version = shop.register(7, verdict={**BLOCKED, "forced": {"by": "ann", "reason": "a sale", "at": "now"}})
+    assert shop.verb("pending").stdout == f"{version}\n"
+    shop.verb("stage", "--version", str(version))
+
+
+@pytest.mark.parametrize(
+    ("forge", "what"),
+    [
+        (lambda verdict: verdict | {"passed": True}, "does not bear the seal"),
+        (lambda verdict: sealed({**verdict, "passed": True, "seal": None}, "another"), "does not bear the seal"),
+        (lambda verdict: {}, "does not bear the seal"),
+    ],
+)
+def test_a_verdict_that_somebody_wrote_is_refused(shop: Shop, forge: Callable[[Any], Any], what: str) -> None:
+    """Whoever may write to MLflow can neither change a verdict nor make one."""
+    version = shop.register(7, verdict=BLOCKED)
+    run_id = shop.mlflow.get_model_version(MODEL, str(version)).run_id
+    path = Path(shop.mlflow.download_artifacts(run_id, FILE, str(shop.folder)))
+    shop.mlflow.log_dict(run_id, forge(json.loads(path.read_text())), FILE)
+    assert what in shop.verb("stage", "--version", str(version), code=2).stderr
+
+
+def test_another_model_than_the_judged_one_is_refused(shop: Shop) -> None:
+    """Files that were exchanged after the verdict, with a manifest that fits them, never reach the model servers."""
+    before, version = shop.on_disk(), shop.register(7)
+    run_id = shop.mlflow.get_model_version(MODEL, str(version)).run_id
+    other = shop.folder / "other"
+    shutil.copytree(shop.folder / "export", other)
+    (other / "saved_model.pb").write_bytes(b"another model")
+    write_manifest(other)
+    shop.mlflow.log_artifacts(run_id, str(other), "model")
+    assert "not the model that the gate judged" in shop.verb("stage", "--version", str(version), code=2).stderr
+    assert shop.on_disk() == before
+
+
+def test_a_version_without_a_verdict_is_refused(shop: Shop) -> None:
+    """Registered by hand, past training, it is not deployed."""
+    run = shop.mlflow.create_run(shop.experiment)
+    version = shop.mlflow.create_model_version(MODEL, source=f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    assert "left no verdict" in shop.verb("stage", "--version", str(version.version), code=2).stderr
 
 
 def broken(folder: Path) -> None:

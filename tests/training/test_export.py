@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from contracts.verdicts import GOLDEN, MANIFEST
 from training.config import RankerConfig
 from training.data import ITEM_STATISTICS, Histories, Lists, Shop
-from training.export import GOLDEN_REQUESTS, MANIFEST, export
+from training.export import export
 from training.features import feature_names
 from training.ranker import Ranker
 from training.trainer import Retrieval, recommend
@@ -174,6 +175,6 @@ def test_golden_requests_and_checksums_describe_the_files(model: Path) -> None:
     listed = dict(line.split("  ")[::-1] for line in (model / MANIFEST).read_text().splitlines())
     assert set(listed) == {str(p.relative_to(model)) for p in model.rglob("*") if p.is_file()} - {MANIFEST}
     assert all(hashlib.sha256((model / name).read_bytes()).hexdigest() == digest for name, digest in listed.items())
-    golden = json.loads((model / GOLDEN_REQUESTS).read_text())
+    golden = json.loads((model / GOLDEN).read_text())
     users = [instance["user_id"] for instance in golden[0]["request"]["instances"]]
     assert answer(model, *users)[0] == golden[0]["items"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,19 +14,20 @@ import pytest
 import tensorflow as tf
 from mlflow import MlflowClient
 
-from contracts import names
+from contracts import names, verdicts
 from contracts.dataset import load
 from contracts.errors import InputError
 from contracts.files import write_json
 from contracts.settings import settings
 from contracts.tables import TRAINING_LISTS, USER_HISTORIES
 from contracts.trainings import REQUEST, TABLES
+from contracts.verdicts import FILE, GOLDEN, MANIFEST
 from tests.training.tables import write_items, write_shop, write_table
 from training import __main__ as verbs
 from training import registry
 from training.config import RankerConfig
 from training.data import Histories, Shop, load_shop
-from training.export import GOLDEN_REQUESTS, export
+from training.export import export
 from training.features import feature_names
 from training.ranker import Ranker
 from training.refresh import are_same, config_of, ranker_of, read_weights, refresh
@@ -43,6 +45,9 @@ def before(shop: Shop, tmp_path: Path) -> Path:
     ranker.item_bias.assign([0.1, 0.2, 0.3, 0.4, 0.5])
     export(ranker, shop, CONFIG, tmp_path / "before")
     return tmp_path / "before"
+
+
+KEY = "5e" * 32
 
 
 def a_week_later(shop: Shop) -> Shop:
@@ -82,7 +87,7 @@ def test_same_weights_and_newer_data(shop: Shop, before: Path, tmp_path: Path) -
     assert (compared["num_users"], compared["unfit_lists"]) == (4, 0)
     assert "bread" in items_of(folder, "dan")
     assert exported["model_mib"] > 0
-    assert (folder / GOLDEN_REQUESTS).exists()
+    assert (folder / GOLDEN).exists()
 
 
 def test_nothing_new_changes_nothing(shop: Shop, before: Path, tmp_path: Path) -> None:
@@ -142,6 +147,7 @@ def champion(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CARTWHEEL_MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     monkeypatch.setenv("CARTWHEEL_DATASET", str(write_shop(home)))
     monkeypatch.setenv("CARTWHEEL_GATE_MAX_LATENCY_MS", "1000")
+    monkeypatch.setenv("CARTWHEEL_SECRET_VERDICT_KEY", KEY)
     monkeypatch.chdir(home)
     settings.cache_clear()
     write_tables(4)
@@ -160,10 +166,13 @@ def champion(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) ->
         "export": export(ranker, shop, config, home / "trained" / "saved_model"),
     }
     write_json(home / "trained" / "evaluation.json", evaluation)
-    registry.register(registry.log_run("as_of_4_v0", evaluation, home / "trained"), evaluation)
+    run_id = registry.log_run("as_of_4_v0", evaluation, home / "trained")
+    version = registry.register(run_id, evaluation, {"passed": True, "rules": []})
     shutil.rmtree(home / "tables")
     write_tables(5)
-    return MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
+    client = MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
+    client.set_registered_model_alias(names.MODEL, names.CHAMPION, str(version))
+    return client
 
 
 def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +187,7 @@ def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys:
             verbs.refresh(key, "monitoring")
     with pytest.raises(SystemExit):
         verbs.gate("refresh_a")
-    assert "FAIL  data_was_checked" in capsys.readouterr().out
+    assert "FAIL   data_was_checked" in capsys.readouterr().out
     verbs.gate("refresh_b")
     for _ in range(2):
         verbs.register("refresh_b")
@@ -192,6 +201,40 @@ def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys:
     # What was taken in interval 4 is known now.
     assert items_of(settings().training_dir / "refresh_b" / "saved_model", "u0")[0] == "i04"
     assert not (settings().training_dir / "refresh_b" / "work").exists()
+
+
+def test_a_challenger_is_scored_beside_the_champion_and_may_be_forced(
+    champion: MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the lists of interval 4, which neither has learned from. What the gate blocks a person may let pass, by name and
+    with a reason, for all to see; the verdict names the very files, and stays with the version.
+    """
+    for name, value in {"FOLD_OFFSETS": "1", "TRAINING_INTERVALS": "2", "TRAINING_EPOCHS": "1"}.items():
+        monkeypatch.setenv(f"CARTWHEEL_{name}", value)
+    settings.cache_clear()
+    verbs.train("by_hand", "me")
+    evaluation = json.loads((settings().training_dir / "by_hand" / "evaluation.json").read_text())
+    assert (evaluation["champion"], evaluation["trained_as_of"]) == ({"version": 1, "trained_as_of": 4}, 5)
+    assert evaluation["paired"]["champion"]["ndcg_at_10"]["num_users"] == 4
+    assert "champion" in evaluation["folds"][0]["means"]
+    with pytest.raises(SystemExit):
+        verbs.gate("by_hand")
+    printed = capsys.readouterr().out
+    assert "version 1 has" in printed
+    assert "FAIL   data_was_checked" in printed
+    with pytest.raises(InputError, match="the gate has not passed by_hand"):
+        verbs.register("by_hand")
+    with pytest.raises(InputError, match="takes both --force and --reason"):
+        verbs.gate("by_hand", force=True)
+    verbs.gate("by_hand", force=True, reason="a new code, looked at")
+    verbs.register("by_hand")
+    version = champion.get_model_version_by_alias(names.MODEL, names.CHALLENGER)
+    assert version.tags["gate"] == "forced"
+    assert version.tags["gate.forced"].endswith(": a new code, looked at")
+    assert "data_was_checked" in version.tags["gate.failed"]
+    verdict = json.loads(Path(champion.download_artifacts(version.run_id, FILE, str(home))).read_text())
+    model = Path(champion.download_artifacts(version.run_id, "model", str(home)))
+    assert verdicts.check(verdict, KEY, where="it") == hashlib.sha256((model / MANIFEST).read_bytes()).hexdigest()
 
 
 def test_nothing_is_refreshed_that_was_not_asked_for(champion: MlflowClient) -> None:

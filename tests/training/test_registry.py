@@ -30,6 +30,7 @@ EVALUATION: dict[str, Any] = {
     "folds": [{"as_of": 4, "means": {"model": {"ndcg_at_10": 0.25}}}],
     "export": {"model_mib": 2.5},
 }
+PASSED: dict[str, Any] = {"passed": True, "rules": [{"name": "model_mib", "passed": True}]}
 
 
 @pytest.fixture
@@ -56,10 +57,10 @@ def test_a_training_is_one_run_and_one_version(client: MlflowClient, tmp_path: P
     assert run.data.metrics["model.ndcg_at_10"] == 0.3
     assert run.data.metrics["by_interval.model.ndcg_at_10"] == 0.25
     assert (run.data.tags["data.training_lists"], run.data.tags["mlflow.source.git.commit"]) == ("3", "abc")
-    assert {registry.register(run_id, EVALUATION) for _ in range(2)} == {1}
+    assert {registry.register(run_id, EVALUATION, PASSED) for _ in range(2)} == {1}
     assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 1
     other = registry.log_run("as_of_6_v4", EVALUATION, tmp_path)
-    assert registry.register(other, EVALUATION) == 2
+    assert registry.register(other, EVALUATION, PASSED) == 2
     assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 2
 
 
@@ -75,8 +76,8 @@ def test_a_registration_that_was_killed_is_completed(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", killed)
         with pytest.raises(KeyboardInterrupt):
-            registry.register(run_id, EVALUATION)
-    assert registry.register(run_id, EVALUATION) == 1
+            registry.register(run_id, EVALUATION, PASSED)
+    assert registry.register(run_id, EVALUATION, PASSED) == 1
     aliases = client.get_registered_model(names.MODEL).aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {names.CHALLENGER: 1}
 

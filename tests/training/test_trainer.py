@@ -58,7 +58,7 @@ def test_metrics_at_10_look_at_ten_places(shop: Shop, tmp_path: Path, top_k: int
     """Best sellers are dates, apple, bread. ann took bread, cat dates: both are found, however many are served."""
     config = RankerConfig(num_popular=3, top_k=top_k, fold_offsets=(1,), epochs=1)
     [fold] = trained(with_lists(shop, targets=[1, 3]), config, tmp_path).folds
-    assert fold.metrics[POPULARITY][RECALL].tolist() == [1.0, 1.0]
+    assert fold.lists.metrics[POPULARITY][RECALL].tolist() == [1.0, 1.0]
 
 
 def test_an_interval_of_items_that_nobody_could_recommend_is_no_fold(shop: Shop, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_smallest_shops_are_trained_and_served(shop: Shop, tmp_path: Path, k
     config = RankerConfig(fold_offsets=(1,), epochs=1)
     result = trained(shop, config, tmp_path)
     [fold] = result.folds
-    assert all(np.isfinite(values).all() for by_metric in fold.metrics.values() for values in by_metric.values())
+    assert all(np.isfinite(values).all() for by_metric in fold.lists.metrics.values() for values in by_metric.values())
     export(result.ranker, shop, config, tmp_path / "saved_model")
     serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
     answers = serve(user_id=tf.constant([*map(str, shop.user_ids), "nobody"]))
