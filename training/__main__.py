@@ -152,7 +152,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         "champion": about_champion,
         "requested_by": requested_by,
         "parameters": asdict(config),
-        "commit": registry.code_version(),
+        **registry.made_of(),
         **report(trained.folds, settings().gate_confidence),
         "export": exported,
         "table_versions": dict(shop.versions),
@@ -202,7 +202,7 @@ def _refresh(key: str, requested_by: str) -> dict[str, Any]:
         "key": key,
         "as_of": shop.coming,
         "requested_by": requested_by,
-        "commit": registry.code_version(),
+        **registry.made_of(),
         "refresh": {"version": version, **{name: before[name] for name in ("as_of", "table_versions")}, **compared},
         "export": exported,
         "table_versions": dict(shop.versions),
@@ -282,6 +282,53 @@ def register(key: Key) -> None:
     version = registry.register(read_json(folder / "run.json")["run_id"], evaluation, verdict)
     _finish(key, evaluation, "registered", version=version)
     print(f"{key} is version {version}, the challenger")
+
+
+@app.command()
+def reproduce(run_id: Annotated[str, typer.Argument(help="MLflow's id of the run of a training.")]) -> None:
+    """Train again what a run says, with its parameters, seed and versions of the data; exit status 1 for another model."""
+    from deltalake.exceptions import DeltaError
+
+    from training import registry
+    from training.data import load_items, parts, with_users
+    from training.distribution import choose_strategy
+    from training.evaluation import report
+    from training.export import export
+    from training.refresh import config_of
+    from training.reproduction import compare
+    from training.trainer import num_intervals
+    from training.trainer import train as fit_and_evaluate
+
+    folder, say = _folder(f"reproduce_{run_id}"), _teller()
+    with locked(folder / LOCK):
+        original, model = registry.fetch_run(run_id, folder / "original")
+        if "refresh" in original:
+            raise InputError(
+                f"run {run_id} has trained nothing: it has the weights of version {original['refresh']['version']}",
+                where=run_id, cure="reproduce the run of that version",
+            )  # fmt: skip
+        config, dataset = config_of(original["parameters"]), datasets.load(settings().dataset_path)
+        say(f"{original['key']}: commit {original['commit']}, tables {original['table_versions']}")
+        try:
+            shop = load_items(dataset, original["table_versions"], num_intervals(config))
+            trained = fit_and_evaluate(shop, parts(shop), config, say, folder / WORK, strategy=choose_strategy())
+            exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
+        except (DeltaError, FileNotFoundError) as error:
+            raise InputError(
+                f"what it was trained on is not there any more: {str(error).splitlines()[0][:200]}",
+                where=f"tables {original['table_versions']}",
+                cure="nothing helps: an erasure, or a vacuum of the tables, has removed those versions",
+            ) from None
+        again = {
+            **registry.made_of(), **report(trained.folds, settings().gate_confidence),
+            "table_versions": dict(shop.versions), "export": exported,
+        }  # fmt: skip
+        comparison = compare(original, model, again, folder / "saved_model")
+        write_json(folder / "comparison.json", asdict(comparison) | {"is_reproduced": comparison.is_reproduced})
+        shutil.rmtree(folder / WORK)
+    print(comparison.described())
+    if not comparison.is_reproduced:
+        raise SystemExit(1)
 
 
 @app.command()

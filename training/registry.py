@@ -37,6 +37,19 @@ def code_version() -> str:
         return "unknown"
 
 
+def made_of() -> dict[str, str]:
+    """Of what a model is made beside data and parameters: code, packages, and the shop's dataset file."""
+    return {
+        "commit": code_version(),
+        "lock_sha256": _sha256(REPOSITORY / "requirements.lock"),
+        "dataset_sha256": _sha256(settings().dataset_path),
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     """Log a training with its parameters, metrics, data versions, commit and SavedModel; once for each evaluation.
 
@@ -58,6 +71,7 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
         "as_of": str(evaluation["as_of"]),
         "requested_by": evaluation["requested_by"],
         "mlflow.source.git.commit": evaluation["commit"],
+        **{name: evaluation[name] for name in ("lock_sha256", "dataset_sha256") if name in evaluation},
         **{f"data.{table}": str(version) for table, version in evaluation["table_versions"].items()},
         **_lineage(evaluation),
     }
@@ -101,27 +115,45 @@ def champion() -> int | None:
 
 
 def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
-    """What was logged of a version: its evaluation, and the SavedModel, copied to below `folder`.
+    """`fetch_run` of the run of a version.
 
     Raises:
         InputError: there is no such version, or its run has no evaluation.
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client()
     try:
-        run_id = client.get_model_version(names.MODEL, str(version)).run_id
+        run_id = _client().get_model_version(names.MODEL, str(version)).run_id
+    except MlflowException as error:
+        raise _unfetchable(f"version {version}", error) from None
+    return fetch_run(run_id, folder)
+
+
+def fetch_run(run_id: str, folder: Path) -> tuple[dict[str, Any], Path]:
+    """What was logged of a training: its evaluation, and the SavedModel, copied to below `folder`.
+
+    Raises:
+        InputError: there is no such run, or it has no evaluation.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         evaluation, model = (
-            Path(client.download_artifacts(run_id, path, str(folder))) for path in ("evaluation.json", ARTIFACT_FOLDER)
+            Path(_client().download_artifacts(run_id, path, str(folder)))
+            for path in ("evaluation.json", ARTIFACT_FOLDER)
         )
-    except MlflowException as error:
-        raise InputError(
-            f"version {version} cannot be fetched: {str(error).splitlines()[0][:200]}",
-            where=f"registered model {names.MODEL}",
-            cure="name a version that training registered, and see that MLflow runs",
-        ) from None
+    except (MlflowException, OSError) as error:
+        raise _unfetchable(f"run {run_id}", error) from None
     return json.loads(evaluation.read_text()), model
+
+
+def _unfetchable(what: str, error: Exception) -> InputError:
+    return InputError(
+        f"{what} cannot be fetched: {str(error).splitlines()[0][:200]}",
+        where=f"MLflow, {settings().mlflow_uri}",
+        cure="name one that training logged, and see that MLflow runs",
+    )
 
 
 def log_verdict(run_id: str, verdict: Path) -> None:

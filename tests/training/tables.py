@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import write_deltalake
 
-from contracts.tables import ITEM_FEATURES, ITEMS, Table
+from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
 
 SHOP = """
 name = "tiny"
@@ -51,3 +51,25 @@ def write_table(table: Table, rows: list[dict[str, Any]]) -> None:
     schema = pa.schema([(column.name, kinds[column.type]) for column in table.columns])
     data = pa.Table.from_pylist([dict.fromkeys(table.column_names, 0) | row for row in rows], schema)
     write_deltalake(str(table.path), data, partition_by=[*table.partition_by])
+
+
+def write_tables(coming: int) -> None:
+    """Twelve items and four users as of all intervals up to the coming one; each user took an item in each interval."""
+    items = write_items(12, range(2, coming + 1))
+    taken = {f"u{user}": [items[(user + n) % 12] for n in range(1, coming)] for user in range(4)}
+    write_table(
+        USER_HISTORIES,
+        [
+            {"user_id": user, "item_ids": bought, "at": [n + 0.5 for n in range(coming - 1)], "bucket": 0}
+            | {"weights": [1.0] * (coming - 1)}
+            for user, bought in taken.items()
+        ],
+    )
+    write_table(
+        TRAINING_LISTS,
+        [
+            {"as_of": n, "user_id": user, "target_items": [bought[n - 1]], "bucket": 0}
+            for n in range(1, coming)
+            for user, bought in taken.items()
+        ],
+    )

@@ -19,10 +19,9 @@ from contracts.dataset import load
 from contracts.errors import InputError
 from contracts.files import write_json
 from contracts.settings import settings
-from contracts.tables import TRAINING_LISTS, USER_HISTORIES
 from contracts.trainings import REQUEST, TABLES
 from contracts.verdicts import FILE, GOLDEN, MANIFEST
-from tests.training.tables import write_items, write_shop, write_table
+from tests.training.tables import write_shop, write_tables
 from training import __main__ as verbs
 from training import registry
 from training.config import RankerConfig
@@ -116,28 +115,6 @@ def test_a_model_of_other_code_is_refused(before: Path) -> None:
     assert config_of({**parameters, "decay_days": list(CONFIG.decay_days)}) == CONFIG
     with pytest.raises(InputError, match="parameters are others"):
         config_of({**parameters, "dropout": 0.1})
-
-
-def write_tables(coming: int) -> None:
-    """Twelve items and four users as of all intervals up to the coming one; each user took an item in each interval."""
-    items = write_items(12, range(2, coming + 1))
-    taken = {f"u{user}": [items[(user + n) % 12] for n in range(1, coming)] for user in range(4)}
-    write_table(
-        USER_HISTORIES,
-        [
-            {"user_id": user, "item_ids": bought, "at": [n + 0.5 for n in range(coming - 1)], "bucket": 0}
-            | {"weights": [1.0] * (coming - 1)}
-            for user, bought in taken.items()
-        ],
-    )
-    write_table(
-        TRAINING_LISTS,
-        [
-            {"as_of": n, "user_id": user, "target_items": [bought[n - 1]], "bucket": 0}
-            for n in range(1, coming)
-            for user, bought in taken.items()
-        ],
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""A training that MLflow knows is trained again: the same model, or another one, and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from contracts.errors import InputError
+from contracts.settings import settings
+from contracts.tables import TRAINING_LISTS
+from tests.training.tables import write_shop, write_tables
+from training import __main__ as verbs
+from training import registry
+
+
+@pytest.fixture
+def run_id(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The run of a training of a tiny shop; since then the lists have changed, and the settings."""
+    shutil.copy(mlflow_store, home / "mlflow.db")
+    for name, value in {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "DATASET": str(write_shop(home)), "SEED": "5",
+        "FOLD_OFFSETS": "1", "TRAINING_INTERVALS": "2", "TRAINING_EPOCHS": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"CARTWHEEL_{name}", value)
+    monkeypatch.chdir(home)
+    settings.cache_clear()
+    write_tables(5)
+    verbs.train("by_hand", "me")
+    DeltaTable(str(TRAINING_LISTS.path)).delete("as_of = 4")
+    monkeypatch.setenv("CARTWHEEL_SEED", "6")
+    settings.cache_clear()
+    found: str = json.loads((settings().training_dir / "by_hand" / "run.json").read_text())["run_id"]
+    return found
+
+
+def test_the_same_data_and_seed_make_the_same_model(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bit by bit, from what the run says, whatever has become of data and settings; also a second time."""
+    for _ in range(2):
+        verbs.reproduce(run_id)
+        assert capsys.readouterr().out.endswith(
+            "made of      the same\nweights      the same, bit by bit\nmetrics      differ by up to 0\nreproduced   yes\n"
+        )
+
+
+def test_other_code_is_no_reproduction(
+    run_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the model is the same one, nobody could tell from what."""
+    monkeypatch.setattr(registry, "code_version", lambda: "another")
+    with pytest.raises(SystemExit):
+        verbs.reproduce(run_id)
+    printed = capsys.readouterr().out
+    assert "another commit" in printed
+    assert "reproduced   NO" in printed
+
+
+def test_another_model_is_noticed(run_id: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A logged evaluation that says another seed than it was trained with."""
+    evaluation = json.loads((settings().training_dir / "by_hand" / "evaluation.json").read_text())
+    evaluation["parameters"]["seed"] = 7
+    evaluation["means"]["model"]["ndcg_at_10"] += 0.5
+    (home / "evaluation.json").write_text(json.dumps(evaluation))
+    registry._client().log_artifact(run_id, str(home / "evaluation.json"))
+    with pytest.raises(SystemExit):
+        verbs.reproduce(run_id)
+    printed = capsys.readouterr().out
+    assert "weights      differ by up to" in printed
+    assert "metrics      differ by up to 0." in printed
+
+
+def test_data_that_is_gone_is_said_in_words(run_id: str) -> None:
+    """An erasure removes the files of old versions. Also that there is no such run."""
+    lists = DeltaTable(str(TRAINING_LISTS.path))
+    assert lists.vacuum(0, dry_run=False, enforce_retention_duration=False)
+    with pytest.raises(InputError, match="what it was trained on is not there any more"):
+        verbs.reproduce(run_id)
+    with pytest.raises(InputError, match="run no_such_run cannot be fetched"):
+        verbs.reproduce("no_such_run")
