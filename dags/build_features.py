@@ -7,8 +7,8 @@
    the rest to `silver_events`, what is sold to `items`; only the intervals that changed.
 4. `gate_clean`: Great Expectations on `silver_events` and `items`.
 5. `compute_features`: item statistics, user histories and training lists, each as of its interval.
-6. `gate_lists`: Great Expectations on `training_lists`, the labels: none from another interval, none missing.
-7. `gate_features`: Great Expectations on what the labels are predicted from; its pass says that all is ready.
+6. `gate_features`: Great Expectations on `training_lists`, the labels (none from another interval, none missing), then on
+   what they are predicted from; its pass says that all is ready.
 
 What each rule found is on the page Cartwheel (in the navigation), with the Data Docs.
 
@@ -27,7 +27,6 @@ with DAG(BUILD_FEATURES, doc_md=__doc__, schedule=woken_by(BRONZE_EVENTS, minute
     clean = spark_job("clean", "clean")
     gate_clean = gate("gate_clean", "expectations", "gate", "clean")
     compute_features = spark_job("compute_features", "features")
-    gate_lists = gate("gate_lists", "expectations", "gate", "lists")
-    gate_features = gate("gate_features", "expectations", "gate", "features", outlets=[FEATURES])
+    gate_features = gate("gate_features", "expectations", "gate", "lists", "features", outlets=[FEATURES])
 
-    reconcile >> gate_raw >> clean >> gate_clean >> compute_features >> gate_lists >> gate_features
+    reconcile >> gate_raw >> clean >> gate_clean >> compute_features >> gate_features

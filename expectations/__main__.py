@@ -1,4 +1,4 @@
-"""`python -m expectations gate raw|clean|features|lists`: exit 0 when the gate passed, 1 when it did not, 2 on bad input."""
+"""`python -m expectations gate NAMES`: exit 0 when all gates passed, 1 when one did not, 2 on bad input."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ def main() -> None:
 
 @app.command()
 def gate(
-    name: Annotated[str, typer.Argument(help="raw, clean, features or lists", metavar="GATE")],
+    names: Annotated[list[str], typer.Argument(help="raw, clean, features, lists", metavar="GATE...")],
     full: Annotated[
         bool, typer.Option(help="Check every row again, not only what is new since the last pass.")
     ] = False,
 ) -> None:
-    """Check a gate's tables and write the verdict to reports_dir/gates/GATE.json."""
+    """Check the tables of some gates and write each verdict to reports_dir/gates/GATE.json; the first that fails is the last."""
     with reported():
         from expectations.gate import check
 
-        verdict = check(name, full=full)
-        for failure in verdict.failures:
-            typer.echo(f"FAILED {failure.line}")
-        typer.echo(verdict.line)
-        if not verdict.passed:
-            raise typer.Exit(1)
+        for name in names:
+            verdict = check(name, full=full)
+            for failure in verdict.failures:
+                typer.echo(f"FAILED {failure.line}")
+            typer.echo(verdict.line)
+            if not verdict.passed:
+                raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,20 @@ from rich.table import Table
 from contracts import names
 from contracts.dataset import Dataset
 from contracts.files import read_json, write_json, write_text
-from contracts.metrics import BASELINES, METRICS, NDCG
+from contracts.metrics import METRICS, NDCG
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, ITEMS, USERS
 from deploy.local import airflow_api, progress
 from serving.rollout import control, document, history
 
 PACKAGES = ("apache-airflow", "pyspark", "delta-spark", "great-expectations", "tensorflow-cpu", "mlflow")
-WHO = {"model": "Cartwheel's ranker", "popularity": "what sells best", "personal_frequency": "what you buy most"}
+WHO = {
+    "model": "Cartwheel's ranker",
+    "champion": "the model that serves",
+    "popularity": "what sells best",
+    "personal_frequency": "what you buy most",
+    "decayed_frequency": "what you buy most of late",
+}
 
 
 def task_seconds(airflow: httpx.Client) -> list[dict[str, Any]]:
@@ -140,7 +146,7 @@ def live_gains(live: dict[str, Any]) -> dict[str, str]:
     means, found = live["means"], {}
     for who, behind in live["ndcg_behind"].items():
         ahead = means["model"][NDCG] - means[who][NDCG]
-        found[who] = gain(means["model"], means[who], None if behind is None else -ahead - behind)
+        found[who] = gain(ahead, None if behind is None else -ahead - behind)
     return found
 
 
@@ -156,10 +162,10 @@ def _metrics(title: str, means: dict[str, dict[str, float]], gains: dict[str, st
     table.add_column("")
     for metric in METRICS:
         table.add_column(metric, justify="right")
-    for who in ("model", *BASELINES):
+    for who, words in WHO.items():
         if who in means:
             style = "bold green" if who == "model" else ""
-            table.add_row(WHO[who], *(f"{means[who][metric]:.3f}" for metric in METRICS), style=style)
+            table.add_row(words, *(f"{means[who][metric]:.3f}" for metric in METRICS), style=style)
     return table
 
 
@@ -291,7 +297,9 @@ def numbers(summary: dict[str, Any]) -> str:
 
     def table(means: dict[str, dict[str, float]]) -> list[str]:
         rows = [
-            f"| {WHO[who]} | " + " | ".join(f"{means[who][metric]:.3f}" for metric in METRICS) + " |" for who in WHO
+            f"| {words} | " + " | ".join(f"{means[who][metric]:.3f}" for metric in METRICS) + " |"
+            for who, words in WHO.items()
+            if who in means
         ]
         return ["| | " + " | ".join(METRICS) + " |", "|---|" + "---:|" * len(METRICS), *rows]
 

@@ -32,7 +32,7 @@ def test_secrets_do_not_show_in_a_log(tmp_path: Path) -> None:
     path = tmp_path / "secrets.json"
     shown = f"{read_or_create(path)!r} {read_or_create(path)}"
     values = json.loads(path.read_text()).values()
-    assert len(values) == 5
+    assert len(values) == 6
     assert not [value for value in values if value in shown]
 
 

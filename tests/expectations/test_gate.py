@@ -465,17 +465,21 @@ def test_a_missing_table_is_bad_input(home: Path) -> None:
 
 
 def test_exit_status_and_lines_of_the_command(frames: Frames, saved: Save, home: Path) -> None:
-    """The command exits 0 on a pass, 1 with a line for each failing rule, and 2 on bad input."""
+    """The command exits 0 on a pass, 1 with a line for each failing rule, and 2 on bad input; of several gates the first
+    that fails is the last.
+    """
 
-    def run(name: str) -> Ended:
-        return run_verb("expectations", "gate", name, environment={"CARTWHEEL_HOME": str(home)})
+    def run(*names: str) -> Ended:
+        return run_verb("expectations", "gate", *names, environment={"CARTWHEEL_HOME": str(home)})
 
     _set("silver_events", "quantity", -1.0)(frames)
     saved(frames)
-    passed, failed, wrong = run("raw"), run("clean"), run("rwa")
+    passed, failed, wrong = run("raw"), run("clean", "raw"), run("raw", "rwa")
     assert passed.returncode == 0, passed.stderr
     assert passed.stdout.startswith("gate raw passed")
     assert failed.returncode == 1, failed.stderr
     assert failed.stdout.startswith("FAILED silver_events.quantity: 1 of 30 rows break the rule; e.g. -1.0")
+    assert "gate raw" not in failed.stdout
     assert wrong.returncode == 2
+    assert wrong.stdout.startswith("gate raw passed")
     assert wrong.stderr.startswith("cartwheel: error: no gate 'rwa'")
