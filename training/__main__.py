@@ -154,6 +154,7 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         "parameters": asdict(config),
         **registry.made_of(),
         **report(trained.folds, settings().gate_confidence),
+        "losses": {str(as_of): {str(n): loss for n, loss in of.items()} for as_of, of in trained.losses.items()},
         "export": exported,
         "table_versions": dict(shop.versions),
         "checked_versions": data.checked_versions,

@@ -21,6 +21,7 @@ from contracts.verdicts import GOLDEN, MANIFEST
 from training.config import RankerConfig
 from training.data import Shop
 from training.features import History, candidates
+from training.mlmodel import write_mlmodel
 from training.ranker import Ranker
 from training.trainer import LISTS_AT_ONCE, items_as_of, stored_history
 
@@ -234,6 +235,7 @@ def export(ranker: Ranker, shop: Shop, config: RankerConfig, folder: Path) -> di
         started = time.perf_counter()
         loaded.signatures["serving_default"](user_id=tf.constant(users[place % len(users)])[None])
         times_ms.append(1000 * (time.perf_counter() - started))
+    write_mlmodel(staging, [UNKNOWN_USER])  # an example must not outlive a user who is erased
     _write_manifest(staging)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staging, folder)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from contracts import names
 from contracts.errors import InputError
 from contracts.files import read_json
+from contracts.metrics import NDCG
 from contracts.settings import REPOSITORY, settings
 from contracts.verdicts import failures
+from training.plots import by_segment
 
 KEY_TAG = "cartwheel.key"
 EVALUATION_TAG = "cartwheel.evaluation_sha256"
 ARTIFACT_FOLDER = "model"
+NOTE_TAG = "mlflow.note.content"
 
 
 def _client() -> Any:
@@ -56,6 +60,8 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     Returns:
         The id of the run.
     """
+    from mlflow.entities import Metric, Param
+
     client = _client()
     experiment = client.get_experiment_by_name(names.EXPERIMENT)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT)
@@ -77,17 +83,14 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     }
     run = client.create_run(experiment_id, tags=tags, run_name=key)
     run_id = str(run.info.run_id)
-    for name, value in evaluation["parameters"].items():
-        client.log_param(run_id, name, value)
-    for who, metrics in evaluation["means"].items():
-        for name, value in metrics.items():
-            client.log_metric(run_id, f"{who}.{name}", value)
-    for fold in evaluation["folds"]:
-        for who, metrics in fold["means"].items():
-            for name, value in metrics.items():
-                client.log_metric(run_id, f"by_interval.{who}.{name}", value, step=fold["as_of"])
-    for name, value in evaluation["export"].items():
-        client.log_metric(run_id, name, value)
+    now_ms = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        params=[Param(name, str(value)) for name, value in evaluation["parameters"].items()],
+        metrics=[Metric(name, value, now_ms, step) for name, value, step in _metrics(evaluation)],
+    )
+    if evaluation.get("segments"):
+        client.log_figure(run_id, by_segment(evaluation), f"{NDCG}.png")
     client.log_artifacts(run_id, str(folder / "saved_model"), ARTIFACT_FOLDER)
     client.log_artifact(run_id, str(folder / "evaluation.json"))
     client.set_terminated(run_id)
@@ -112,6 +115,25 @@ def champion() -> int | None:
         ) from None
     versions = [model.aliases[names.CHAMPION] for model in models if names.CHAMPION in model.aliases]
     return int(versions[0]) if versions else None
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step."""
+    for who, metrics in evaluation["means"].items():
+        for name, value in metrics.items():
+            yield f"{who}.{name}", value, 0
+    for fold in evaluation["folds"]:
+        for who, metrics in fold["means"].items():
+            for name, value in metrics.items():
+                yield f"by_interval.{who}.{name}", value, fold["as_of"]
+    for segment, part in evaluation.get("segments", {}).items():
+        for who, metrics in part["means"].items():
+            yield f"{segment}.{who}.{NDCG}", metrics[NDCG], 0
+    for as_of, by_epoch in evaluation.get("losses", {}).items():
+        for epoch, loss in by_epoch.items():
+            yield f"loss.as_of_{as_of}", loss, int(epoch)
+    for name, value in evaluation["export"].items():
+        yield name, value, 0
 
 
 def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
@@ -160,8 +182,20 @@ def log_verdict(run_id: str, verdict: Path) -> None:
     """Leave the verdict on the run, where the deployer reads it, and say it in tags, where people do."""
     client, found = _client(), read_json(verdict)
     client.log_artifact(run_id, str(verdict))
-    for name, value in _tags(found).items():
+    for name, value in {**_tags(found), NOTE_TAG: _note(found)}.items():
         client.set_tag(run_id, name, value)
+
+
+def _note(verdict: Mapping[str, Any]) -> str:
+    """The verdict in Markdown, which MLflow shows as the description of the run."""
+    said, forced = _tags(verdict)["gate"], verdict.get("forced")
+    rows = [
+        f"| {'✓' if rule['passed'] else '✗'}{'' if rule.get('is_sure', True) else ' ?'} "
+        f"| {rule['name']} | {rule.get('detail', '')} |"
+        for rule in sorted(verdict["rules"], key=lambda rule: rule["passed"])
+    ]
+    why = [f"Forced by {forced['by']}: {forced['reason']}", ""] if forced else []
+    return "\n".join([f"### The gate: {said}", "", *why, "| | rule | |", "|---|---|---|", *rows])
 
 
 def _tags(verdict: Mapping[str, Any]) -> dict[str, str]:

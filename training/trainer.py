@@ -230,6 +230,8 @@ class Champion:
 class Trained:
     ranker: Ranker
     folds: list[Fold]
+    losses: Mapping[int, Mapping[int, float]]
+    """By `as_of` and epoch; those of epochs before a kill are not known."""
 
 
 def train(
@@ -264,7 +266,8 @@ def train(
     num_attainable = {
         interval: sum(shard.num_attainable_lists for shard in of_interval) for interval, of_interval in shards.items()
     }
-    rankers = {}
+    rankers: dict[int, Ranker] = {}
+    losses: dict[int, dict[int, float]] = {}
     for as_of in [*(fold for fold in folds if num_attainable[fold]), coming]:
         if not any(num_attainable[interval] for interval in learned[as_of]):
             raise InputError(
@@ -281,15 +284,16 @@ def train(
 
         def progress(epoch: int, loss: float, as_of: int = as_of) -> None:
             say(f"as of {as_of}: epoch {epoch}, loss {loss:.4f}")
+            losses.setdefault(as_of, {})[epoch] = loss
 
         rankers[as_of] = fit(
             examples, config, len(shop.item_ids), progress, strategy=strategy,
             checkpoints=folder / "checkpoints" / f"{as_of}-of-{workers().count}",
         )  # fmt: skip
     ranker = rankers.pop(coming)
-    return Trained(
-        ranker, evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if workers().is_chief else []
-    )
+    is_chief = workers().is_chief
+    folds_scored = evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if is_chief else []
+    return Trained(ranker, folds_scored, losses)
 
 
 BASELINES = {

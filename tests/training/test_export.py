@@ -9,14 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
 from contracts.verdicts import GOLDEN, MANIFEST
 from training.config import RankerConfig
 from training.data import ITEM_STATISTICS, Histories, Lists, Shop
-from training.export import export
+from training.export import UNKNOWN_USER, export
 from training.features import feature_names
 from training.ranker import Ranker
 from training.trainer import Retrieval, recommend
@@ -178,3 +180,13 @@ def test_golden_requests_and_checksums_describe_the_files(model: Path) -> None:
     golden = json.loads((model / GOLDEN).read_text())
     users = [instance["user_id"] for instance in golden[0]["request"]["instances"]]
     assert answer(model, *users)[0] == golden[0]["items"]
+
+
+def test_mlflow_loads_it_and_knows_what_it_takes(model: Path) -> None:
+    """As an ML engineer does, with a DataFrame; the example fits the signature and is nobody's."""
+    loaded = mlflow.pyfunc.load_model(str(model))
+    assert loaded.metadata.signature.inputs.input_names() == ["user_id"]
+    example = loaded.input_example
+    assert example.to_dict("list") == {"user_id": [UNKNOWN_USER]}
+    found = loaded.predict(pd.DataFrame({"user_id": ["ann", "bob"]}))
+    assert [[item.decode() for item in row] for row in found["items"]] == answer(model, "ann", "bob")[0]

@@ -207,6 +207,10 @@ def test_a_challenger_is_scored_beside_the_champion_and_may_be_forced(
     verbs.register("by_hand")
     version = champion.get_model_version_by_alias(names.MODEL, names.CHALLENGER)
     assert version.tags["gate"] == "forced"
+    note = champion.get_run(version.run_id).data.tags["mlflow.note.content"]
+    assert "### The gate: forced" in note
+    assert "a new code, looked at" in note
+    assert "| ✗ | data_was_checked | no data gate has passed" in note
     assert version.tags["gate.forced"].endswith(": a new code, looked at")
     assert "data_was_checked" in version.tags["gate.failed"]
     verdict = json.loads(Path(champion.download_artifacts(version.run_id, FILE, str(home))).read_text())

@@ -27,7 +27,10 @@ EVALUATION: dict[str, Any] = {
     "parameters": {"epochs": 4, "seed": 1},
     "table_versions": {"training_lists": 3},
     "means": {"model": {"ndcg_at_10": 0.3}, "popularity": {"ndcg_at_10": 0.1}},
-    "folds": [{"as_of": 4, "means": {"model": {"ndcg_at_10": 0.25}}}],
+    "num_lists": 3,
+    "folds": [{"as_of": 4, "num_lists": 2, "means": {"model": {"ndcg_at_10": 0.25}}}],
+    "segments": {"new_users": {"num_lists": 1, "means": {"model": {"ndcg_at_10": 0.2}}}},
+    "losses": {"5": {"1": 0.5, "2": 0.4}},
     "export": {"model_mib": 2.5},
 }
 PASSED: dict[str, Any] = {"passed": True, "rules": [{"name": "model_mib", "passed": True}]}
@@ -56,6 +59,10 @@ def test_a_training_is_one_run_and_one_version(client: MlflowClient, tmp_path: P
     assert run.data.params == {"epochs": "4", "seed": "1"}
     assert run.data.metrics["model.ndcg_at_10"] == 0.3
     assert run.data.metrics["by_interval.model.ndcg_at_10"] == 0.25
+    assert run.data.metrics["new_users.model.ndcg_at_10"] == 0.2
+    curve = client.get_metric_history(run_id, "loss.as_of_5")
+    assert sorted((point.step, point.value) for point in curve) == [(1, 0.5), (2, 0.4)]
+    assert "ndcg_at_10.png" in {file.path for file in client.list_artifacts(run_id)}
     assert (run.data.tags["data.training_lists"], run.data.tags["mlflow.source.git.commit"]) == ("3", "abc")
     assert {registry.register(run_id, EVALUATION, PASSED) for _ in range(2)} == {1}
     assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 1
