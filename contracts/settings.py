@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         0.95, ge=0.5, lt=1, description="One-sided confidence with which a challenger must beat each baseline."
     )
     gate_tolerance: float = Field(
-        0.05,
+        0.02,
         ge=0,
         lt=1,
         description="Share of the champion's ndcg_at_10, also in each fold and of each kind of user and item, that a "
