@@ -116,8 +116,8 @@ def report(folds: Sequence[Fold], confidence: float) -> dict[str, Any]:
 
     Returns:
         `folds`, each with its `as_of`; `segments` by name; and for all lists together `means` by what recommended and
-        `paired` differences of the model to each, with what the other has (`theirs`). The champion is in it with the folds
-        that it has not learned from.
+        `paired` differences of the model to each, with what the other has (`theirs`). The champion is in `paired` with the
+        folds that it has not learned from, and in `means` where those are all.
     """
     whole = _described([fold.lists for fold in folds], confidence) if folds else {"means": {}, "paired": {}}
     by_segment: dict[str, list[Scores]] = {}
@@ -136,9 +136,11 @@ def _described(parts: Sequence[Scores], confidence: float) -> dict[str, Any]:
         who: joined([part for part in parts if who in part.metrics])
         for who in dict.fromkeys(who for part in parts for who in part.metrics)
     }
+    num_lists = len(of_who[MODEL].users)
     return {
-        "num_lists": len(of_who[MODEL].users),
-        "means": {who: means(those.metrics[who]) for who, those in of_who.items()},
+        "num_lists": num_lists,
+        # Of those who recommended in all of these lists: means over others would be compared all the same.
+        "means": {who: means(those.metrics[who]) for who, those in of_who.items() if len(those.users) == num_lists},
         "paired": {
             who: {metric: _paired(those, who, metric, confidence) for metric in METRICS}
             for who, those in of_who.items()

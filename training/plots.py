@@ -20,7 +20,7 @@ def by_segment(evaluation: Mapping[str, Any]) -> Figure:
     parts |= {name.replace("_", " "): segment for name, segment in evaluation["segments"].items()}
     figure = Figure(figsize=(9, 0.6 + 0.75 * len(parts)), layout="constrained")
     axes = figure.subplots()
-    who = [*evaluation["means"]]
+    who = [*dict.fromkeys(name for part in parts.values() for name in part["means"])]
     height = 0.8 / len(who)
     for place, name in enumerate(who):
         rows = [(row, part["means"][name][NDCG]) for row, part in enumerate(parts.values()) if name in part["means"]]

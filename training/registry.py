@@ -22,6 +22,8 @@ KEY_TAG = "cartwheel.key"
 EVALUATION_TAG = "cartwheel.evaluation_sha256"
 ARTIFACT_FOLDER = "model"
 NOTE_TAG = "mlflow.note.content"
+OF_MODELS = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: MLflow shows the pages for trained models, not those for agents."""
 
 
 def _client() -> Any:
@@ -64,7 +66,11 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
 
     client = _client()
     experiment = client.get_experiment_by_name(names.EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment(names.EXPERIMENT, tags={MLFLOW_EXPERIMENT_KIND: "custom_model_development"})
+    )
     digest = hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
     same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}'"
     finished = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)

@@ -62,8 +62,10 @@ def test_the_champion_counts_where_it_was_scored() -> None:
     ]
     found = report(folds, 0.95)
     assert found["means"]["model"][NDCG] == pytest.approx(0.3)
-    assert found["means"]["champion"][NDCG] == pytest.approx(0.3)
+    assert "champion" not in found["means"]
+    assert found["folds"][1]["means"]["champion"][NDCG] == pytest.approx(0.3)
     assert found["paired"]["champion"][NDCG]["num_lists"] == 2
+    assert found["paired"]["champion"][NDCG]["theirs"] == pytest.approx(0.3)
     pair = found["paired"]["popularity"][NDCG]
     assert (pair["num_lists"], pair["num_users"]) == (4, 2)
     # Each user's two lists add up to the same: whom we ask changes nothing.
