@@ -67,9 +67,7 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     client = _client()
     experiment = client.get_experiment_by_name(names.EXPERIMENT)
     experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(names.EXPERIMENT, tags={MLFLOW_EXPERIMENT_KIND: "custom_model_development"})
+        experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT, tags=OF_MODELS)
     )
     digest = hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
     same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}'"
