@@ -145,7 +145,8 @@ def test_a_shop_goes_through_every_stage(
         "CARTWHEEL_FOLD_OFFSETS": "1,2",
         "CARTWHEEL_TRAINING_INTERVALS": "5",
         "CARTWHEEL_TRAINING_EPOCHS": "16",  # of six steps each
-        "CARTWHEEL_GATE_CONFIDENCE": "0.5",
+        "CARTWHEEL_GATE_UNSURE": "pass",  # of eighty users
+        "CARTWHEEL_SECRET_VERDICT_KEY": "5e" * 32,
     }
 
     def verb(*command: str) -> str:
