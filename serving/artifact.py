@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 from contracts.errors import InputError
-from contracts.files import sync
+from contracts.files import sha256, sync
 from contracts.settings import settings
 from contracts.verdicts import GOLDEN, MANIFEST
 from serving.desired import base_path
@@ -52,11 +51,6 @@ def verify(folder: Path) -> str:
         if (folder / name).is_symlink() or sha256(folder / name) != digest.lower():
             raise refuse(f"the file {name} does not match its checksum in {MANIFEST}")
     return sha256(manifest)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def place(version: int, source: str, manifest_sha256: str) -> Path:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -17,17 +16,16 @@ import typer
 from contracts import dataset as datasets
 from contracts import verdicts
 from contracts.errors import InputError, reported
-from contracts.files import lock_holder, locked, read_json, write_json
+from contracts.files import lock_holder, locked, read_json, sha256, write_json
 from contracts.metrics import NDCG
 from contracts.settings import actor, settings
 from contracts.trainings import BLOCKED, LOCK, REQUEST, WORK, TrainingData, clear_abandoned, needed_training_data
-from contracts.verdicts import FILE, MANIFEST, may_be_deployed, sealed
 from training.workers import workers
 
 if TYPE_CHECKING:
     from training.config import RankerConfig
     from training.data import Shop
-    from training.trainer import Champion, Trained
+    from training.trainer import Champion, Say, Trained
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Key = Annotated[
@@ -51,7 +49,7 @@ def _trained(key: str) -> dict[str, Any]:
     return evaluation
 
 
-def _teller() -> Callable[[str], None]:
+def _teller() -> Say:
     """Prints a line with the seconds since now."""
     started = time.monotonic()
 
@@ -65,13 +63,14 @@ def _teller() -> Callable[[str], None]:
 def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the record.")] = "a person") -> None:
     """Evaluate on rolling intervals, train the model to serve, export it and log it to MLflow."""
     from training import registry
+    from training.config import from_settings
 
     folder, own = _folder(key), workers()
     if not own.is_chief:
         if not read_json(
             folder / "evaluation.json"
         ):  # else the chief has nothing to do but to log it, and waits for nobody
-            _fit(key, lambda line: None)
+            _fit(folder, _data(key).versions, from_settings(), lambda line: None)
         return
     # A training outlives the Airflow worker that started it, if that is killed: who tries again waits for its end.
     if holder := lock_holder(folder / LOCK):
@@ -89,25 +88,40 @@ def train(key: Key, requested_by: Annotated[str, typer.Option(help="Why, for the
     print(f"training {key} is MLflow run {run_id}", flush=True)
 
 
+def _data(key: str) -> TrainingData:
+    """What the training was asked for on; without a request, what there is."""
+    request = read_json(_folder(key) / REQUEST)
+    return TrainingData(**request) if request else needed_training_data()
+
+
 def _fit(
-    key: str, say: Callable[[str], None], champion: Champion | None = None
-) -> tuple[Shop, TrainingData, RankerConfig, Trained]:
-    """What every worker does; the champion is for the chief, who evaluates."""
-    from training.config import from_settings
+    folder: Path, versions: Mapping[str, int], config: RankerConfig, say: Say, champion: Champion | None = None
+) -> tuple[Shop, Trained]:
+    """What every worker does, on these versions of the tables; the champion is for the chief, who evaluates."""
     from training.data import load_items, parts
     from training.distribution import choose_strategy
     from training.trainer import num_intervals
     from training.trainer import train as fit_and_evaluate
 
-    strategy, config, dataset = choose_strategy(), from_settings(), datasets.load(settings().dataset_path)
-    request = read_json(_folder(key) / REQUEST)
-    data = TrainingData(**request) if request else needed_training_data()
-    shop = load_items(dataset, data.versions, num_intervals(config))
+    strategy, dataset = choose_strategy(), datasets.load(settings().dataset_path)
+    shop = load_items(dataset, versions, num_intervals(config))
     say(f"{dataset.name}: {len(shop.item_ids)} items, to serve interval {shop.coming}")
-    trained = fit_and_evaluate(
-        shop, parts(shop), config, say, _folder(key) / WORK, strategy=strategy, champion=champion
-    )
-    return shop, data, config, trained
+    return shop, fit_and_evaluate(shop, parts(shop), config, say, folder / WORK, strategy=strategy, champion=champion)
+
+
+def _exported(folder: Path, shop: Shop, trained: Trained, config: RankerConfig) -> dict[str, Any]:
+    """Write the SavedModel; what an evaluation says of what it is made of, how good it is, and what it takes."""
+    from training import registry
+    from training.data import with_users
+    from training.evaluation import report
+    from training.export import export
+
+    return {
+        **registry.made_of(),
+        **report(trained.folds, settings().gate_confidence),
+        "table_versions": dict(shop.versions),
+        "export": export(trained.ranker, with_users(shop), config, folder / "saved_model"),
+    }
 
 
 def _champion(key: str) -> tuple[Champion | None, dict[str, Any] | None]:
@@ -129,16 +143,15 @@ def _champion(key: str) -> tuple[Champion | None, dict[str, Any] | None]:
 
 
 def _train(key: str, requested_by: str) -> dict[str, Any]:
-    from training import registry
-    from training.data import with_users
-    from training.evaluation import report
-    from training.export import export
+    from training.config import from_settings
 
     started, folder, say = time.monotonic(), _folder(key), _teller()
     clear_abandoned(but=key)
     champion, about_champion = _champion(key)
-    shop, data, config, trained = _fit(key, say, champion)
-    exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
+    data, config = _data(key), from_settings()
+    shop, trained = _fit(folder, data.versions, config, say, champion)
+    described = _exported(folder, shop, trained, config)
+    exported = described["export"]
     say(f"exported {exported['model_mib']:.1f} MiB, {exported['predict_p50_ms']:.1f} ms a prediction")
     num_users = int(settings().gate_max_model_mib * 2**20 / exported["user_bytes"])
     say(
@@ -152,11 +165,8 @@ def _train(key: str, requested_by: str) -> dict[str, Any]:
         "champion": about_champion,
         "requested_by": requested_by,
         "parameters": asdict(config),
-        **registry.made_of(),
-        **report(trained.folds, settings().gate_confidence),
+        **described,
         "losses": {str(as_of): {str(n): loss for n, loss in of.items()} for as_of, of in trained.losses.items()},
-        "export": exported,
-        "table_versions": dict(shop.versions),
         "checked_versions": data.checked_versions,
         "seconds": time.monotonic() - started,
     }
@@ -239,7 +249,7 @@ def gate(
     )
     rules, run_id = judge(evaluation, limits), read_json(folder / "run.json")["run_id"]
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    verdict = {
+    judged = {
         "key": key,
         "run_id": run_id,
         "time": now,
@@ -247,11 +257,12 @@ def gate(
         "forced": {"by": actor(), "at": now, "reason": reason.strip()} if force else None,
         "limits": asdict(limits),
         "rules": [asdict(rule) for rule in rules],
-        "manifest_sha256": hashlib.sha256((folder / "saved_model" / MANIFEST).read_bytes()).hexdigest(),
+        "manifest_sha256": sha256(folder / "saved_model" / verdicts.MANIFEST),
     }
     print(described(rules))
-    write_json(folder / FILE, sealed(verdict, chosen.secret(verdicts.KEY)))
-    registry.log_verdict(run_id, folder / FILE)
+    verdict = verdicts.sealed(judged, chosen.secret(verdicts.KEY))
+    write_json(folder / verdicts.FILE, verdict)
+    registry.log_verdict(run_id, verdict)
     if verdict["passed"]:
         print("the gate passed this model")
     elif force:
@@ -271,16 +282,20 @@ def register(key: Key) -> None:
     from training import registry
 
     evaluation, folder = _trained(key), _folder(key)
-    verdict = read_json(folder / FILE)
-    if not may_be_deployed(verdict):
+    verdict = read_json(folder / verdicts.FILE)
+    if not verdicts.may_be_deployed(verdict):
         raise InputError(
-            f"the gate has not passed {key}", where=str(folder / FILE), cure=f"run python -m training gate --key {key}"
+            f"the gate has not passed {key}",
+            where=str(folder / verdicts.FILE),
+            cure=f"run python -m training gate --key {key}",
         )
     # What has finished is deployed by now, or was left: it must not come back as challenger.
     if version := read_json(folder / "result.json").get("version"):
         print(f"{key} is version {version} already")
         return
-    version = registry.register(read_json(folder / "run.json")["run_id"], evaluation, verdict)
+    run_id = read_json(folder / "run.json")["run_id"]
+    registry.log_verdict(run_id, verdict)  # again, if the gate was killed before it was there
+    version = registry.register(run_id, evaluation, verdict)
     _finish(key, evaluation, "registered", version=version)
     print(f"{key} is version {version}, the challenger")
 
@@ -291,14 +306,8 @@ def reproduce(run_id: Annotated[str, typer.Argument(help="MLflow's id of the run
     from deltalake.exceptions import DeltaError
 
     from training import registry
-    from training.data import load_items, parts, with_users
-    from training.distribution import choose_strategy
-    from training.evaluation import report
-    from training.export import export
     from training.refresh import config_of
     from training.reproduction import compare
-    from training.trainer import num_intervals
-    from training.trainer import train as fit_and_evaluate
 
     folder, say = _folder(f"reproduce_{run_id}"), _teller()
     with locked(folder / LOCK):
@@ -308,22 +317,17 @@ def reproduce(run_id: Annotated[str, typer.Argument(help="MLflow's id of the run
                 f"run {run_id} has trained nothing: it has the weights of version {original['refresh']['version']}",
                 where=run_id, cure="reproduce the run of that version",
             )  # fmt: skip
-        config, dataset = config_of(original["parameters"]), datasets.load(settings().dataset_path)
+        config = config_of(original["parameters"])
         say(f"{original['key']}: commit {original['commit']}, tables {original['table_versions']}")
         try:
-            shop = load_items(dataset, original["table_versions"], num_intervals(config))
-            trained = fit_and_evaluate(shop, parts(shop), config, say, folder / WORK, strategy=choose_strategy())
-            exported = export(trained.ranker, with_users(shop), config, folder / "saved_model")
+            shop, trained = _fit(folder, original["table_versions"], config, say)
+            again = _exported(folder, shop, trained, config)
         except (DeltaError, FileNotFoundError) as error:
             raise InputError(
                 f"what it was trained on is not there any more: {str(error).splitlines()[0][:200]}",
                 where=f"tables {original['table_versions']}",
                 cure="nothing helps: an erasure, or a vacuum of the tables, has removed those versions",
             ) from None
-        again = {
-            **registry.made_of(), **report(trained.folds, settings().gate_confidence),
-            "table_versions": dict(shop.versions), "export": exported,
-        }  # fmt: skip
         comparison = compare(original, model, again, folder / "saved_model")
         write_json(folder / "comparison.json", asdict(comparison) | {"is_reproduced": comparison.is_reproduced})
         shutil.rmtree(folder / WORK)

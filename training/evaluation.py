@@ -12,8 +12,8 @@ import numpy.typing as npt
 from contracts.metrics import METRICS, Floats, list_metrics, paired_difference
 from training.data import Ints, Lists, Shop, history_lengths, may_be_candidate, only_targets, statistic
 
-MODEL, CHAMPION = "model", "champion"
-"""Names of the ranker and of the one that serves, beside the baselines in an evaluation."""
+MODEL = "model"
+"""Name of the ranker in an evaluation, beside the champion and the baselines."""
 POPULAR_ITEMS, TAIL_ITEMS = "popular_items", "tail_items"
 
 
@@ -79,8 +79,12 @@ def scores(shop: Shop, lists: Lists, recommended: Mapping[str, Ints], *, first_u
     return Scores(lists.users + first_user, history_lengths(shop, lists.users, lists.as_of), metrics)
 
 
-def scores_by_items(shop: Shop, lists: Lists, recommended: Mapping[str, Ints], *, first_user: int) -> dict[str, Scores]:
-    """The same held against some of the targets: the fewest best sellers that make half of what could be taken, and the rest."""
+def scores_by_items(shop: Shop, lists: Lists, recommended: Mapping[str, Ints], whole: Scores) -> dict[str, Scores]:
+    """The same held against some of the targets: the fewest best sellers that make half of what could be taken, and the rest.
+
+    Args:
+        whole: `scores` of these lists.
+    """
     sold = statistic(shop, lists.as_of, "target_events_4").astype(np.float64) * may_be_candidate(shop, lists.as_of)
     best_first = np.argsort(-sold, kind="stable")
     is_popular = np.zeros(len(sold), bool)
@@ -88,9 +92,8 @@ def scores_by_items(shop: Shop, lists: Lists, recommended: Mapping[str, Ints], *
     found = {}
     for name, is_counted in ((POPULAR_ITEMS, is_popular), (TAIL_ITEMS, ~is_popular)):
         has_any, some = only_targets(lists, is_counted[lists.targets])
-        found[name] = scores(
-            shop, some, {who: rows[has_any] for who, rows in recommended.items()}, first_user=first_user
-        )
+        metrics = {who: score(rows[has_any], some, len(sold)) for who, rows in recommended.items()}
+        found[name] = Scores(whole.users[has_any], whole.history_lengths[has_any], metrics)
     return found
 
 

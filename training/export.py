@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from contracts.files import sha256
 from contracts.names import MODEL
 from contracts.verdicts import GOLDEN, MANIFEST
 from training.config import RankerConfig
@@ -201,9 +201,7 @@ def _warm_up(folder: Path, users: list[str]) -> None:
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in files
-    ]
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}" for path in files]
     (folder / MANIFEST).write_text("\n".join(lines) + "\n")
 
 

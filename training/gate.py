@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts.metrics import NDCG, OFFLINE_BASELINES, PERSONAL_FREQUENCY, RECALL
+from contracts.names import CHAMPION
 
 MIN_USERS = 30
 """In a fold or a segment, to tell whether the model has lost there."""
@@ -116,7 +117,7 @@ def _holds_beside_champion(evaluation: Mapping[str, Any], limits: Limits) -> lis
     champion, name = evaluation.get("champion"), f"not_worse_than_champion_{NDCG}"
     if champion is None:
         return []
-    pair = evaluation.get("paired", {}).get("champion", {}).get(NDCG)
+    pair = evaluation.get("paired", {}).get(CHAMPION, {}).get(NDCG)
     if pair is None:
         why = champion.get("why_not") or f"there is no fold that version {champion['version']} has not learned from"
         return [_unsure(name, why, limits)]
@@ -128,9 +129,9 @@ def _holds_beside_champion(evaluation: Mapping[str, Any], limits: Limits) -> lis
 
 
 def _holds_in(what: str, part: Mapping[str, Any], limits: Limits) -> Rule:
-    """In a fold or a segment: not surely worse, by more than the tolerance, than the champion, else than the best baseline."""
+    """In a fold or a segment: not surely worse, by more than the tolerance, than the champion, else than personal frequency."""
     name, paired = f"holds_in_{what}", part["paired"]
-    other = "champion" if "champion" in paired else PERSONAL_FREQUENCY
+    other = CHAMPION if CHAMPION in paired else PERSONAL_FREQUENCY
     pair = paired[other][NDCG]
     if pair["num_users"] < MIN_USERS:
         return Rule(name, True, f"too few to tell: {pair['num_users']} users", is_sure=False)

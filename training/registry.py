@@ -12,16 +12,18 @@ from typing import Any
 
 from contracts import names
 from contracts.errors import InputError
-from contracts.files import read_json
+from contracts.files import sha256
 from contracts.metrics import NDCG
 from contracts.settings import REPOSITORY, settings
-from contracts.verdicts import failures
+from contracts.verdicts import FILE, failures
 from training.plots import by_segment
 
 KEY_TAG = "cartwheel.key"
 EVALUATION_TAG = "cartwheel.evaluation_sha256"
 ARTIFACT_FOLDER = "model"
 NOTE_TAG = "mlflow.note.content"
+METRICS_AT_ONCE = 1000
+"""As many as MLflow takes in one request."""
 OF_MODELS = {"mlflow.experimentKind": "custom_model_development"}
 """Of an experiment: MLflow shows the pages for trained models, not those for agents."""
 
@@ -47,13 +49,9 @@ def made_of() -> dict[str, str]:
     """Of what a model is made beside data and parameters: code, packages, and the shop's dataset file."""
     return {
         "commit": code_version(),
-        "lock_sha256": _sha256(REPOSITORY / "requirements.lock"),
-        "dataset_sha256": _sha256(settings().dataset_path),
+        "lock_sha256": sha256(REPOSITORY / "requirements.lock"),
+        "dataset_sha256": sha256(settings().dataset_path),
     }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
@@ -88,11 +86,10 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     run = client.create_run(experiment_id, tags=tags, run_name=key)
     run_id = str(run.info.run_id)
     now_ms = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        params=[Param(name, str(value)) for name, value in evaluation["parameters"].items()],
-        metrics=[Metric(name, value, now_ms, step) for name, value, step in _metrics(evaluation)],
-    )
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in evaluation["parameters"].items()])
+    metrics = [Metric(name, value, now_ms, step) for name, value, step in _metrics(evaluation)]
+    for start in range(0, len(metrics), METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_AT_ONCE])
     if evaluation.get("segments"):
         client.log_figure(run_id, by_segment(evaluation), f"{NDCG}.png")
     client.log_artifacts(run_id, str(folder / "saved_model"), ARTIFACT_FOLDER)
@@ -112,11 +109,7 @@ def champion() -> int | None:
     try:
         models = _client().search_registered_models(f"name = '{names.MODEL}'")
     except MlflowException as error:
-        raise InputError(
-            f"MLflow failed: {str(error).splitlines()[0][:200]}",
-            where=settings().mlflow_uri,
-            cure="see that MLflow runs there",
-        ) from None
+        raise _unfetchable(f"the alias {names.CHAMPION}", error) from None
     versions = [model.aliases[names.CHAMPION] for model in models if names.CHAMPION in model.aliases]
     return int(versions[0]) if versions else None
 
@@ -182,11 +175,11 @@ def _unfetchable(what: str, error: Exception) -> InputError:
     )
 
 
-def log_verdict(run_id: str, verdict: Path) -> None:
+def log_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
     """Leave the verdict on the run, where the deployer reads it, and say it in tags, where people do."""
-    client, found = _client(), read_json(verdict)
-    client.log_artifact(run_id, str(verdict))
-    for name, value in {**_tags(found), NOTE_TAG: _note(found)}.items():
+    client = _client()
+    client.log_dict(run_id, dict(verdict), FILE)
+    for name, value in {**_tags(verdict), NOTE_TAG: _note(verdict)}.items():
         client.set_tag(run_id, name, value)
 
 
@@ -194,8 +187,7 @@ def _note(verdict: Mapping[str, Any]) -> str:
     """The verdict in Markdown, which MLflow shows as the description of the run."""
     said, forced = _tags(verdict)["gate"], verdict.get("forced")
     rows = [
-        f"| {'✓' if rule['passed'] else '✗'}{'' if rule.get('is_sure', True) else ' ?'} "
-        f"| {rule['name']} | {rule.get('detail', '')} |"
+        f"| {'✓' if rule['passed'] else '✗'}{'' if rule['is_sure'] else ' ?'} | {rule['name']} | {rule['detail']} |"
         for rule in sorted(verdict["rules"], key=lambda rule: rule["passed"])
     ]
     why = [f"Forced by {forced['by']}: {forced['reason']}", ""] if forced else []

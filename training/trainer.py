@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from contracts.errors import InputError
 from contracts.metrics import DECAYED_FREQUENCY, PERSONAL_FREQUENCY, POPULARITY, K
+from contracts.names import CHAMPION
 from contracts.tables import TRAINING_LISTS
 from training import baselines, evaluation
 from training.config import RankerConfig
@@ -28,7 +29,7 @@ from training.data import (
     may_be_candidate,
     popular_items,
 )
-from training.evaluation import CHAMPION, MODEL, Fold
+from training.evaluation import MODEL, Fold
 from training.examples import Examples, Shard, find_shard, write_shard
 from training.features import Candidates, History, Items, candidates, feature_names
 from training.fitting import fit
@@ -329,13 +330,8 @@ def evaluate(
                 shown[CHAMPION] = recommend(
                     shop, lists, champion_ranker, champion.config, retrieve_for_champion, num_places=K
                 )
-            scores[as_of].append(
-                Fold(
-                    as_of,
-                    evaluation.scores(shop, lists, shown, first_user=num_users),
-                    evaluation.scores_by_items(shop, lists, shown, first_user=num_users),
-                )
-            )
+            whole = evaluation.scores(shop, lists, shown, first_user=num_users)
+            scores[as_of].append(Fold(as_of, whole, evaluation.scores_by_items(shop, lists, shown, whole)))
         num_users += len(shop.user_ids)
     folds = []
     for as_of, of_parts in scores.items():

@@ -6,7 +6,6 @@ What is fetched stands in `NAME_jars.ivy.xml`, what must come of it in `NAME_jar
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contracts.errors import InputError
-from contracts.files import locked
+from contracts.files import locked, sha256
 from contracts.settings import Settings
 from deploy.local.environment import pyspark_folder
 from deploy.local.java import Java
@@ -30,7 +29,7 @@ def read_lock(name: str = "spark") -> dict[str, str]:
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 in hexadecimal by file name of everything in `folder`."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: sha256(path) for path in sorted(folder.iterdir())}
 
 
 def verify(folder: Path, lock: dict[str, str]) -> None:

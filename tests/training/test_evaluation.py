@@ -37,7 +37,7 @@ def test_lists_by_their_users_and_their_items(shop: Shop) -> None:
         MODEL: [1.0, 0.0],
         "popularity": [0.0, 1.0],
     }
-    by_items = scores_by_items(shop, lists, SHOWN, first_user=10)
+    by_items = scores_by_items(shop, lists, SHOWN, of_all)
     assert {name: each.users.tolist() for name, each in by_items.items()} == {POPULAR_ITEMS: [12], TAIL_ITEMS: [10]}
     assert by_items[TAIL_ITEMS].metrics["popularity"][NDCG].tolist() == [0.0]
     of_kind = by_users(of_all)

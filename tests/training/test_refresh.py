@@ -203,7 +203,13 @@ def test_a_challenger_is_scored_beside_the_champion_and_may_be_forced(
         verbs.register("by_hand")
     with pytest.raises(InputError, match="takes both --force and --reason"):
         verbs.gate("by_hand", force=True)
-    verbs.gate("by_hand", force=True, reason="a new code, looked at")
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "log_verdict", killed)  # before the verdict is on the run: registering puts it there
+        verbs.gate("by_hand", force=True, reason="a new code, looked at")
     verbs.register("by_hand")
     version = champion.get_model_version_by_alias(names.MODEL, names.CHALLENGER)
     assert version.tags["gate"] == "forced"
