@@ -58,7 +58,7 @@ test-fast: setup-test ## Run the tests that need a few seconds each
 
 test-long: setup-test ## Run what needs an hour: full data, many kills, much fuzzing (SEED=..., EVENTS=..., KILLS=...)
 	@$(python) -m deploy.local prepare
-	@$(python) -m pytest tests -m long $(ARGS)
+	@$(python) -m pytest tests -m long --ignore=tests/faults $(ARGS)
 	@CARTWHEEL_TEST_FUZZ_EXAMPLES=200 $(python) -m pytest tests/spark_jobs/test_fuzz.py $(ARGS)
 	@$(MAKE) test-faults
 

@@ -150,7 +150,7 @@ def main(interval: int | None) -> int:
             history_before(storage.read(spark, USER_HISTORIES), each),
             settings().top_k,
         )
-        storage.write(rows.coalesce(1), ATTRIBUTIONS, where=f"interval = {each}", record={"intervals": states})
+        storage.write(rows.coalesce(1), ATTRIBUTIONS, replace=[each], record={"intervals": states})
         attainable.unpersist()
         say(f"interval {each}: {num_shown[each]:,} lists attributed")
     return 0

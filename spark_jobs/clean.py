@@ -95,18 +95,19 @@ def _clean(dataset: Dataset) -> int:
     judged = judge(bronze.where(these), dataset).persist(StorageLevel.MEMORY_AND_DISK)
     try:
         aside = set_aside(judged)
-        num_read = sum(storage.rows(BRONZE_EVENTS, version).get(interval, 0) for interval in intervals)
-        num_kept, num_aside = fit(judged).count(), aside.count()
-        if num_read != num_kept + num_aside:
-            raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")
-        # Silver last: its commit says that the intervals are done, so a run that is killed before it is simply repeated.
-        storage.write(aside.coalesce(1), QUARANTINE, where=these)
-        storage.write(
-            fit(judged).repartition("interval"),
-            SILVER_EVENTS,
-            where=these,
-            record={"bronze": bronze_state, "through": through, "meaning": pending.meaning(dataset)},
-        )
+        rows_of = storage.rows(BRONZE_EVENTS, version)
+        num_read = sum(rows_of.get(interval, 0) for interval in intervals)
+        record = {"bronze": bronze_state, "through": through, "meaning": pending.meaning(dataset)}
+        with (
+            storage.staged_files(aside.coalesce(1), QUARANTINE) as bad,
+            storage.staged_files(fit(judged).repartition("interval"), SILVER_EVENTS) as good,
+        ):
+            num_kept, num_aside = storage.num_rows(good), storage.num_rows(bad)
+            if num_read != num_kept + num_aside:
+                raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")
+            # Silver last: its commit says that the intervals are done, so a run that is killed before it is repeated.
+            storage.commit(bad, QUARANTINE, replace=intervals)
+            storage.commit(good, SILVER_EVENTS, replace=intervals, record=record)
         say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
         reasons = rules.count_reasons(aside.withColumnRenamed("row", "record")) if num_aside else []
         for kind in reasons[:12]:

@@ -234,36 +234,28 @@ def main(coming: int | None) -> int:
         )
         if todo.item_intervals:
             these = storage.ranges_predicate("interval", todo.item_intervals)
-            storage.write(
-                item_intervals(entries.where(these)).repartition("interval"), ITEM_INTERVALS, where=these, record=record
-            )
+            sums = item_intervals(entries.where(these)).repartition("interval")
+            storage.write(sums, ITEM_INTERVALS, replace=todo.item_intervals, record=record)
             say(f"{ITEM_INTERVALS.name}: intervals {todo.item_intervals[0]} to {todo.item_intervals[-1]}")
         if todo.user_histories:
-            storage.write(user_histories(entries, before).repartition("bucket"), USER_HISTORIES, record=record)
-            say(f"{USER_HISTORIES.name}: {storage.total_rows(USER_HISTORIES):,} users")
+            histories = user_histories(entries, before).repartition("bucket")
+            say(f"{USER_HISTORIES.name}: {storage.write(histories, USER_HISTORIES, record=record):,} users")
         entries.unpersist()
     if todo.training_lists:
         these = storage.ranges_predicate("interval", todo.training_lists)
-        as_ofs = storage.ranges_predicate("as_of", todo.training_lists)
-        storage.write(
-            # In order, so that whoever reads one bucket passes over most of the others.
-            training_lists(silver.where(these)).repartition("as_of").sortWithinPartitions("as_of", "bucket", "user_id"),
-            TRAINING_LISTS,
-            where=as_ofs,
-            record=record,
-        )
+        # In order, so that whoever reads one bucket passes over most of the others.
+        lists = training_lists(silver.where(these)).repartition("as_of")
+        lists = lists.sortWithinPartitions("as_of", "bucket", "user_id")
+        storage.write(lists, TRAINING_LISTS, replace=todo.training_lists, record=record)
         say(f"{TRAINING_LISTS.name}: {len(todo.training_lists)} intervals")
     sums = storage.read(spark, ITEM_INTERVALS)
     if todo.category_shares:
         shares = category_shares(sums, storage.read(spark, ITEMS))
-        storage.write(shares.coalesce(1), CATEGORY_SHARES, record=record)
-        say(f"{CATEGORY_SHARES.name}: {storage.total_rows(CATEGORY_SHARES):,} rows")
+        say(f"{CATEGORY_SHARES.name}: {storage.write(shares.coalesce(1), CATEGORY_SHARES, record=record):,} rows")
     if todo.item_features or todo.outdated:
-        as_ofs = storage.ranges_predicate("as_of", {*todo.item_features, *todo.outdated})
-        computed = item_features(sums, storage.read(spark, PROMOTIONS), todo.item_features)
-        storage.write(
-            computed.repartition("as_of"), ITEM_FEATURES, where=as_ofs, record=record | {"promotions": promotions_state}
-        )
+        computed = item_features(sums, storage.read(spark, PROMOTIONS), todo.item_features).repartition("as_of")
+        as_ofs, made_of = {*todo.item_features, *todo.outdated}, record | {"promotions": promotions_state}
+        storage.write(computed, ITEM_FEATURES, replace=as_ofs, record=made_of)
         say(f"{ITEM_FEATURES.name}: as of {', '.join(str(as_of) for as_of in todo.item_features)}")
     return 0
 

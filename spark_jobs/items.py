@@ -109,8 +109,8 @@ def refresh_items(dataset: Dataset, folder: Path, fit: DataFrame, fresh: Collect
         seen = before.union(new).distinct()
         described = storage.empty(spark, ITEMS) if items is None else items_of_file(_read(spark, items, folder), items)
     rows = all_items(described, seen, items.not_recommended if items is not None else ())
-    storage.write(rows.coalesce(1), ITEMS, record={"source": fingerprint})
-    say(f"{ITEMS.name}: {storage.total_rows(ITEMS):,} rows")
+    num_rows = storage.write(rows.coalesce(1), ITEMS, record={"source": fingerprint})
+    say(f"{ITEMS.name}: {num_rows:,} rows")
 
 
 def _read(spark: SparkSession, items: Items, folder: Path) -> DataFrame:

@@ -20,9 +20,10 @@ from contracts.dataset import Dataset, Events
 from contracts.errors import InputError
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, UNTIMED
-from spark_jobs import ledger, reading, rules, sources, staging, storage
+from spark_jobs import ledger, reading, rules, sources, storage
 from spark_jobs.parsing import MESSAGE_ID, parse, wanted_columns
 from spark_jobs.pseudonyms import without_erased
+from spark_jobs.scratch import scratch
 from spark_jobs.session import say
 
 _KEY = ["interval", "event_id"]
@@ -135,7 +136,7 @@ class Landing:
         )  # fmt: skip
         if self.replace is not None:
             events = events.where(self.replace.predicate)
-        folder = staging.scratch() / f"batch-{uuid.uuid4().hex}"
+        folder = scratch() / f"batch-{uuid.uuid4().hex}"
         try:
             staged = storage.stage(events.repartition("interval"), BRONZE_EVENTS, folder / "all")
             if number == 0 and self.is_complete:
@@ -222,16 +223,15 @@ class Landing:
         if reasons and reasons[0]["rows"] == num_rows:
             raise InputError(rules.none_usable(num_rows, reasons[0]), where=where, cure=rules.NONE_USABLE_CURE)
 
-    def _refuse_fewer(self, entry: ledger.Entry) -> None:
+    def _refuse_fewer(self, entry: ledger.Entry, num_before: int) -> None:
         assert self.replace is not None
         if all(account.interval == UNTIMED for account in entry.accounts) and self.replace.last is not None:
             there = storage.files(BRONZE_EVENTS)
             if not any(self.replace.first <= interval <= self.replace.last for interval in there):
                 refuse_empty_range(self.replace.first, self.replace.last)
-        before = storage.read(self.spark, BRONZE_EVENTS).where(self._replaced).count()
-        if entry.num_new < before and not self.allow_fewer:
+        if entry.num_new < num_before and not self.allow_fewer:
             raise InputError(
-                f"{entry.num_new:,} rows would replace {before:,}",
+                f"{entry.num_new:,} rows would replace {num_before:,}",
                 where=f"{entry.source}, {self.replace}",
                 cure="bring the missing files back, or land with --allow-fewer (`allow_fewer` of ingest_events)",
             )
@@ -240,9 +240,14 @@ class Landing:
         through = {} if self.through is None else {"through": self.through}
         record = {"dataset": self.dataset.name, **through, **entry.record()}
         if self.replace is not None:
-            self._refuse_fewer(entry)
-            rows = storage.staged(self.spark, BRONZE_EVENTS, new)
-            storage.write(rows.repartition("interval"), BRONZE_EVENTS, where=self._replaced, record=record)
+            there, rows = storage.read(self.spark, BRONZE_EVENTS), storage.staged(self.spark, BRONZE_EVENTS, new)
+            counts = there.where(self._replaced).groupBy("interval").count().collect()
+            self._refuse_fewer(entry, sum(row["count"] for row in counts))
+            touched = {row["interval"] for row in counts} | {each.interval for each in entry.accounts}
+            # What other sources have landed in these intervals stays.
+            stays = there.where(storage.ranges_predicate("interval", touched)).where(f"NOT ({self._replaced})")
+            rows = stays.unionByName(rows).repartition("interval")
+            storage.write(rows, BRONZE_EVENTS, replace=touched, record=record)
         else:
             storage.append(new, BRONZE_EVENTS, record=record, application=entry.source, number=entry.batch)
         entries = [each for each in ledger.catch_up() if (each.source, each.batch) == (entry.source, entry.batch)]

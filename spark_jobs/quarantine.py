@@ -165,7 +165,7 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     new = new.join(left.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
     through = pending.landed_through()
     record = {"dataset": dataset.name, **({} if through is None else {"through": through})}
-    storage.write(left.unionByName(new).repartition("interval"), BRONZE_EVENTS, where=these, record=record)
+    storage.write(left.unionByName(new).repartition("interval"), BRONZE_EVENTS, replace=touched, record=record)
     return len(old)
 
 

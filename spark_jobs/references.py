@@ -88,8 +88,8 @@ def _refresh(table: Table, declared: Users | Promotions | None, folder: Path, bu
     if declared is None and not storage.total_rows(table):
         storage.create(table)
     elif storage.recorded(table).get("source") != fingerprint:
-        storage.write(build().coalesce(1), table, record={"source": fingerprint})
-        say(f"{table.name}: {storage.total_rows(table):,} rows")
+        num_rows = storage.write(build().coalesce(1), table, record={"source": fingerprint})
+        say(f"{table.name}: {num_rows:,} rows")
 
 
 def land_users(dataset: Dataset, folder: Path) -> None:

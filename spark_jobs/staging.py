@@ -5,10 +5,8 @@ Source: Pollock, a benchmark of polluted CSV files (https://doi.org/10.14778/359
 
 from __future__ import annotations
 
-import atexit
 import bz2
 import csv
-import functools
 import gzip
 import hashlib
 import io
@@ -22,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from contracts.dataset import Files
 from contracts.errors import InputError
-from contracts.settings import settings
+from spark_jobs.scratch import scratch
 
 CORRUPT = "_corrupt_record"
 """Column with the text of a record that does not have the shape of the others, and why."""
@@ -52,25 +49,6 @@ class Staged:
 
     paths: tuple[str, ...]
     names: tuple[str, ...]
-
-
-def scratch() -> Path:
-    """A folder for copies, gone when this process ends. They hold user ids as they came."""
-    folder = _own_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
-
-
-@functools.cache
-def _own_folder() -> Path:
-    """Its name, once what killed processes have left is cleared."""
-    spool = settings().home_dir / "spool"
-    for left in spool.glob("process-*"):
-        if not psutil.pid_exists(int(left.name.removeprefix("process-"))):  # it was killed
-            shutil.rmtree(left, ignore_errors=True)
-    folder = spool / f"process-{os.getpid()}"
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _copy_of(path: str, stamp: object, ending: str) -> Path:

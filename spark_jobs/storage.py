@@ -1,4 +1,7 @@
-"""Delta tables: what they hold, what changed in them, how they are written. Only `read` and `write` need Spark.
+"""Delta tables: what they hold, what changed in them, how they are written. Only reading and writing rows needs Spark.
+
+Spark writes rows as Parquet files, and these become the table's by a commit of the library deltalake: one through
+Spark takes a second longer, of which a job of little data consists.
 
 What a table was computed from is told by the user metadata of its commits: the state (`id@version`) of the table
 upstream. The intervals that were written between that state and now are the ones to compute again. That is exact,
@@ -9,8 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +28,11 @@ from deltalake.transaction import AddAction
 from contracts.errors import InputError
 from contracts.files import locked
 from contracts.settings import settings
-from contracts.tables import Table
+from contracts.tables import Column, Table
+from spark_jobs.scratch import scratch
 
 if TYPE_CHECKING:
+    from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame, SparkSession
 
 _HISTORY = 100
@@ -141,7 +147,7 @@ def changed(table: Table, since: str) -> set[int]:
 
 
 def ranges_predicate(column: str, values: Iterable[int]) -> str:
-    """A predicate for `replaceWhere`, as ranges so that it stays short."""
+    """A predicate, as ranges so that it stays short."""
     ranges: list[list[int]] = []
     for value in sorted(values):
         if ranges and value == ranges[-1][1] + 1:
@@ -190,33 +196,55 @@ def require_layout(table: Table) -> None:
         )
 
 
-def write(frame: DataFrame, table: Table, *, where: str | None = None, record: dict[str, Any] | None = None) -> None:
-    """Replace the table, or the part of it that `where` names, in one atomic commit.
+def write(
+    frame: DataFrame, table: Table, *, replace: Collection[int] | None = None, record: dict[str, Any] | None = None
+) -> int:
+    """Replace the table, or some of its partitions, in one atomic commit; the number of rows written.
 
     Args:
         frame: has the table's columns; others are left out.
-        where: predicate; all rows of `frame` must fit it.
+        replace: values of the partition column; all rows of `frame` must have one of them. None means the whole table.
         record: kept with the commit, for `recorded`.
+
+    Raises:
+        PySparkException: a value is missing that the contract wants.
+        RuntimeError: a row lies beside what is replaced. Nothing was written then.
     """
-    writer = _typed(frame, table).write.format("delta").mode("overwrite").option("mergeSchema", "true")
-    if where is not None:
-        writer = writer.option("replaceWhere", where)
-    if record is not None:
-        writer = writer.option("userMetadata", json.dumps(record))
-    writer.save(str(table.path))
+    with staged_files(frame, table) as folder:
+        count = num_rows(folder)
+        commit(folder, table, replace=replace, record=record)
+        return count
 
 
-def add(frame: DataFrame, table: Table, *, record: dict[str, Any]) -> None:
-    """Add rows in one atomic commit, which keeps `record` for `recorded`."""
-    writer = _typed(frame, table).write.format("delta").mode("append").option("mergeSchema", "true")
-    writer.option("userMetadata", json.dumps(record)).save(str(table.path))
+@contextmanager
+def staged_files(frame: DataFrame, table: Table) -> Iterator[Path]:
+    """Rows as `stage` writes them, for `commit`: a folder that is gone afterwards."""
+    folder = scratch() / f"staged-{uuid.uuid4().hex}"
+    try:
+        stage(frame, table, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stage(frame: DataFrame, table: Table, folder: Path) -> DataFrame:
-    """Write rows as files beside the table, for `append`; returns them as they lie there. No reader of the table sees them."""
-    columns = [frame[column.name].cast(column.type) for column in table.columns]
+    """Write rows as files beside the table, for `commit`; returns them as they lie there. No reader of the table sees them.
+
+    Raises:
+        PySparkException: a value is missing that the contract wants.
+    """
+    columns = [_required(frame[column.name].cast(column.type), column, table) for column in table.columns]
     frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by).parquet(str(folder))
     return staged(frame.sparkSession, table, folder)
+
+
+def _required(value: SparkColumn, column: Column, table: Table) -> SparkColumn:
+    from pyspark.sql import functions as F
+
+    if column.nullable:
+        return value.alias(column.name)
+    missing = F.raise_error(F.lit(f"{table.name}: {column.name} is missing in some rows"))
+    return F.coalesce(value, missing).alias(column.name)
 
 
 def staged(spark: SparkSession, table: Table, folder: Path) -> DataFrame:
@@ -225,13 +253,37 @@ def staged(spark: SparkSession, table: Table, folder: Path) -> DataFrame:
     return spark.read.schema(schema).parquet(str(folder))
 
 
+def num_rows(folder: Path) -> int:
+    """Number of rows that `stage` has written."""
+    return sum(pq.read_metadata(path).num_rows for path in folder.rglob("*.parquet"))
+
+
 def append(folder: Path, table: Table, *, record: dict[str, Any], application: str, number: int) -> None:
-    """Make the files of `stage` the table's in one atomic commit, unless `application` has committed this `number` or a later one.
+    """Add the files of `stage` to the table, unless `application` has committed this `number` or a later one.
 
     Source: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#transaction-identifiers
+    """
+    opened = open_table(table)
+    last = None if opened is None else opened.transaction_version(application)
+    if last is None or last < number:
+        commit(folder, table, replace=(), record=record, transactions=[deltalake.Transaction(application, number)])
+
+
+def commit(
+    folder: Path,
+    table: Table,
+    *,
+    replace: Collection[int] | None,
+    record: dict[str, Any] | None = None,
+    transactions: Sequence[deltalake.Transaction] = (),
+) -> None:
+    """Make the files of `stage` the table's, in one atomic commit.
+
+    Args:
+        replace: values of the partition column; their rows are the table's no longer. None means all rows.
 
     Raises:
-        RuntimeError: a value is missing that the contract wants.
+        RuntimeError: a file lies beside what is replaced. None was moved then.
     """
     create(table)
     opened = deltalake.DeltaTable(str(table.path))
@@ -239,45 +291,37 @@ def append(folder: Path, table: Table, *, record: dict[str, Any], application: s
     later = [field for field in arrow_schema(table) if field.name not in there]
     if later:
         opened.alter.add_columns(deltalake.Schema.from_arrow(pa.schema(later)).fields)
-    last = opened.transaction_version(application)
-    if last is not None and last >= number:
-        return
     paths = sorted(folder.rglob("*.parquet"))
-    about = [_checked(path, table) for path in paths]  # all of them, before the first is moved
-    actions = [
-        _taken_up(path, path.relative_to(folder), table, each.num_rows) for path, each in zip(paths, about, strict=True)
-    ]
+    places = {path: path.relative_to(folder) for path in paths}
+    if replace:
+        beside = {_values(place)[table.partition_by[-1]] for place in places.values()} - {*map(str, replace)}
+        if beside:
+            raise RuntimeError(f"{table.name}: rows of {', '.join(sorted(beside))} lie beside what is replaced")
+    actions = [_taken_up(path, place, table) for path, place in places.items()]
+    said = {} if record is None else {"userMetadata": json.dumps(record)}
     opened.create_write_transaction(
         actions,
-        "append",
+        "append" if replace is not None and not replace else "overwrite",
         opened.schema(),
         list(table.partition_by),
-        commit_properties=deltalake.CommitProperties(
-            custom_metadata={"userMetadata": json.dumps(record)},
-            app_transactions=[deltalake.Transaction(application, number)],
-        ),
+        partition_filters=[(table.partition_by[-1], "in", [*map(str, replace)])] if replace else None,
+        commit_properties=deltalake.CommitProperties(custom_metadata=said, app_transactions=[*transactions]),
     )
 
 
-def _checked(path: Path, table: Table) -> pq.FileMetaData:
-    about = pq.read_metadata(path)
-    wanted = {column.name for column in table.columns if not column.nullable}
-    for group in map(about.row_group, range(about.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema in wanted and (column.statistics is None or column.statistics.null_count):
-                raise RuntimeError(f"{table.name}: {column.path_in_schema} is missing in some rows")
-    return about
+def _values(place: Path) -> dict[str, str]:
+    """Of the partition columns, by a file's place in the table."""
+    return dict(part.split("=", 1) for part in place.parent.parts)
 
 
-def _taken_up(path: Path, place: Path, table: Table, num_rows: int) -> AddAction:
+def _taken_up(path: Path, place: Path, table: Table) -> AddAction:
     """Move a file to its place in the table; what a commit says of it."""
     target = table.path / place
     target.parent.mkdir(exist_ok=True)
+    stats = json.dumps({"numRecords": pq.read_metadata(path).num_rows})
     shutil.move(path, target)
     status = target.stat()
-    values = dict(part.split("=", 1) for part in place.parent.parts)
-    stats = json.dumps({"numRecords": num_rows})
-    return AddAction(str(place), status.st_size, values, int(status.st_mtime * 1000), True, stats)
+    return AddAction(str(place), status.st_size, _values(place), int(status.st_mtime * 1000), True, stats)
 
 
 def commit_metadata(table: Table, record: dict[str, Any]) -> None:
@@ -301,11 +345,3 @@ def create(table: Table) -> None:
             # Lowest and highest values of columns: nothing is found by any but those that tables are partitioned by.
             configuration={"delta.dataSkippingNumIndexedCols": "0"},
         )
-
-
-def _typed(frame: DataFrame, table: Table) -> DataFrame:
-    """The table's columns of `frame`, for a table that exists: made by the contract, so that Delta checks what must not be null."""
-    from pyspark.sql import functions as F
-
-    create(table)
-    return frame.select(*[F.col(column.name).cast(column.type) for column in table.columns])

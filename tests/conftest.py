@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,21 +98,23 @@ class Installation:
         """Start `python -m deploy.local ARGUMENTS`, with its output in `output.log`."""
         return self._start([sys.executable, "-m", "deploy.local", *arguments])
 
-    def kill(self) -> None:
-        """Kill everything that runs for this installation by -9."""
+    def kill(self, *, but: Collection[int] = ()) -> None:
+        """Kill what runs for this installation by -9, but for the processes with these ids."""
         for process in self.processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+            if process.pid not in but:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
-    def make(self, *arguments: str) -> int:
-        """Run the README's command `make ARGUMENTS` to its end; the exit status."""
-        return self._start(["make", *arguments]).wait(timeout=1800)
+    def make(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the README's command `make ARGUMENTS`, as a terminal does: Ctrl-C goes to its group."""
+        return self._start(["make", *arguments])
 
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
         log = (self.home.parent / "output.log").open("a")
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True
-        )
+            command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=subprocess.STDOUT, text=True,
+            process_group=0,
+        )  # fmt: skip
 
     def run(self, *arguments: str) -> int:
         """Run it to its end; the exit status."""

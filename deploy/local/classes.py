@@ -28,7 +28,7 @@ spark = session("rehearsal")
 event = {"interval": "1", "at": "0.5D", "weight": "1D", "quantity": "1D", "price": "1D", "target": "true"}
 moments = {name: "timestamp'2024-01-01'" for name in ("occurred_at", "bronze_ingested_at")}
 values = [f"{(event | moments).get(name, repr(name))} AS {name}" for name in SILVER_EVENTS.column_names]
-storage.write(spark.range(1).selectExpr(*values), SILVER_EVENTS, where="interval = 1", record={})
+storage.write(spark.range(1).selectExpr(*values), SILVER_EVENTS, replace=[1], record={})
 entries = features.basket_entries(storage.read(spark, SILVER_EVENTS), storage.read(spark, USER_HISTORIES))
 storage.write(features.item_intervals(entries.persist()), ITEM_INTERVALS, record={})
 

@@ -80,7 +80,7 @@ def test_each_lands_once(copied_shop: Any, monkeypatch: pytest.MonkeyPatch) -> N
     before = storage.total_rows(EXPOSURES)
     shop.log_exposures(ONE | {"request_id": "r1", "user_id": "ann"})
     with monkeypatch.context() as killed:
-        killed.setattr(storage, "add", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(storage, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             exposures.land(shop.dataset)
     assert storage.total_rows(EXPOSURES) == before

@@ -518,7 +518,7 @@ def test_a_column_that_joins_a_table_later(copied_shop: Any) -> None:
     )
     before = storage.read(session("tests"), wider)
     assert {row["channel"] for row in before.select("channel").distinct().collect()} == {None}
-    storage.write(before.where("interval = 1").withColumn("channel", F.lit("web")), wider, where="interval = 1")
+    storage.write(before.where("interval = 1").withColumn("channel", F.lit("web")), wider, replace=[1])
     there = {row["interval"]: row["channel"] for row in copied_shop.rows(wider)}
     assert (there[1], there[2]) == ("web", None)
 
@@ -556,18 +556,18 @@ def test_columns_that_are_blank_in_all_rows_are_redriven(drop: Any) -> None:
     assert quarantine.redrive(drop.dataset, "occurred_at", "", drop.now) == (1, 1)
 
 
-def test_files_without_a_value_that_the_contract_wants_are_not_taken_up(drop: Any, spark: Any, tmp_path: Path) -> None:
-    """Not one of them is moved, and the table stays as it is."""
+def test_rows_that_break_the_contract_are_not_written(drop: Any, spark: Any) -> None:
+    """Without a value that it wants, or beside what is to be replaced: the table stays as it is."""
     put(drop, "a.csv", MONDAY.format("ann"))
     drop.land(through=1)
+    from pyspark.errors import PySparkException
     from pyspark.sql import functions as F
 
     before = storage.state(BRONZE_EVENTS)
     whole = storage.read(spark, BRONZE_EVENTS)
     torn = whole.withColumn("source", F.lit(None).cast("string")).withColumn("interval", F.lit(2))
-    storage.stage(whole.union(torn.select(*whole.columns)), BRONZE_EVENTS, tmp_path / "staged")
-    files = sorted((tmp_path / "staged").rglob("*.parquet"))
-    with pytest.raises(RuntimeError, match="bronze_events: source is missing in some rows"):
-        storage.append(tmp_path / "staged", BRONZE_EVENTS, record={}, application="tiny", number=2)
-    assert sorted((tmp_path / "staged").rglob("*.parquet")) == files
+    with pytest.raises(PySparkException, match="bronze_events: source is missing in some rows"):
+        storage.write(whole.union(torn.select(*whole.columns)), BRONZE_EVENTS, replace=(), record={})
+    with pytest.raises(RuntimeError, match="bronze_events: rows of 1 lie beside what is replaced"):
+        storage.write(whole, BRONZE_EVENTS, replace=[2], record={})
     assert storage.state(BRONZE_EVENTS) == before

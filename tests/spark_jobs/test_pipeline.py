@@ -266,7 +266,7 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
 @pytest.mark.slow
 def test_killed_between_commits(shop: Any, built: Path) -> None:
     """However many tables a run had written when it was killed, the runs after it end with the same tables."""
-    real, left, kills = storage.write, 0, 0
+    real, left, kills = storage.commit, 0, 0
 
     def dies(*args: Any, **kwargs: Any) -> None:
         nonlocal left
@@ -276,7 +276,7 @@ def test_killed_between_commits(shop: Any, built: Path) -> None:
         real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "write", dies)
+        patch.setattr(storage, "commit", dies)
         for step in (shop.land, shop.clean, shop.features):
             for writes in range(9):
                 left = writes
