@@ -11,8 +11,8 @@ EVENTS ?= 100000
 KILLS ?= 12
 ROWS ?= 1000000
 python := .venv/bin/python
-# Two workers; a folder's tests stay in one of them, with its servers (tests/conftest.py).
-pytest := $(python) -m pytest tests --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# Three workers, as many tests wait; a folder's tests stay in one of them, with its servers (tests/conftest.py).
+pytest := $(python) -m pytest tests --numprocesses 3 --dist loadscope --no-loadscope-reorder
 compile := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --override overrides.txt
 

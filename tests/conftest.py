@@ -62,29 +62,44 @@ IMPATIENT = {
 }
 """A task whose process was killed is noticed within half a minute, not within five."""
 
-LONGEST_FIRST = ("spark_jobs", "end_to_end", "faults", "deploy", "spark_jobs/sources", "serving", "expectations")
+APART = ("end_to_end", "faults", "serving", "training")
+"""Folders whose files share no server."""
+LONGEST_FIRST = (
+    "end_to_end/test_loop.py",
+    "spark_jobs",
+    "serving/test_rollout.py",
+    "docs",  # short: a worker starts its last test when it knows what comes next, so this waits for the loop
+    "training/test_launch.py",
+    "faults/test_sources.py",
+    "serving/test_canary.py",
+    "end_to_end/test_shops.py",
+    "spark_jobs/sources",
+    "serving/gateway",
+)
+"""Units of tests."""
 
 
-def folder(nodeid: str) -> str:
-    """Of a test, below `tests`."""
-    return str(Path(nodeid.split("::")[0]).parent.relative_to("tests"))
+def unit(nodeid: str) -> str:
+    """The tests beside which this one runs, in the same worker: those of its folder, or file, below `tests`."""
+    path = Path(nodeid.split("::")[0]).relative_to("tests")
+    return str(path if str(path.parent) in APART else path.parent)
 
 
-class FolderScheduling(LoadScopeScheduling):
+class UnitScheduling(LoadScopeScheduling):
     """The tests of a folder share its servers, so they run in one worker, one after the other."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return folder(nodeid)
+        return unit(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling:
-    return FolderScheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> UnitScheduling:
+    return UnitScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder that takes longest begins, so that none is left for one worker at the end."""
+    """What takes longest begins, so that none is left for one worker at the end."""
     order = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(folder(item.nodeid), len(order)))
+    items.sort(key=lambda item: order.get(unit(item.nodeid), len(order)))
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ if ! usable .venv/bin/python; then
 fi
 export VIRTUAL_ENV="$PWD/.venv"
 echo "  Installing the locked packages (a few minutes and 3 GB the first time)"
+# Compiled now: where PYTHONDONTWRITEBYTECODE is set, as in many images, each process would do it again at every start.
 # shellcheck disable=SC2086 # a list of files
-"$uv" pip sync --require-hashes $locks ||
+"$uv" pip sync --require-hashes --compile-bytecode $locks ||
     fail "the locked packages could not be installed" "read uv's message above; most likely there is no network or no space"
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable . ||
     fail "Cartwheel itself could not be installed" "read uv's message above"

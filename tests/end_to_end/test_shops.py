@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
 
 from contracts.names import EXPERIMENT, MODEL
@@ -124,13 +125,51 @@ def as_clients_send_it(url: str) -> None:
         assert (refused.status_code, list(refused.json())) == (400, ["error"]), wrong
 
 
+def served(verb: Callable[..., str], rest_port: int, log: Path) -> list[list[str]]:
+    """Roll version 1 out to a model server; its items for user3 and for somebody new."""
+    verb("serving", "initialise")
+    command = shlex.split(verb("serving", "command"))
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT) as server,
+    ):
+        try:
+            url = f"http://127.0.0.1:{rest_port}"
+            while True:
+                assert server.poll() is None, log.read_text()
+                try:
+                    httpx.get(f"{url}/v1/models/{MODEL}", trust_env=False)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            for step in ("stage", "validate", "load", "promote"):
+                verb("serving", step, "--version", "1")
+            with Backend(url) as backend:
+                answers = backend.recommend(["user3", "somebody-new"], version=1)
+            as_clients_send_it(f"{url}/v1/models/{MODEL}/labels/stable:predict")
+        finally:
+            server.terminate()
+    assert {answer.model_version for answer in answers} == {1}
+    return [answer.items for answer in answers]
+
+
+def exported(folder: Path) -> list[list[str]]:
+    """The items that a SavedModel has for user3 and for somebody new."""
+    model = tf.saved_model.load(str(folder))
+    answer = model.signatures["serving_default"](user_id=tf.constant(["user3", "somebody-new"]))
+    return [[item.decode() for item in items] for items in answer["items"].numpy()]
+
+
 @pytest.mark.parametrize(
-    ("declared", "events", "last"), [(PLAIN, plain, 10), (CLICKS, clicks, 12)], ids=["plain", "clicks"]
+    ("declared", "events", "last", "is_served"),
+    [(PLAIN, plain, 10, True), (CLICKS, clicks, 12, False)],
+    ids=["plain", "clicks"],
 )
 def test_a_shop_goes_through_every_stage(
-    spark: Any, mlflow_store: Path, tmp_path: Path, declared: str, events: Callable[[], pd.DataFrame], last: int
-) -> None:
-    """Three columns are enough, and so is a click stream with its items in it: landed, gated, learned, served."""
+    spark: Any, mlflow_store: Path, tmp_path: Path, declared: str, events: Callable[[], pd.DataFrame], last: int,
+    is_served: bool,
+) -> None:  # fmt: skip
+    """Three columns are enough, and so is a click stream with its items in it: landed, gated, learned; one is served."""
     (tmp_path / "shop.toml").write_text(declared)
     events().to_csv(tmp_path / "events.csv.gz", index=False)
     (tmp_path / "mlflow.db").write_bytes(mlflow_store.read_bytes())
@@ -165,30 +204,12 @@ def test_a_shop_goes_through_every_stage(
     key = verb("monitoring", "should-train").splitlines()[-1]
     for step in ("train", "gate", "register"):
         verb("training", step, "--key", key)
-    verb("serving", "initialise")
-    command = shlex.split(verb("serving", "command"))
-    log = (tmp_path / "server.log").open("w")
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT) as server:
-        try:
-            url = f"http://127.0.0.1:{rest_port}"
-            while True:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                try:
-                    httpx.get(f"{url}/v1/models/{MODEL}", trust_env=False)
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            for step in ("stage", "validate", "load", "promote"):
-                verb("serving", step, "--version", "1")
-            with Backend(url) as backend:
-                answers = backend.recommend(["user3", "somebody-new"], version=1)
-            as_clients_send_it(f"{url}/v1/models/{MODEL}/labels/stable:predict")
-        finally:
-            server.terminate()
-    for answer in answers:
-        assert answer.model_version == 1
-        assert len(set(answer.items)) == 10
+    if is_served:
+        answers = served(verb, rest_port, tmp_path / "server.log")
+    else:
+        answers = exported(tmp_path / "home" / "training" / key / "saved_model")
+    assert [len(set(items)) for items in answers] == [10, 10]
     taken = events().query("who == 'user3'").sort_values("when").what
     lately = taken[len(taken) // 2 :].value_counts()
     # What they came for last, which every second visit is for again, or one of their favourites.
-    assert answers[0].items[0] in {taken.iloc[-1], *lately.index[:3]}
+    assert answers[0][0] in {taken.iloc[-1], *lately.index[:3]}

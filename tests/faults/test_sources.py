@@ -173,7 +173,7 @@ def test_killed_again_and_again(
     """However often landing or the broker dies, each event of each source is there once in the end, and every record accounted for."""
     sources = (files, database[1], api[1], stream)
     addresses = {"database": database[0], "api": api[0], "broker": broker.address}
-    (tmp_path / "shop.toml").write_text(SHOP.format(columns=COLUMNS, batch=max(100, NUM_EVENTS // 12), **addresses))
+    (tmp_path / "shop.toml").write_text(SHOP.format(columns=COLUMNS, batch=max(250, NUM_EVENTS // 12), **addresses))
     home, chance = tmp_path / "home", random.Random(SEED)
     tables, spool = home / "tables", home / "spool"
     environment = os.environ | {

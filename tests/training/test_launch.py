@@ -19,6 +19,7 @@ from contracts.settings import REPOSITORY
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
 from contracts.trainings import clear_abandoned
 from tests.training.tables import write_shop, write_table
+from tests.verbs import run_verb
 
 NUM_USERS, NUM_ITEMS, LAST = 60, 12, 6
 KEY = "as_of_7_v0_test"
@@ -57,7 +58,7 @@ class Training:
         shutil.copytree(tables, home)
         shutil.copy(mlflow_store, home / "mlflow.db")
         self.folder = home / "training" / KEY
-        self._environment = os.environ | {
+        self._environment = {
             "CARTWHEEL_HOME": str(home),
             "CARTWHEEL_DATASET": str(home / "shop.toml"),
             "CARTWHEEL_MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
@@ -66,15 +67,14 @@ class Training:
             "CARTWHEEL_TRAINING_INTERVALS": "3",
             "CARTWHEEL_FOLD_OFFSETS": "1",
             "CARTWHEEL_SPARK_MASTER": "local[2]",
-            "PYTHONPATH": str(REPOSITORY),
         }
         self._home = home
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "training", "train", "--key", KEY]
         return subprocess.Popen(
-            command, cwd=self._home, env=self._environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=self._home, env=os.environ | self._environment | {"PYTHONPATH": str(REPOSITORY)}, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def start_until(self, words: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
@@ -88,6 +88,15 @@ class Training:
         process = self.start()
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output[-12000:]
+        return self._evaluation()
+
+    def run_here(self) -> dict[str, Any]:
+        """In this process, which has imported TensorFlow already."""
+        done = run_verb("training", "train", "--key", KEY, environment=self._environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return self._evaluation()
+
+    def _evaluation(self) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self.folder / "evaluation.json")
         return found
 
@@ -110,7 +119,7 @@ def test_two_workers_killed_in_the_middle_end_as_undisturbed_ones(
     with their launcher, nobody is left; run again they go on.
     """
     parent = tmp_path_factory.mktemp("trainings")
-    alone = Training(parent / "alone", tables, mlflow_store, 1).run()
+    alone = Training(parent / "alone", tables, mlflow_store, 1).run_here()
     together = Training(parent / "together", tables, mlflow_store, 2).run()
     assert [fold["num_lists"] for fold in together["folds"]] == [fold["num_lists"] for fold in alone["folds"]] == [60]
     assert together["means"]["popularity"] == alone["means"]["popularity"]
