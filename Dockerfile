@@ -22,7 +22,7 @@ ENV VIRTUAL_ENV=/opt/venv \
 WORKDIR /app
 COPY requirements.lock ./
 RUN uv venv --python /usr/local/bin/python3 /opt/venv \
-    && uv pip sync --no-cache --compile-bytecode --require-hashes requirements.lock
+    && uv pip sync --no-cache --require-hashes --compile-bytecode requirements.lock
 
 COPY . .
 # The second line fetches the Spark jars and checks them against deploy/local/spark_jars.sha256.

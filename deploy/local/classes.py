@@ -53,7 +53,9 @@ def _stamp(settings: Settings) -> Path:
 
 
 def _build(java: Java) -> str:
-    return subprocess.run([java.home / "bin" / "java", "-version"], capture_output=True, text=True, check=True).stderr
+    plain = {name: value for name, value in os.environ.items() if name not in ("JDK_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS")}
+    command = [java.home / "bin" / "java", "-version"]  # which says first what it takes from these
+    return subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stderr
 
 
 def archive_classes(settings: Settings, java: Java) -> None:

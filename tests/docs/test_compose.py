@@ -69,7 +69,7 @@ def test_images_have_a_tag(service: dict[str, Any]) -> None:
 def test_the_base_image_has_a_tag_and_packages_have_hashes() -> None:
     """The image is made from a named Python and from the lock."""
     assert re.search(r"^FROM python:3\.11-\S+$", DOCKERFILE, re.MULTILINE)
-    assert "uv pip sync --no-cache --require-hashes requirements.lock" in DOCKERFILE
+    assert "uv pip sync --no-cache --require-hashes --compile-bytecode requirements.lock" in DOCKERFILE
     assert re.search(r"pip install --no-cache-dir uv==[\d.]+", DOCKERFILE)
     assert re.search(r"^USER (?!root)", DOCKERFILE, re.MULTILINE)
 

@@ -167,7 +167,7 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     started = pids(installation)
     installation.kill(but=[started[name] for name in ("mlflow", "model-server", "gateway")])
     killed.wait()
-    running = installation.make("run")
+    running = installation.make("run", "ARGS=")  # not those that these tests may have
     wait_while(running, installation, (installation.home / "summary.json").exists)
     assert "processes that an earlier run left behind" in installation.output
     assert not {*started.values()} & {*pids(installation).values()}
