@@ -19,7 +19,7 @@ def statistics(**columns: list[float]) -> np.ndarray:
     return array
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def shop() -> Shop:
     """Three users; history as of interval 3 starts at time 2.0.
 

@@ -26,8 +26,7 @@ from training.trainer import Retrieval, recommend
 CONFIG = RankerConfig(num_popular=3, top_k=3)
 
 
-@pytest.fixture
-def ranker() -> Ranker:
+def make_ranker() -> Ranker:
     size = len(feature_names(CONFIG))
     made = Ranker(CONFIG, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
     made.item_bias.assign([0.0, 0.3, 0.1, 0.2, 9.0])
@@ -35,9 +34,16 @@ def ranker() -> Ranker:
 
 
 @pytest.fixture
-def model(shop: Shop, ranker: Ranker, tmp_path: Path) -> Path:
-    export(ranker, shop, CONFIG, tmp_path / "saved_model")
-    return tmp_path / "saved_model"
+def ranker() -> Ranker:
+    return make_ranker()
+
+
+@pytest.fixture(scope="module")
+def model(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of that ranker, to be read only."""
+    folder = tmp_path_factory.mktemp("model") / "saved_model"
+    export(make_ranker(), shop, CONFIG, folder)
+    return folder
 
 
 def answer(model: Path, *users: str) -> tuple[list[list[str]], np.ndarray]:

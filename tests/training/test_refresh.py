@@ -34,16 +34,17 @@ from training.refresh import are_same, config_of, ranker_of, read_weights, refre
 CONFIG = RankerConfig(num_popular=3, top_k=3)
 
 
-@pytest.fixture
-def before(shop: Shop, tmp_path: Path) -> Path:
-    """A model of the shop as of interval 4, of random weights."""
+@pytest.fixture(scope="module")
+def before(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the shop as of interval 4, of random weights. To be read only."""
     generator, size = np.random.default_rng(3), len(feature_names(CONFIG))
     ranker = Ranker(CONFIG, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
     for variable in ranker.trainable_variables:
         variable.assign(generator.normal(0, 0.2, variable.shape))
     ranker.item_bias.assign([0.1, 0.2, 0.3, 0.4, 0.5])
-    export(ranker, shop, CONFIG, tmp_path / "before")
-    return tmp_path / "before"
+    folder = tmp_path_factory.mktemp("before") / "saved_model"
+    export(ranker, shop, CONFIG, folder)
+    return folder
 
 
 KEY = "5e" * 32

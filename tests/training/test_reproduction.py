@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,22 +18,47 @@ from training import __main__ as verbs
 from training import registry
 
 
-@pytest.fixture
-def run_id(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The run of a training of a tiny shop; since then the lists have changed, and the settings."""
-    shutil.copy(mlflow_store, home / "mlflow.db")
+def work_in(home: Path, patch: pytest.MonkeyPatch, seed: int) -> None:
+    """Point the settings there."""
     for name, value in {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "DATASET": str(write_shop(home)), "SEED": "5",
-        "FOLD_OFFSETS": "1", "TRAINING_INTERVALS": "2", "TRAINING_EPOCHS": "1",
+        "HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "DATASET": str(home / "shop.toml"),
+        "SEED": str(seed), "FOLD_OFFSETS": "1", "TRAINING_INTERVALS": "2", "TRAINING_EPOCHS": "1",
     }.items():  # fmt: skip
-        monkeypatch.setenv(f"CARTWHEEL_{name}", value)
-    monkeypatch.chdir(home)
+        patch.setenv(f"CARTWHEEL_{name}", value)
+    patch.chdir(home)
     settings.cache_clear()
-    write_tables(5)
-    verbs.train("by_hand", "me")
-    DeltaTable(str(TRAINING_LISTS.path)).delete("as_of = 4")
-    monkeypatch.setenv("CARTWHEEL_SEED", "6")
+
+
+@pytest.fixture(scope="module")
+def trained(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a training of a tiny shop; since then the lists have changed. A copy of it lies beside it."""
+    home = tmp_path_factory.mktemp("trained") / "home"
+    home.mkdir()
+    shutil.copy(mlflow_store, home / "mlflow.db")
+    write_shop(home)
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(home, patch, seed=5)
+        write_tables(5)
+        verbs.train("by_hand", "me")
+        DeltaTable(str(TRAINING_LISTS.path)).delete("as_of = 4")
     settings.cache_clear()
+    shutil.copytree(home, home.with_name("copy"))
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """That home as it was, in the same place, as MLflow knows its paths; since then a setting has changed."""
+    shutil.rmtree(trained)
+    shutil.copytree(trained.with_name("copy"), trained)
+    work_in(trained, monkeypatch, seed=6)
+    yield trained
+    settings.cache_clear()
+
+
+@pytest.fixture
+def run_id(home: Path) -> str:
+    """The run of that training."""
     found: str = json.loads((settings().training_dir / "by_hand" / "run.json").read_text())["run_id"]
     return found
 
