@@ -121,7 +121,7 @@ def _land(spark: SparkSession, new: list[Path], found: dict[str, int], dataset: 
     intervals = [row["interval"] for row in rows.select("interval").distinct().collect()]
     there = storage.read(spark, EXPOSURES).where(F.col("interval").isin(intervals)).select("request_id")
     fresh = rows.join(there, "request_id", "left_anti") if intervals else rows
-    num_rows = storage.write(fresh.coalesce(1), EXPOSURES, replace=(), record={"files": found})
+    num_rows = storage.write(fresh.coalesce(1), EXPOSURES, replace="nothing", record={"files": found})
     rows.unpersist()
     lines.unpersist()
     say(f"{EXPOSURES.name}: {num_rows:,} rows landed, {unreadable} lines that could not be read")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -138,7 +139,8 @@ class Landing:
             events = events.where(self.replace.predicate)
         folder = scratch() / f"batch-{uuid.uuid4().hex}"
         try:
-            staged = storage.stage(events.repartition("interval"), BRONZE_EVENTS, folder / "all")
+            storage.stage(events.repartition("interval"), BRONZE_EVENTS, folder / "all")
+            staged = storage.staged(self.spark, BRONZE_EVENTS, folder / "all")
             if number == 0 and self.is_complete:
                 self._refuse_unusable(staged, batch.where or name)
             new, accounts = self._new(staged, folder)
@@ -171,7 +173,7 @@ class Landing:
         counts = counts.agg(F.sum("count").alias("read"), F.count("*").alias("distinct")).collect()
         read = {row["interval"]: int(row["read"]) for row in sorted(counts)}
         repeated = any(row["read"] > row["distinct"] for row in counts)
-        there = self._there(read)
+        there = self._there(read.keys())
         hits: list[int] = []
         if there is not None:
             hit = _keys(there).join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
@@ -182,7 +184,8 @@ class Landing:
         if hits and there is not None:
             old = there.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
             new = new.join(old, _KEY, "left_anti")
-        new = storage.stage(new.repartition("interval"), BRONZE_EVENTS, folder / "new")
+        storage.stage(new.repartition("interval"), BRONZE_EVENTS, folder / "new")
+        new = storage.staged(self.spark, BRONZE_EVENTS, folder / "new")
         if hits and there is not None and self.source.columns.event_id is None:
             self._warn_of_versions(new, there)
         kept = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
@@ -201,9 +204,9 @@ class Landing:
                 "and count as other events: declare columns.event_id, or land the files again with --from-interval"
             )
 
-    def _there(self, read: dict[int, int]) -> DataFrame | None:
-        """What bronze holds in the intervals of the batch, but for what the batch replaces; None: nothing."""
-        common = storage.files(BRONZE_EVENTS).keys() & read.keys()
+    def _there(self, intervals: Collection[int]) -> DataFrame | None:
+        """What bronze holds in these intervals, but for what the batch replaces; None: nothing."""
+        common = storage.files(BRONZE_EVENTS).keys() & intervals
         if not common:
             return None
         there = storage.read(self.spark, BRONZE_EVENTS).where(storage.ranges_predicate("interval", common))
@@ -240,14 +243,13 @@ class Landing:
         through = {} if self.through is None else {"through": self.through}
         record = {"dataset": self.dataset.name, **through, **entry.record()}
         if self.replace is not None:
-            there, rows = storage.read(self.spark, BRONZE_EVENTS), storage.staged(self.spark, BRONZE_EVENTS, new)
-            counts = there.where(self._replaced).groupBy("interval").count().collect()
+            replaced = storage.read(self.spark, BRONZE_EVENTS).where(self._replaced)
+            counts = replaced.groupBy("interval").count().collect()
             self._refuse_fewer(entry, sum(row["count"] for row in counts))
             touched = {row["interval"] for row in counts} | {each.interval for each in entry.accounts}
-            # What other sources have landed in these intervals stays.
-            stays = there.where(storage.ranges_predicate("interval", touched)).where(f"NOT ({self._replaced})")
-            rows = stays.unionByName(rows).repartition("interval")
-            storage.write(rows, BRONZE_EVENTS, replace=touched, record=record)
+            rows, others = storage.staged(self.spark, BRONZE_EVENTS, new), self._there(touched)
+            rows = rows if others is None else others.unionByName(rows)  # what other sources have landed stays
+            storage.write(rows.repartition("interval"), BRONZE_EVENTS, replace=touched, record=record)
         else:
             storage.append(new, BRONZE_EVENTS, record=record, application=entry.source, number=entry.batch)
         entries = [each for each in ledger.catch_up() if (each.source, each.batch) == (entry.source, entry.batch)]

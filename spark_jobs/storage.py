@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import deltalake
 import pyarrow as pa
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame, SparkSession
 
+Replaced = Collection[int] | Literal["all", "nothing"]
 _HISTORY = 100
 """How many commits back the newest one of ours is looked for at first (others may optimise or vacuum)."""
 _ARROW = {
@@ -196,46 +197,37 @@ def require_layout(table: Table) -> None:
         )
 
 
-def write(
-    frame: DataFrame, table: Table, *, replace: Collection[int] | None = None, record: dict[str, Any] | None = None
-) -> int:
-    """Replace the table, or some of its partitions, in one atomic commit; the number of rows written.
+def write(frame: DataFrame, table: Table, *, replace: Replaced = "all", record: dict[str, Any] | None = None) -> int:
+    """Put rows in the place of those of the table, in one atomic commit; the number of rows written.
 
     Args:
         frame: has the table's columns; others are left out.
-        replace: values of the partition column; all rows of `frame` must have one of them. None means the whole table.
-        record: kept with the commit, for `recorded`.
+        replace, record: as in `commit`.
 
     Raises:
         PySparkException: a value is missing that the contract wants.
-        RuntimeError: a row lies beside what is replaced. Nothing was written then.
+        RuntimeError: see `commit`.
     """
     with staged_files(frame, table) as folder:
-        count = num_rows(folder)
-        commit(folder, table, replace=replace, record=record)
-        return count
+        return commit(folder, table, replace=replace, record=record)
 
 
 @contextmanager
 def staged_files(frame: DataFrame, table: Table) -> Iterator[Path]:
     """Rows as `stage` writes them, for `commit`: a folder that is gone afterwards."""
-    folder = scratch() / f"staged-{uuid.uuid4().hex}"
-    try:
-        stage(frame, table, folder)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory(prefix="staged-", dir=scratch(), ignore_cleanup_errors=True) as folder:
+        stage(frame, table, Path(folder))
+        yield Path(folder)
 
 
-def stage(frame: DataFrame, table: Table, folder: Path) -> DataFrame:
-    """Write rows as files beside the table, for `commit`; returns them as they lie there. No reader of the table sees them.
+def stage(frame: DataFrame, table: Table, folder: Path) -> None:
+    """Write rows as files beside the table, for `commit`. No reader of the table sees them.
 
     Raises:
         PySparkException: a value is missing that the contract wants.
     """
     columns = [_required(frame[column.name].cast(column.type), column, table) for column in table.columns]
     frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by).parquet(str(folder))
-    return staged(frame.sparkSession, table, folder)
 
 
 def _required(value: SparkColumn, column: Column, table: Table) -> SparkColumn:
@@ -263,50 +255,57 @@ def append(folder: Path, table: Table, *, record: dict[str, Any], application: s
 
     Source: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#transaction-identifiers
     """
-    opened = open_table(table)
-    last = None if opened is None else opened.transaction_version(application)
-    if last is None or last < number:
-        commit(folder, table, replace=(), record=record, transactions=[deltalake.Transaction(application, number)])
+    commit(folder, table, replace="nothing", record=record, transaction=deltalake.Transaction(application, number))
 
 
 def commit(
     folder: Path,
     table: Table,
     *,
-    replace: Collection[int] | None,
+    replace: Replaced,
     record: dict[str, Any] | None = None,
-    transactions: Sequence[deltalake.Transaction] = (),
-) -> None:
-    """Make the files of `stage` the table's, in one atomic commit.
+    transaction: deltalake.Transaction | None = None,
+) -> int:
+    """Make the files of `stage` the table's, in one atomic commit; the number of their rows.
 
     Args:
-        replace: values of the partition column; their rows are the table's no longer. None means all rows.
+        replace: what is the table's no longer: all or nothing, or the rows with these values of the partition column.
+            All files must lie in these.
+        record: kept with the commit, for `recorded`.
+        transaction: where the table has it already, or a later one of the application, nothing is committed.
 
     Raises:
         RuntimeError: a file lies beside what is replaced. None was moved then.
     """
     create(table)
     opened = deltalake.DeltaTable(str(table.path))
+    if transaction is not None:  # asked of the very version that the commit is for: another writer's is a conflict
+        last = opened.transaction_version(transaction.app_id)
+        if last is not None and last >= transaction.version:
+            return 0
     there = {field.name for field in opened.schema().fields}
     later = [field for field in arrow_schema(table) if field.name not in there]
     if later:
         opened.alter.add_columns(deltalake.Schema.from_arrow(pa.schema(later)).fields)
-    paths = sorted(folder.rglob("*.parquet"))
-    places = {path: path.relative_to(folder) for path in paths}
-    if replace:
-        beside = {_values(place)[table.partition_by[-1]] for place in places.values()} - {*map(str, replace)}
+    rows_of = {path.relative_to(folder): pq.read_metadata(path).num_rows for path in sorted(folder.rglob("*.parquet"))}
+    partitions = [] if isinstance(replace, str) else [str(value) for value in replace]
+    if not isinstance(replace, str):
+        beside = {_values(place)[table.partition_by[-1]] for place in rows_of}.difference(partitions)
         if beside:
             raise RuntimeError(f"{table.name}: rows of {', '.join(sorted(beside))} lie beside what is replaced")
-    actions = [_taken_up(path, place, table) for path, place in places.items()]
-    said = {} if record is None else {"userMetadata": json.dumps(record)}
+    actions = [_taken_up(folder / place, place, table, count) for place, count in rows_of.items()]
     opened.create_write_transaction(
         actions,
-        "append" if replace is not None and not replace else "overwrite",
+        "overwrite" if partitions or replace == "all" else "append",
         opened.schema(),
         list(table.partition_by),
-        partition_filters=[(table.partition_by[-1], "in", [*map(str, replace)])] if replace else None,
-        commit_properties=deltalake.CommitProperties(custom_metadata=said, app_transactions=[*transactions]),
+        partition_filters=[(table.partition_by[-1], "in", partitions)] if partitions else None,
+        commit_properties=deltalake.CommitProperties(
+            custom_metadata={} if record is None else {"userMetadata": json.dumps(record)},
+            app_transactions=[] if transaction is None else [transaction],
+        ),
     )
+    return sum(rows_of.values())
 
 
 def _values(place: Path) -> dict[str, str]:
@@ -314,13 +313,12 @@ def _values(place: Path) -> dict[str, str]:
     return dict(part.split("=", 1) for part in place.parent.parts)
 
 
-def _taken_up(path: Path, place: Path, table: Table) -> AddAction:
+def _taken_up(path: Path, place: Path, table: Table, num_rows: int) -> AddAction:
     """Move a file to its place in the table; what a commit says of it."""
     target = table.path / place
     target.parent.mkdir(exist_ok=True)
-    stats = json.dumps({"numRecords": pq.read_metadata(path).num_rows})
     shutil.move(path, target)
-    status = target.stat()
+    status, stats = target.stat(), json.dumps({"numRecords": num_rows})
     return AddAction(str(place), status.st_size, _values(place), int(status.st_mtime * 1000), True, stats)
 
 

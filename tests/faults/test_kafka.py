@@ -92,10 +92,10 @@ def stack(install: Callable[..., Any], broker: Any, tmp_path_factory: pytest.Tem
     return installation
 
 
-def connected(stack: Any, password: str = "") -> Any:
+def connected(stack: Any) -> Any:
     """Airflow's API of the stack, as admin."""
     url = f"http://127.0.0.1:{stack.environment['CARTWHEEL_AIRFLOW_PORT']}"
-    password = password or read_or_create(stack.home / "secrets.json").airflow_admin_password
+    password = read_or_create(stack.home / "secrets.json").airflow_admin_password
     return airflow_api.connect(url, "admin", password, timeout_s=60)
 
 

@@ -268,12 +268,12 @@ def test_killed_between_commits(shop: Any, built: Path) -> None:
     """However many tables a run had written when it was killed, the runs after it end with the same tables."""
     real, left, kills = storage.commit, 0, 0
 
-    def dies(*args: Any, **kwargs: Any) -> None:
+    def dies(*args: Any, **kwargs: Any) -> int:
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        real(*args, **kwargs)
+        return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "commit", dies)
