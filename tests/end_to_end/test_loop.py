@@ -250,7 +250,8 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     assert installation.run("up") == 0, installation.output
     assert pids(installation) == started
     os.killpg(running.pid, signal.SIGINT)
-    assert running.wait(timeout=180) == -signal.SIGINT  # make's own; it would have named an exit status that is not 0
+    # make ends by the signal too, unless whoever started these tests ignores it; it names a status that is not 0.
+    assert running.wait(timeout=180) in (0, -signal.SIGINT), installation.output
     assert "run] Error" not in installation.output
     assert installation.processes() == []
 
