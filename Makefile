@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults bench-ingest bench-model bench-training bench-serving lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults bench-ingest bench-model bench-training bench-devices bench-serving lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -78,6 +78,10 @@ bench-model: setup-test ## Measure the model beside every baseline, on the table
 bench-training: setup-test ## Measure memory and speed of training with 1, 10 and 30 times the users (after `make run`)
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.training
+
+bench-devices: setup-test ## Measure training on the CPU and, where there is one, the GPU (after `make run`)
+	@$(python) -m deploy.local prepare
+	@$(python) -m tests.benchmarks.devices
 
 bench-serving: setup-test ## Measure the gateway beside the model server alone (after `make run`; needs wrk)
 	@$(python) -m deploy.local prepare

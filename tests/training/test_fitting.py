@@ -147,14 +147,20 @@ def dying(compiled: object, after: int) -> object:
 WORKER = """
 import json, sys
 import numpy as np
+import tensorflow as tf
 from training.distribution import choose_strategy
 
-strategy = choose_strategy()
+about, result, num_devices = json.load(open(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+if num_devices > 1:
+    [device] = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * num_devices)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(num_devices)])
+else:
+    strategy = choose_strategy()
 from training.config import RankerConfig
 from training.examples import Shard
 from training.fitting import fit
 
-about, result = json.load(open(sys.argv[1])), sys.argv[2]
 losses = []
 ranker = fit(
     [Shard(**each) for each in about["shards"]], RankerConfig(**about["config"]), about["num_items"],
@@ -165,17 +171,38 @@ np.savez(result, losses=losses, num_replicas=strategy.num_replicas_in_sync, **va
 """
 
 
+CONFIG = {"epochs": 2, "lists_a_batch": 8}
+
+
+def described(shards: list[Shard], folder: Path) -> Path:
+    """What WORKER trains on."""
+    path = folder / "about.json"
+    path.write_text(json.dumps({"shards": [asdict(each) for each in shards], "config": CONFIG, "num_items": NUM_ITEMS}))
+    return path
+
+
+@pytest.mark.slow
+def test_two_devices_of_a_process_are_as_one(shards: list[Shard], tmp_path: Path) -> None:
+    """Two mirrored devices with half of each batch end with the losses and weights of one that has the whole of it."""
+    command = [sys.executable, "-c", WORKER, str(described(shards, tmp_path)), str(tmp_path / "mirrored.npz"), "2"]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, cwd=tmp_path, check=True)
+    mirrored = dict(np.load(tmp_path / "mirrored.npz"))
+    losses: list[float] = []
+    alone = fit(shards, RankerConfig(**CONFIG), NUM_ITEMS, into(losses))
+    assert mirrored.pop("num_replicas") == 2
+    np.testing.assert_allclose(mirrored.pop("losses"), losses, rtol=1e-5)
+    assert_same([mirrored[str(place)] for place in range(len(mirrored))], weights(alone), tolerance=1e-5)
+
+
 @pytest.mark.slow
 def test_two_workers_are_as_one(shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half of each batch have the same losses and weights, those of one that has the whole of it."""
-    config = {"epochs": 2, "lists_a_batch": 8}
-    about = {"shards": [asdict(each) for each in shards], "config": config, "num_items": NUM_ITEMS}
-    (tmp_path / "about.json").write_text(json.dumps(about))
+    about = described(shards, tmp_path)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
     for number in range(2):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
-        command = [sys.executable, "-c", WORKER, str(tmp_path / "about.json"), str(tmp_path / f"{number}.npz")]
+        command = [sys.executable, "-c", WORKER, str(about), str(tmp_path / f"{number}.npz"), "1"]
         environment = os.environ | {"TF_CONFIG": json.dumps(task), "PYTHONPATH": str(REPOSITORY)}
         processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path))
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
@@ -197,7 +224,7 @@ def test_two_workers_are_as_one(shards: list[Shard], tmp_path: Path, monkeypatch
     losses: list[float] = []
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "batches", both)
-        alone = fit(shards, RankerConfig(**config), NUM_ITEMS, into(losses))
+        alone = fit(shards, RankerConfig(**CONFIG), NUM_ITEMS, into(losses))
     np.testing.assert_allclose(first.pop("losses"), losses, rtol=1e-5)
     assert_same([first[str(place)] for place in range(len(first) - 1)], weights(alone), tolerance=1e-5)
 
