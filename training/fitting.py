@@ -115,7 +115,7 @@ def _compiled_step(
     def on_replica(batch: Batch) -> tf.Tensor:
         replica = tf.distribute.get_replica_context()
         with tf.GradientTape() as tape:
-            scores = ranker(batch.features, batch.items)
+            scores = ranker(tf.cast(batch.features, tf.float32), batch.items)
             total, num_lists = list_loss(scores, batch.labels, batch.log_chance, batch.list_ids, lists_a_replica)
             num_lists = tf.maximum(replica.all_reduce("SUM", num_lists), 1.0)
             bias = tf.gather(ranker.item_bias, batch.items)

@@ -1,20 +1,21 @@
 """`make bench-devices`: training on each device that there is.
 
 Reads the feature tables of the installation at CARTWHEEL_HOME, which `make run` has filled. Writes
-`docs/benchmarks/devices.json`: records of device, replicas, lists_a_batch, tf32, examples_seconds, input_ms, step_ms,
+`docs/benchmarks/devices.json`: records of device, replicas, lists_a_batch, examples_seconds, input_ms, step_ms,
 lists_per_second, utilisation, device_peak_mib, loss, ndcg_at_10, each of a model for the last interval that can be
 judged. Each device has a process of its own.
 
-`input_ms` is what a batch takes to be read where nothing is trained, `step_ms` what a step takes, its input included
-(the median epoch but the first, which compiles): where the second is much the greater, the input is not waited for.
-`utilisation` is the share of the time in which the GPU did anything, as its driver says. Two replicas on one GPU are
-two halves of it: they show that it works, not that it pays.
+`input_ms` is what a batch takes to be read where nothing is trained (the second time), `step_ms` what a step takes, its
+input included (the median epoch but the first, which compiles): where the second is much the greater, the input is not
+waited for. `utilisation` is the share of the time in which the GPU did anything, as its driver says. Two replicas on
+one device share it: they show that it works, not that it pays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -60,13 +61,12 @@ class Utilisation:
         return round(statistics.mean(self._shares), 2) if self._shares else None
 
 
-def measure(device: str, num_replicas: int, batch_sizes: list[int], tf32: bool) -> None:
+def measure(device: str, num_replicas: int, batch_sizes: list[int]) -> None:
     """Train on this device; prints a record for each size of batch."""
     import tensorflow as tf
 
     if device == CPU:
         tf.config.set_visible_devices([], "GPU")
-    tf.config.experimental.enable_tensor_float_32_execution(tf32)
     strategy = None
     if num_replicas > 1:
         [physical] = tf.config.list_physical_devices(device)
@@ -101,10 +101,11 @@ def measure(device: str, num_replicas: int, batch_sizes: list[int], tf32: bool) 
         for lists_a_batch in batch_sizes:
             chosen = RankerConfig(lists_a_batch=lists_a_batch)
             num_steps = -(-num_lists // lists_a_batch)
-            started = time.monotonic()
-            for _ in batches(shards, len(shards[0].sums), lists_a_batch, num_steps, (0, 0)):
-                pass
-            input_ms = 1000 * (time.monotonic() - started) / num_steps
+            for _ in range(2):
+                started = time.monotonic()
+                for _ in batches(shards, len(shards[0].sums), lists_a_batch, num_steps, (0, 0)):
+                    pass
+                input_ms = 1000 * (time.monotonic() - started) / num_steps
             ends, losses = [], []
 
             def progress(_: int, loss: float, ends: list[float] = ends, losses: list[float] = losses) -> None:
@@ -124,7 +125,6 @@ def measure(device: str, num_replicas: int, batch_sizes: list[int], tf32: bool) 
                 "device": _name(device),
                 "replicas": num_replicas,
                 "lists_a_batch": lists_a_batch,
-                "tf32": tf32 and device == GPU,
                 "examples_seconds": round(examples_s, 1),
                 "input_ms": round(input_ms, 2),
                 "step_ms": round(1000 * epoch_s / num_steps, 2),
@@ -139,8 +139,6 @@ def measure(device: str, num_replicas: int, batch_sizes: list[int], tf32: bool) 
 
 def _name(device: str) -> str:
     if device == CPU:
-        import os
-
         return f"CPU, {len(os.sched_getaffinity(0))} cores"
     command = ["nvidia-smi", "--id=0", "--query-gpu=name", "--format=csv,noheader"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -158,17 +156,15 @@ def main() -> None:
     parser.add_argument("--write", type=Path, default=RESULT, help="where the records go")
     parser.add_argument("--measure", choices=[CPU, GPU], help="train on this device and print the records")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--no-tf32", action="store_true")
     chosen = parser.parse_args()
     if chosen.measure:
-        measure(chosen.measure, chosen.replicas, chosen.batch_sizes, not chosen.no_tf32)
+        measure(chosen.measure, chosen.replicas, chosen.batch_sizes)
         return
     sizes, smallest = [str(size) for size in chosen.batch_sizes], str(chosen.batch_sizes[0])
     cases = [[CPU, "--batch-sizes", *sizes], [CPU, "--replicas", "2", "--batch-sizes", smallest]]
     if has_gpu():
         cases += [
             [GPU, "--batch-sizes", *sizes],
-            [GPU, "--no-tf32", "--batch-sizes", *sizes],
             [GPU, "--replicas", "2", "--batch-sizes", smallest],
         ]
     records = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from contracts.metrics import METRICS
+from contracts.metrics import METRICS, NDCG
 from deploy.local.summary import numbers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,3 +38,18 @@ def test_the_scales_of_training_are_those_that_were_measured() -> None:
         assert f"| {record['scale']}x | " + " | ".join(f"{record[column]:,}" for column in columns) + " |" in text
     assert [record["scale"] for record in records] == [1, 10, 30]
     assert records[-1]["peak_mib"] < 1.3 * records[0]["peak_mib"]
+
+
+def test_the_devices_are_those_that_were_measured() -> None:
+    """The table in docs/scaling.md is what `make bench-devices` wrote; quality is the same on each, at a size of batch."""
+    records = json.loads((REPOSITORY / "docs" / "benchmarks" / "devices.json").read_text())
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    by_batch: dict[int, list[float]] = {}
+    for record in records:
+        busy = "" if record["utilisation"] is None else f"{record['utilisation']:.0%}"
+        assert (
+            f"| {record['device']} | {record['replicas']} | {record['lists_a_batch']:,} | {record['input_ms']} | "
+            f"{record['step_ms']} | {record['lists_per_second']:,} | {busy} | {record[NDCG]} |"
+        ) in text
+        by_batch.setdefault(record["lists_a_batch"], []).append(record[NDCG])
+    assert all(max(scores) - min(scores) < 0.003 for scores in by_batch.values())
