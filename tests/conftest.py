@@ -62,11 +62,12 @@ IMPATIENT = {
 }
 """A task whose process was killed is noticed within half a minute, not within five."""
 
-APART = ("end_to_end", "faults", "serving", "training")
-"""Folders whose files share no server."""
+APART = ("end_to_end", "faults", "serving", "spark_jobs/test_land.py", "training")
+"""Folders whose files share no server, and a file that is long enough for a Spark of its own."""
 LONGEST_FIRST = (
     "end_to_end/test_loop.py",
     "spark_jobs",
+    "spark_jobs/test_land.py",
     "serving/test_rollout.py",
     "docs",  # short: a worker starts its last test when it knows what comes next, so this waits for the loop
     "training/test_launch.py",
@@ -82,7 +83,7 @@ LONGEST_FIRST = (
 def unit(nodeid: str) -> str:
     """The tests beside which this one runs, in the same worker: those of its folder, or file, below `tests`."""
     path = Path(nodeid.split("::")[0]).relative_to("tests")
-    return str(path if str(path.parent) in APART else path.parent)
+    return str(path if {str(path), str(path.parent)} & {*APART} else path.parent)
 
 
 class UnitScheduling(LoadScopeScheduling):

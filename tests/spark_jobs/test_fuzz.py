@@ -111,6 +111,7 @@ def test_nothing_stops_landing_and_nothing_is_lost(shop: Any) -> None:
     lands_all(shop)
 
 
+@pytest.mark.slow
 def test_an_id_is_of_what_the_row_says(spark: Any, tmp_path: Path) -> None:
     """Rows have one id exactly if they say the same, whatever the order of their keys."""
     from contracts.dataset import Dataset

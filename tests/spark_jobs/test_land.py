@@ -74,6 +74,7 @@ def test_new_files_land_and_old_ones_are_not_read_again(drop: Any) -> None:
     assert [row["reasons"] for row in drop.rows(QUARANTINE)] == [["occurred_at: not a time: 'never'"]]
 
 
+@pytest.mark.slow
 def test_what_is_not_complete_lands_and_is_not_cleaned(drop: Any) -> None:
     """A file is read once, however far it reaches; silver holds what is complete, and items are those seen in it."""
     put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"), WEDNESDAY.format("cem").replace("apple", "wine"))
@@ -382,6 +383,7 @@ def test_how_far_all_has_landed_is_known_after_many_commits(drop: Any, monkeypat
     assert pending.landed_through() == 1
 
 
+@pytest.mark.slow
 def test_landing_again_replaces_files_of_two_shapes_in_one_commit(drop: Any) -> None:
     """Rows of files with other columns stay; one that was corrected is replaced; a file that is gone needs a word."""
     put(drop, "a.csv", MONDAY.format("ann"), "soon,eve,apple\n")
@@ -402,6 +404,7 @@ def test_landing_again_replaces_files_of_two_shapes_in_one_commit(drop: Any) -> 
     assert users(drop) == [(1, "anne"), (1, "eve")]
 
 
+@pytest.mark.slow
 def test_a_corrected_record_lands(drop: Any) -> None:
     """Whatever was wrong with it, a time, a number or a missing user: the same id lands when it can be used."""
     drop.write(shop__toml=FOLDER_TOML + 'event_id = "id"\nprice = "cost"\n')
@@ -441,6 +444,7 @@ def test_a_column_that_joins_later_changes_no_id(drop: Any) -> None:
     assert users(drop) == [(1, "ann")]
 
 
+@pytest.mark.slow
 def test_one_absurdly_old_event_is_set_aside(drop: Any) -> None:
     """It is older than the newest by more than the limit; the first batch is never late; re-driven, it stays late."""
     put(drop, "a.csv", MONDAY.format("ann"), WEDNESDAY.format("bob"))
@@ -457,6 +461,7 @@ def test_one_absurdly_old_event_is_set_aside(drop: Any) -> None:
     assert [user for _, user in users(drop)] == ["eve", "cem", "ann", "bob"]
 
 
+@pytest.mark.slow
 def test_putting_files_together_makes_nothing_be_computed_again(drop: Any) -> None:
     """After OPTIMIZE nothing is pending, and landing again and landing on go on as ever."""
     for name in ("a", "b"):

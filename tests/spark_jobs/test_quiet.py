@@ -56,6 +56,7 @@ def test_an_interval_without_events(shop: Any) -> None:
     assert sorted(storage.files(SILVER_EVENTS)) == [1, 2, 3, 5]
 
 
+@pytest.mark.slow
 def test_an_interval_of_views_only(shop: Any) -> None:
     """In interval 4 people only looked: nobody is active in the sense of the check, and the coming interval is 5."""
     shop.write(events__csv=HEADER + DAY_1 + DAY_2 + DAY_3 + VIEWS)

@@ -58,6 +58,7 @@ def test_serves_what_the_trainer_would_recommend(shop: Shop, ranker: Ranker, mod
     assert answer(model, *map(str, shop.user_ids))[0] == expected
 
 
+@pytest.mark.slow
 def test_the_scores_of_all_users_of_a_larger_shop_are_the_trainers(shop: Shop, tmp_path: Path) -> None:
     """Sixty users with up to forty events of two types, and some with none: stored, and sent along, they score the same."""
     generator, config = np.random.default_rng(5), RankerConfig(num_popular=8, top_k=5)
@@ -112,6 +113,7 @@ def test_unknown_users_get_best_sellers(model: Path) -> None:
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.slow
 def test_many_users_at_once_are_answered_as_one_by_one(model: Path) -> None:
     """More users than are recommended at once, in no order: everybody gets their own list; nobody asks, nobody is answered."""
     users = ["bob", "ann", "nobody", "cat", "ann"] * 30
@@ -140,6 +142,7 @@ def test_a_history_in_the_request_gives_the_same_as_the_stored_one(model: Path) 
     np.testing.assert_allclose(found["scores"].numpy(), scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_events_of_all_types_in_the_request_give_the_same_as_the_stored_ones(
     shop: Shop, ranker: Ranker, tmp_path: Path
 ) -> None:

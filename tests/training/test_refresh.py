@@ -90,6 +90,7 @@ def test_same_weights_and_newer_data(shop: Shop, before: Path, tmp_path: Path) -
     assert (folder / GOLDEN).exists()
 
 
+@pytest.mark.slow
 def test_nothing_new_changes_nothing(shop: Shop, before: Path, tmp_path: Path) -> None:
     """Of the same data it gives the same lists."""
     _, compared = refresh(before, shop, CONFIG, tmp_path / "after")
@@ -153,6 +154,7 @@ def champion(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     return client
 
 
+@pytest.mark.slow
 def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for on the newest data, it is one run and one version however often each verb is run, and says whose weights
     it has; the gate lets it pass on data that was checked, and not on data that was not.
@@ -181,6 +183,7 @@ def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys:
     assert not (settings().training_dir / "refresh_b" / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_challenger_is_scored_beside_the_champion_and_may_be_forced(
     champion: MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ from tests.training.tables import write_shop, write_tables
 from training import __main__ as verbs
 from training import registry
 
+pytestmark = pytest.mark.slow
+
 
 def work_in(home: Path, patch: pytest.MonkeyPatch, seed: int) -> None:
     """Point the settings there."""

@@ -75,6 +75,7 @@ def run(spark: Any, source: Reader, position: dict[str, Any]) -> tuple[list[str]
     return sorted(told), position
 
 
+@pytest.mark.slow
 def test_an_object_store(spark: Any, bucket: Any, tmp_path: Path) -> None:
     """Objects are found by listing, packed or not, each read once; one that has changed is read again; copies are gone."""
     bucket.put_object(Key="in/a.jsonl", Body=LINE.format("ann").encode())

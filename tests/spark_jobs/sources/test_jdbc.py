@@ -344,6 +344,7 @@ def test_a_long_transaction_is_not_passed_over(spark: Any, database: Database) -
     assert ids(run(spark, source, position)[0]) == [9000]
 
 
+@pytest.mark.slow
 def test_an_unchanged_table_makes_no_batch(shop: Any, database: Database) -> None:
     """What lies in the overlap is read again by each run, and lands once; where nothing is new, nothing is committed."""
     shop.write(shop__toml=SHOP.format(url=database.url))
