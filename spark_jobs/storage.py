@@ -1,7 +1,8 @@
 """Delta tables: what they hold, what changed in them, how they are written. Only reading and writing rows needs Spark.
 
-Spark writes rows as Parquet files, and these become the table's by a commit of the library deltalake: one through
-Spark takes a second longer, of which a job of little data consists.
+The library deltalake says which Parquet files are the table's, and Spark reads these; Spark writes rows as such files,
+and they become the table's by a commit of deltalake. Through Spark's own Delta each commit takes a second longer, and
+each reading half a second: of such seconds a job of little data consists.
 
 What a table was computed from is told by the user metadata of its commits: the state (`id@version`) of the table
 upstream. The intervals that were written between that state and now are the ones to compute again. That is exact,
@@ -29,6 +30,7 @@ from contracts.errors import InputError
 from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import Column, Table
+from spark_jobs.paths import literal
 from spark_jobs.scratch import scratch
 
 if TYPE_CHECKING:
@@ -166,15 +168,30 @@ def empty(spark: SparkSession, table: Table) -> DataFrame:
 
 
 def read(spark: SparkSession, table: Table, version: int | None = None) -> DataFrame:
-    """The table; without rows when it has not been written yet. A column that it does not have yet is null."""
-    from pyspark.sql import functions as F
+    """The table; without rows when it has not been written yet. A column that it does not have yet is null.
 
-    if not exists(table):
+    Raises:
+        InputError: another tool has written it so that its files alone do not say which rows it has.
+    """
+    opened = open_table(table, version)
+    if opened is None:
         return empty(spark, table)
-    reader = spark.read.format("delta")
-    frame = (reader if version is None else reader.option("versionAsOf", version)).load(str(table.path))
-    later = [column for column in table.columns if column.name not in frame.columns]
-    return frame.withColumns({column.name: F.lit(None).cast(column.type) for column in later})
+    if opened.protocol().min_reader_version > 1:
+        raise InputError(
+            f"the table {table.name} has features of Delta that are not read here, as deletion vectors or mapped columns",
+            where=str(table.path),
+            cure="drop these features with the tool that added them",
+        )
+    paths = [table.path / path for path in pa.table(opened.get_add_actions())["path"].to_pylist()]
+    if not paths:
+        return empty(spark, table)
+    return _parquet(spark, table, table.path, paths)
+
+
+def _parquet(spark: SparkSession, table: Table, folder: Path, paths: Iterable[Path]) -> DataFrame:
+    """The rows of files below a folder."""
+    schema = ", ".join(f"{column.name} {column.type}" for column in table.columns)
+    return spark.read.schema(schema).option("basePath", str(folder)).parquet(*literal(paths)).select(*table.column_names)
 
 
 def require_layout(table: Table) -> None:
@@ -241,8 +258,7 @@ def _required(value: SparkColumn, column: Column, table: Table) -> SparkColumn:
 
 def staged(spark: SparkSession, table: Table, folder: Path) -> DataFrame:
     """The rows that `stage` has written."""
-    schema = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-    return spark.read.schema(schema).parquet(str(folder))
+    return _parquet(spark, table, folder, [folder])
 
 
 def num_rows(folder: Path) -> int:
