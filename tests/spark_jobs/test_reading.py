@@ -189,7 +189,10 @@ def test_names_and_folders_that_spark_cannot_say(spark: Any, tmp_path: Path) -> 
     (folder / "a_2025-03-03T00:00:00 [x].csv").write_text("when,who\n1,ann\n")
     assert [(row["who"], row["store"]) for row in read(spark, tmp_path, "in", format="csv")] == [("ann", "007")]
     (tmp_path / "b:1.jsonl").write_text('{"who": "bob"}\n')
-    assert [row["who"] for row in read(spark, tmp_path, "*.jsonl")] == ["bob"]
+    (tmp_path / "b [2] {x}.jsonl").write_text('{"who": "eve"}\n')
+    pq.write_table(pa.table({"who": ["pat"]}), tmp_path / "b[3].parquet")
+    assert sorted(row["who"] for row in read(spark, tmp_path, "*.jsonl")) == ["bob", "eve"]
+    assert [row["who"] for row in read(spark, tmp_path, "*.parquet")] == ["pat"]
 
 
 def test_a_file_without_a_header_is_said_to_be(spark: Any, tmp_path: Path) -> None:
