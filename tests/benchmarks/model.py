@@ -16,21 +16,19 @@ import argparse
 import json
 import multiprocessing
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from scipy import stats
 
 from contracts import dataset as datasets
 from contracts.files import write_json
 from contracts.metrics import METRICS, NDCG, RECALL, K
 from contracts.settings import REPOSITORY, settings
+from tests.benchmarks.family import Family
 from training import baselines, evaluation
 from training.config import RankerConfig
 from training.data import Ints, Lists, Shop, attainable, history_as_of, load_shop, popular_items
@@ -108,33 +106,13 @@ def apart(method: Method, shop: Shop, lists: Lists) -> tuple[Ints, float, float]
         theirs.recv()  # wait until it has been looked at for the last time
 
     process = context.Process(target=work)
-    cpu: dict[int, float] = {}
-    peak, stopped = [0.0], threading.Event()
-
-    def watch() -> None:
-        root = psutil.Process(process.pid)
-        while True:
-            with suppress(psutil.Error):  # it may have ended
-                family = [root, *root.children(recursive=True)]
-                for each in family:
-                    spent = each.cpu_times()
-                    cpu[each.pid] = spent.user + spent.system
-                peak[0] = max(peak[0], sum(each.memory_info().rss for each in family) / 2**20)
-            if stopped.wait(0.1):
-                break
-
     process.start()
     theirs.close()  # so that the end of the process is seen here
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        found: Ints = ours.recv()
-    finally:
-        stopped.set()
-        watching.join()
+    with Family(process.pid) as family:
+        shown: Ints = ours.recv()
     ours.send(None)
     process.join()
-    return found, sum(cpu.values()), peak[0]
+    return shown, family.cpu_s, family.peak_mib
 
 
 def segments(shop: Shop, lists: Lists) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
