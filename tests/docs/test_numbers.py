@@ -53,3 +53,15 @@ def test_the_devices_are_those_that_were_measured() -> None:
         ) in text
         by_batch.setdefault(record["lists_a_batch"], []).append(record[NDCG])
     assert all(max(scores) - min(scores) < 0.003 for scores in by_batch.values())
+
+
+def test_a_week_costs_what_was_measured() -> None:
+    """The table in docs/scaling.md is what `make bench-week` wrote, at every scale."""
+    records = json.loads((REPOSITORY / "docs" / "benchmarks" / "week.json").read_text())
+    text = (REPOSITORY / "docs" / "scaling.md").read_text()
+    scales = sorted({record["scale"] for record in records})
+    assert scales == [1, 3, 10]
+    for stage in dict.fromkeys(record["stage"] for record in records):
+        of_stage = {record["scale"]: record for record in records if record["stage"] == stage}
+        seconds, peaks = ([of_stage[scale][key] for scale in scales] for key in ("seconds", "peak_mib"))
+        assert f"| {stage} | " + " | ".join(f"{each:,}" for each in [*seconds, *peaks]) + " |" in text
