@@ -62,8 +62,6 @@ def session(name: str) -> SparkSession:
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.shuffle.partitions": str(settings().spark_shuffle_partitions),
         "spark.databricks.delta.snapshotPartitions": "2",
-        # A commit without files still says what it was made of: an interval of bad rows only is clean.
-        "spark.databricks.delta.skipRecordingEmptyCommits": "false",
         # Of a table's files, whose names are known, a job on executors finds nothing sooner: 3,000 take half a second here.
         "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
         "spark.sql.legacy.parquet.nanosAsLong": "true",

@@ -191,7 +191,9 @@ def read(spark: SparkSession, table: Table, version: int | None = None) -> DataF
 def _parquet(spark: SparkSession, table: Table, folder: Path, paths: Iterable[Path]) -> DataFrame:
     """The rows of files below a folder."""
     schema = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-    return spark.read.schema(schema).option("basePath", str(folder)).parquet(*literal(paths)).select(*table.column_names)
+    return (
+        spark.read.schema(schema).option("basePath", str(folder)).parquet(*literal(paths)).select(*table.column_names)
+    )
 
 
 def require_layout(table: Table) -> None:

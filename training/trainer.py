@@ -91,9 +91,7 @@ class Retrieval:
         if as_of not in self._items:
             self._items[as_of] = items_as_of(self.shop, as_of, self._config)
         history = stored_history(shop, users, as_of, self._config)
-        with tf.device(
-            "/CPU:0"
-        ):  # a GPU adds up in another order each time, and is no faster
+        with tf.device("/CPU:0"):  # a GPU adds up in another order each time, and is no faster
             found: Candidates = self._graph(history, tf.constant(len(users), tf.int64), self._items[as_of])
         return found
 

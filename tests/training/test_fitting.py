@@ -174,7 +174,7 @@ np.savez(result, losses=losses, num_replicas=strategy.num_replicas_in_sync, **va
 CONFIG = {"epochs": 2, "lists_a_batch": 8}
 
 
-def described(shards: list[Shard], folder: Path) -> Path:
+def write_task(shards: list[Shard], folder: Path) -> Path:
     """What WORKER trains on."""
     path = folder / "about.json"
     path.write_text(json.dumps({"shards": [asdict(each) for each in shards], "config": CONFIG, "num_items": NUM_ITEMS}))
@@ -184,7 +184,7 @@ def described(shards: list[Shard], folder: Path) -> Path:
 @pytest.mark.slow
 def test_two_devices_of_a_process_are_as_one(shards: list[Shard], tmp_path: Path) -> None:
     """Two mirrored devices with half of each batch end with the losses and weights of one that has the whole of it."""
-    command = [sys.executable, "-c", WORKER, str(described(shards, tmp_path)), str(tmp_path / "mirrored.npz"), "2"]
+    command = [sys.executable, "-c", WORKER, str(write_task(shards, tmp_path)), str(tmp_path / "mirrored.npz"), "2"]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, cwd=tmp_path, check=True)
     mirrored = dict(np.load(tmp_path / "mirrored.npz"))
     losses: list[float] = []
@@ -197,12 +197,12 @@ def test_two_devices_of_a_process_are_as_one(shards: list[Shard], tmp_path: Path
 @pytest.mark.slow
 def test_two_workers_are_as_one(shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half of each batch have the same losses and weights, those of one that has the whole of it."""
-    about = described(shards, tmp_path)
+    task_file = write_task(shards, tmp_path)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
     for number in range(2):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
-        command = [sys.executable, "-c", WORKER, str(about), str(tmp_path / f"{number}.npz"), "1"]
+        command = [sys.executable, "-c", WORKER, str(task_file), str(tmp_path / f"{number}.npz"), "1"]
         environment = os.environ | {"TF_CONFIG": json.dumps(task), "PYTHONPATH": str(REPOSITORY)}
         processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path))
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
