@@ -83,7 +83,7 @@ bench-devices: setup-test ## Measure training on the CPU and, where there is one
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.devices
 
-bench-week: setup-test ## Measure what one more week costs shops with 1, 3 and 10 times the history (an hour)
+bench-week: setup-test ## Measure what one more week costs shops with 1, 3 and 10 times the history (twenty minutes)
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.week
 

@@ -92,8 +92,13 @@ def recorded(table: Table, key: str = "") -> dict[str, Any]:
     return {}
 
 
-def _files(opened: deltalake.DeltaTable, column: str) -> dict[int, frozenset[str]]:
-    actions = pa.table(opened.get_add_actions(flatten=True))
+def _adds(opened: deltalake.DeltaTable) -> pa.Table:
+    """A row for each file: `path`, `num_records`, `partition.COLUMN`."""
+    return pa.table(opened.get_add_actions(flatten=True))
+
+
+def _paths(opened: deltalake.DeltaTable, column: str) -> dict[int, frozenset[str]]:
+    actions = _adds(opened)
     files: defaultdict[int, set[str]] = defaultdict(set)
     for value, path in zip(actions[f"partition.{column}"].to_pylist(), actions["path"].to_pylist(), strict=True):
         files[int(value)].add(path)
@@ -103,7 +108,7 @@ def _files(opened: deltalake.DeltaTable, column: str) -> dict[int, frozenset[str
 def files(table: Table) -> dict[int, frozenset[str]]:
     """The files of each value of the last partition column (`interval` or `as_of`)."""
     opened = open_table(table)
-    return {} if opened is None else _files(opened, table.partition_by[-1])
+    return {} if opened is None else _paths(opened, table.partition_by[-1])
 
 
 def rows(table: Table, version: int | None = None) -> dict[int, int]:
@@ -111,7 +116,7 @@ def rows(table: Table, version: int | None = None) -> dict[int, int]:
     opened = open_table(table, version)
     if opened is None:
         return {}
-    actions = pa.table(opened.get_add_actions(flatten=True))
+    actions = _adds(opened)
     counts: defaultdict[int, int] = defaultdict(int)
     values = actions[f"partition.{table.partition_by[-1]}"].to_pylist()
     for value, number in zip(values, actions["num_records"].to_pylist(), strict=True):
@@ -121,7 +126,7 @@ def rows(table: Table, version: int | None = None) -> dict[int, int]:
 
 def total_rows(table: Table) -> int:
     opened = open_table(table)
-    return 0 if opened is None else sum(pa.table(opened.get_add_actions(flatten=True))["num_records"].to_pylist())
+    return 0 if opened is None else sum(_adds(opened)["num_records"].to_pylist())
 
 
 def changed(table: Table, since: str) -> set[int]:
@@ -138,7 +143,7 @@ def changed(table: Table, since: str) -> set[int]:
         table.path / "_delta_log" / f"{n:020d}.json" for n in range(int(version or -1) + 1, opened.version() + 1)
     ]
     if same_id != opened.metadata().id or not all(path.exists() for path in commits):
-        return set(_files(opened, table.partition_by[-1]))  # the log does not reach back that far: all is new
+        return set(_paths(opened, table.partition_by[-1]))  # the log does not reach back that far: all is new
     values = set()
     for path in commits:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -182,7 +187,7 @@ def read(spark: SparkSession, table: Table, version: int | None = None) -> DataF
             where=str(table.path),
             cure="drop these features with the tool that added them",
         )
-    paths = [table.path / path for path in pa.table(opened.get_add_actions())["path"].to_pylist()]
+    paths = [table.path / path for path in _adds(opened)["path"].to_pylist()]
     if not paths:
         return empty(spark, table)
     return _parquet(spark, table, table.path, paths)

