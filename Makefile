@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults bench-ingest bench-model bench-training bench-devices bench-week bench-serving lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults coverage bench-ingest bench-model bench-training bench-devices bench-week bench-serving lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -12,7 +12,7 @@ KILLS ?= 12
 ROWS ?= 1000000
 python := .venv/bin/python
 # Three workers, as many tests wait; a folder's tests stay in one of them, with its servers (tests/conftest.py).
-pytest := $(python) -m pytest tests --numprocesses 3 --dist loadscope --no-loadscope-reorder
+pytest := pytest tests --numprocesses 3 --dist loadscope --no-loadscope-reorder
 compile := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --override overrides.txt
 
@@ -50,11 +50,11 @@ kafka: setup ## Run a real Apache Kafka on this machine until Ctrl-C, to try it 
 
 test: setup-test ## Set up and run the tests (ARGS=... for pytest)
 	@$(python) -m deploy.local prepare
-	@$(pytest) -m "not long" $(ARGS)
+	@$(python) -m $(pytest) -m "not long" $(ARGS)
 
 test-fast: setup-test ## Run the tests that need a few seconds each
 	@$(python) -m deploy.local prepare
-	@$(pytest) -m "not slow and not long" $(ARGS)
+	@$(python) -m $(pytest) -m "not slow and not long" $(ARGS)
 
 test-long: setup-test ## Run what needs an hour: full data, many kills, much fuzzing (SEED=..., EVENTS=..., KILLS=...)
 	@$(python) -m deploy.local prepare
@@ -66,6 +66,13 @@ test-faults: setup-test ## Kill everything while many events land (SEED=..., EVE
 	@$(python) -m deploy.local prepare
 	@CARTWHEEL_TEST_FAULTS_SEED=$(SEED) CARTWHEEL_TEST_FAULTS_EVENTS=$(EVENTS) CARTWHEEL_TEST_FAULTS_KILLS=$(KILLS) \
 		$(python) -m pytest tests/faults -s $(ARGS)
+
+coverage: setup-test ## Run the tests and list the lines and branches that none of them reaches (half an hour)
+	@$(python) -m deploy.local prepare
+	@$(python) -m coverage erase
+	@$(python) -m coverage run -m $(pytest) -m "not long" $(ARGS)
+	@$(python) -m coverage combine --quiet
+	@$(python) -m coverage report
 
 bench-ingest: setup-test ## Measure landing from each source beside a plain copy by Spark (ROWS=...)
 	@$(python) -m deploy.local prepare
