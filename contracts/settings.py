@@ -8,6 +8,7 @@ repository's root. `.env.example` and the table in the README are generated from
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
 import sys
@@ -33,6 +34,14 @@ Shares = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], NoDecode, BeforeValidator(_numbers), Field(min_length=1)
 ]
 Numbers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_numbers)]
+
+
+def _properties(value: Any) -> Any:
+    """Accept JSON, or nothing, beside a real mapping."""
+    return json.loads(value or "{}") if isinstance(value, str) else value
+
+
+Properties = Annotated[dict[str, str], NoDecode, BeforeValidator(_properties)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -66,6 +75,7 @@ class Settings(BaseSettings):
     gateway_metrics_port: Port = Field(8601, description="The gateway's page for Prometheus, /metrics.")
     database_url: str = Field(
         "",
+        repr=False,
         description="An outside PostgreSQL server instead of the embedded one, as postgresql://user:password@host:port.",
     )
     mlflow_tracking_uri: str = Field("", description="An outside MLflow server instead of our own.")
@@ -181,6 +191,25 @@ class Settings(BaseSettings):
     )
     rollout_approval: bool = Field(
         False, description="Whether a person must approve, in Airflow, before a new version becomes the champion."
+    )
+
+    # Recommendations for everybody (batch_recommend)
+    recommendations_database_url: str = Field(
+        "",
+        repr=False,
+        description="Database that gets the recommendations for all users as a table, as "
+        "postgresql://user:password@host:port/database. Empty: none.",
+    )
+    recommendations_kafka: Properties = Field(
+        {},
+        repr=False,
+        description="Kafka that gets the recommendations for all users: properties of librdkafka as JSON, at least "
+        "bootstrap.servers. Empty: none.",
+    )
+    recommendations_topic: str = Field(
+        "recommendations",
+        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+        description="The topic that gets the recommendations for all users.",
     )
 
     # Monitoring
@@ -334,8 +363,9 @@ def settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
+        shown = f"={first['input']!r}" if Settings.model_fields[name].repr else ""  # else it may hold a password
         raise InputError(
-            f"CARTWHEEL_{name.upper()}={first['input']!r}: {first['msg']}",
+            f"CARTWHEEL_{name.upper()}{shown}: {first['msg']}",
             where="the environment or .env",
             cure=f"give it a value that fits: {Settings.model_fields[name].description}",
         ) from None

@@ -1,7 +1,7 @@
 """Every table and record of Cartwheel: its columns, key, partitions and rules. Spark and GX schemas derive from here.
 
 Data goes one way: bronze_events -> silver_events -> item_intervals, item_features, user_histories, training_lists
--> model; exposures + silver_events -> attributions.
+-> model; exposures + silver_events -> attributions; model + user_histories -> recommendations.
 """
 
 from __future__ import annotations
@@ -329,6 +329,21 @@ CATEGORY_SHARES = Table(
     partition_by=("interval",),
 )
 
+RECOMMENDATIONS = Table(
+    "recommendations",
+    "What the champion recommends to each user, computed without being asked.",
+    (
+        Column("user_id", "string"),
+        Column("items", "array<string>", "best first"),
+        Column("scores", "array<double>"),
+        Column("model_version", "int"),
+        _BUCKET,
+    ),
+    key=("user_id",),
+    partition_by=("bucket",),
+    may_be_empty=True,
+)
+
 TABLES = (
     BRONZE_EVENTS,
     QUARANTINE,
@@ -346,4 +361,5 @@ TABLES = (
     EXPOSURES,
     ATTRIBUTIONS,
     CATEGORY_SHARES,
+    RECOMMENDATIONS,
 )

@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path, PurePosixPath
 
+from contracts.champion import base_path
 from contracts.errors import InputError
 from contracts.files import sha256, sync
 from contracts.settings import settings
 from contracts.verdicts import GOLDEN, MANIFEST
-from serving.desired import base_path
 from serving.durable import sync_tree
 
 REQUIRED = ("saved_model.pb", GOLDEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contracts.champion import base_path
 from contracts.errors import InputError
 from contracts.files import write_text
 from contracts.names import MODEL
@@ -33,11 +34,6 @@ class Desired:
 
 def config_path() -> Path:
     return settings().serving_dir / "models.config"
-
-
-def base_path() -> Path:
-    """The folder whose numeric subfolders are the versions."""
-    return settings().serving_dir / "models" / MODEL
 
 
 def render(desired: Desired, base: Path) -> str:

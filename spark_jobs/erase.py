@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts import names
+from contracts.champion import base_path
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
 from contracts.exposures import admin_socket, finish_log, finished_logs
@@ -39,6 +40,7 @@ from contracts.tables import (
     ERASED,
     EXPOSURES,
     QUARANTINE,
+    RECOMMENDATIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
     USER_HISTORIES,
@@ -47,8 +49,18 @@ from contracts.tables import (
 )
 from contracts.trainings import clear_abandoned
 from spark_jobs import storage
+from spark_jobs.sinks import sinks
 
-BY_USER = (BRONZE_EVENTS, SILVER_EVENTS, USERS, USER_HISTORIES, TRAINING_LISTS, EXPOSURES, ATTRIBUTIONS)
+BY_USER = (
+    BRONZE_EVENTS,
+    SILVER_EVENTS,
+    USERS,
+    USER_HISTORIES,
+    TRAINING_LISTS,
+    EXPOSURES,
+    ATTRIBUTIONS,
+    RECOMMENDATIONS,
+)
 """Tables with a column `user_id`, from the first of the path of the data to the last."""
 
 Removed = dict[str, int]
@@ -355,7 +367,7 @@ def drop_trained_models() -> int:
 
 def models_left() -> list[str]:
     """Models made before now that are still there: they know the person until they are replaced."""
-    served = (settings().serving_dir / "models" / names.MODEL).glob("[0-9]*")
+    served = base_path().glob("[0-9]*")
     trained = settings().training_dir.glob("*/saved_model")
     return [f"served version {path.name}" for path in sorted(served)] + [
         f"training {path.parent.name}" for path in sorted(trained)
@@ -386,6 +398,8 @@ def erase(person: Person, dataset: Dataset) -> Removed:
             cure="restart it (or stop it), and erase once more: what was removed stays so",
         )
     removed["exposures"] = sum(erase_exposures(path, person) for path in finished_logs())
+    for sink in sinks():
+        removed[sink.name] = sink.withdraw(person.ids)
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)
     # So are the examples of a training that was killed.

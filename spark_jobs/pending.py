@@ -1,10 +1,10 @@
 """What is there to do: reconcile the tables, without Spark.
 
-    python -m spark_jobs.pending land|clean|features|build|attribute
+    python -m spark_jobs.pending land|clean|features|build|attribute|recommend
 
 `build` is everything between landed events and features that passed their gate.
 
-Exit status 0 with the pending intervals on the last line, comma separated, or 99 when there is nothing to do. The
+Exit status 0 with the pending intervals on the last line, comma separated (of `recommend`, the version), or 99 when there is nothing to do. The
 answer comes from the tables alone, so a message that is lost or comes twice does no harm.
 """
 
@@ -17,11 +17,12 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltalake import DeltaTable
 
 from contracts import names
+from contracts.champion import Champion, champion
 from contracts.dataset import Dataset, load
 from contracts.errors import reported
 from contracts.settings import settings
@@ -33,6 +34,7 @@ from contracts.tables import (
     ITEM_FEATURES,
     ITEM_INTERVALS,
     PROMOTIONS,
+    RECOMMENDATIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
     UNTIMED,
@@ -41,6 +43,12 @@ from contracts.tables import (
 from contracts.trainings import coming_interval
 from spark_jobs import exposures, ledger, sources, storage
 from spark_jobs.arguments import add_interval
+
+if TYPE_CHECKING:
+    from spark_jobs.sinks import Sink
+
+PUBLISHED = "published"
+"""What a commit of `recommendations` says of its sinks: by name, the state of the table that each has got."""
 
 
 def landed_through() -> int | None:
@@ -184,11 +192,29 @@ def attribute() -> list[int]:
     )
 
 
+def recommend() -> Champion | None:
+    """The champion, when `recommendations` are not its answers."""
+    model = champion()
+    done = storage.recorded(RECOMMENDATIONS, "model_version").get("model_version")
+    return None if model is None or model.version == done else model
+
+
+def publish() -> dict[Sink, str]:
+    """The sinks that have not got what `recommendations` holds, each with the state of that."""
+    from spark_jobs.sinks import sinks
+
+    state = hashlib.sha256(
+        json.dumps(sorted(map(sorted, storage.files(RECOMMENDATIONS).values()))).encode()
+    ).hexdigest()
+    done = storage.recorded(RECOMMENDATIONS, PUBLISHED).get(PUBLISHED, {})
+    return {sink: state for sink in sinks() if storage.exists(RECOMMENDATIONS) and done.get(sink.name) != state}
+
+
 def arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pending", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("land", "clean", "features", "build", "attribute"))
+    parser.add_argument("step", choices=("land", "clean", "features", "build", "attribute", "recommend"))
     add_interval(parser, "--through", "of land: the last interval to land")
     add_interval(parser, "--from-interval", "of land: the first one")
     return parser
@@ -207,6 +233,9 @@ def main(step: str, from_interval: int | None, through: int | None) -> int:
         )
         if not todo.any():
             intervals = []
+    elif step == "recommend":
+        model = champion()
+        intervals = [model.version] if model is not None and (recommend() or publish()) else []
     else:
         intervals = clean() if step == "clean" else attribute()
     if not intervals:

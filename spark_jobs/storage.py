@@ -244,14 +244,19 @@ def staged_files(frame: DataFrame, table: Table) -> Iterator[Path]:
         yield Path(folder)
 
 
-def stage(frame: DataFrame, table: Table, folder: Path) -> None:
+def stage(frame: DataFrame, table: Table, folder: Path, *, beside: bool = False) -> None:
     """Write rows as files beside the table, for `commit`. No reader of the table sees them.
+
+    Args:
+        folder: what is there already is replaced.
+        beside: only the partitions that the rows lie in are replaced.
 
     Raises:
         PySparkException: a value is missing that the contract wants.
     """
     columns = [_required(frame[column.name].cast(column.type), column, table) for column in table.columns]
-    frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by).parquet(str(folder))
+    writer = frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by)
+    writer.option("partitionOverwriteMode", "dynamic" if beside else "static").parquet(str(folder))
 
 
 def _required(value: SparkColumn, column: Column, table: Table) -> SparkColumn:

@@ -252,7 +252,7 @@ def running_postgres() -> Iterator[Database]:
         shutil.rmtree(parent)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Database]:
     with running_postgres() as server:
         yield server

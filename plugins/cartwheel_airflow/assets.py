@@ -21,4 +21,4 @@ CHALLENGER = Asset("challenger", group="model")
 deploy_recommender."""
 
 CHAMPION = Asset("champion", group="model")
-"""A model serves. Emitted by deploy_recommender; here the loop ends, the next events close it."""
+"""A model serves. Emitted by deploy_recommender and rollback_recommender, consumed by batch_recommend."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from contracts.champion import document_path
 from contracts.errors import InputError
 from contracts.files import locked
 from contracts.names import CHALLENGER
@@ -50,7 +51,7 @@ def initialise() -> None:
     The document says then that nothing is deployed, or what an installation without one serves.
     """
     command.initialise()
-    if not document.document_path().exists():
+    if not document_path().exists():
         document.write(document.read())
     gateway.initialise(document.read().traffic)
 

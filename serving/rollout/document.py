@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from contracts.champion import document_path
 from contracts.errors import InputError
 from contracts.files import read_json, write_json
-from contracts.settings import settings
 from serving import desired
 from serving.desired import Desired
 from serving.gateway.traffic import Traffic
@@ -100,10 +99,6 @@ class Rollout:
         if self.champion is not None and self.share and self.state in (SHADOW, CANARY):
             shared = {self.state: self.challenger, f"{self.state}_share": self.share}
         return Traffic(stable=self.champion, popular=self.popular, step=self.step, **shared)
-
-
-def document_path() -> Path:
-    return settings().serving_dir / "rollout.json"
 
 
 def read() -> Rollout:

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from contracts.champion import base_path
 from contracts.errors import InputError
 from contracts.files import write_json, write_text
 from contracts.ports import LOOPBACK, free_ports
@@ -42,7 +43,7 @@ def validate(version: int, *, deadline_s: float = endpoint.DEADLINE_S) -> dict[s
         UnfitVersionError: it cannot be loaded, answers otherwise than training has recorded, or takes too much.
         DeploymentError: the model server does not start.
     """
-    folder = desired.base_path() / str(version)
+    folder = base_path() / str(version)
     if not folder.is_dir():
         raise InputError(f"version {version} is not staged", where=str(folder), cure="stage it first")
     manifest = artifact.verify(folder)
@@ -81,7 +82,7 @@ def golden_requests(version: int) -> list[dict[str, Any]]:
     Raises:
         InputError: nothing.
     """
-    path = desired.base_path() / str(version) / GOLDEN
+    path = base_path() / str(version) / GOLDEN
     golden: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     if not golden:
         raise InputError("there is no golden request", where=str(path), cure="export it again")
@@ -103,7 +104,7 @@ def scratch_server(deadline_s: float) -> Iterator[tuple[str, psutil.Process, Cal
         config, log = Path(temporary) / "models.config", Path(temporary) / "server.log"
 
         def configure(wanted: desired.Desired) -> None:
-            write_text(config, desired.render(wanted, desired.base_path().resolve()))
+            write_text(config, desired.render(wanted, base_path().resolve()))
 
         configure(desired.Desired())
         [port] = free_ports(1)

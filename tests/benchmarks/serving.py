@@ -30,6 +30,7 @@ import httpx
 import psutil
 from deltalake import DeltaTable
 
+from contracts.champion import base_path
 from contracts.errors import InputError, reported
 from contracts.files import write_json
 from contracts.names import MODEL
@@ -272,9 +273,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cartwheel-bench-") as parent:
         folder = Path(parent)
         records = [soak(folder / "soak", users, chosen.requests)] if chosen.requests else []
-        floors = [
-            function(desired.base_path() / str(state.stable), users, chosen.seconds) for _ in range(chosen.rounds)
-        ]
+        floors = [function(base_path() / str(state.stable), users, chosen.seconds) for _ in range(chosen.rounds)]
         with model_server(folder / "server", config) as (url, server):
             passed_on = {"match": {"prefix": "/"}, "route": {"cluster": "backend"}}
             serving = Serving(folder / "gateway", url, state.stable, users)

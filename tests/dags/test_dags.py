@@ -19,6 +19,9 @@ from cartwheel_airflow import assets
 from contracts import names
 from contracts.settings import REPOSITORY, Settings, settings
 
+WOKEN = (*names.DAGS, names.BATCH_RECOMMEND)
+"""DAGs that run by themselves."""
+
 
 class Results:
     """Results of other tasks, as a template sees them."""
@@ -45,11 +48,11 @@ def parse(module: str, arguments: list[str]) -> None:
 
 
 def test_all_dags_are_there(dags) -> None:
-    """The six DAGs of the loop, the one that goes back, and nothing else."""
-    assert sorted(dags) == sorted((*names.DAGS, names.ROLLBACK_RECOMMENDER))
+    """The six DAGs of the loop, the two that a person wants, and nothing else."""
+    assert sorted(dags) == sorted((*names.DAGS, names.ROLLBACK_RECOMMENDER, names.BATCH_RECOMMEND))
 
 
-@pytest.mark.parametrize("dag_id", names.DAGS)
+@pytest.mark.parametrize("dag_id", WOKEN)
 def test_the_description_names_every_task_in_order(dags, dag_id) -> None:
     """The numbered steps of the page in the UI are the task ids, in the order in which they run."""
     dag = dags[dag_id]
@@ -57,7 +60,7 @@ def test_the_description_names_every_task_in_order(dags, dag_id) -> None:
     assert steps == [task.task_id for task in dag.topological_sort()]
 
 
-@pytest.mark.parametrize("dag_id", [*names.DAGS, names.ROLLBACK_RECOMMENDER])
+@pytest.mark.parametrize("dag_id", [*WOKEN, names.ROLLBACK_RECOMMENDER])
 def test_every_command_is_one_its_program_accepts(dags, dag_id) -> None:
     """Each rendered command line is parsed by the parser of the very module it starts."""
     for task in dags[dag_id].tasks:
@@ -86,21 +89,20 @@ def waits_for(dag):
 
 
 def test_every_asset_has_an_emitter_and_a_consumer(dags) -> None:
-    """The DAGs are joined: what one emits another consumes; the champion ends the chain."""
+    """The DAGs are joined: what one emits another consumes."""
     known = {asset.name for asset in vars(assets).values() if isinstance(asset, assets.Asset)}
     emitted = [outlet.name for dag in dags.values() for task in dag.tasks for outlet in task.outlets]
     consumed = {name for dag in dags.values() for name in known if f"name='{name}'" in repr(waits_for(dag))}
-    assert set(emitted) == known
-    assert consumed == known - {assets.CHAMPION.name}
+    assert set(emitted) == consumed == known
 
 
-@pytest.mark.parametrize("dag_id", [name for name in names.DAGS if name != names.INGEST_EVENTS])
+@pytest.mark.parametrize("dag_id", [name for name in WOKEN if name != names.INGEST_EVENTS])
 def test_a_lost_asset_event_is_healed_by_the_clock(dags, dag_id) -> None:
     """Every DAG that an asset wakes also looks once an hour by itself."""
     assert dags[dag_id].timetable.timetable.expression.endswith("* * * *")
 
 
-@pytest.mark.parametrize("dag_id", names.DAGS)
+@pytest.mark.parametrize("dag_id", WOKEN)
 def test_the_first_task_reconciles(dags, dag_id) -> None:
     """Each DAG first asks the tables whether there is anything to do, and runs one at a time."""
     dag = dags[dag_id]
@@ -108,12 +110,17 @@ def test_the_first_task_reconciles(dags, dag_id) -> None:
     assert dag.max_active_runs == 1
 
 
+def test_what_costs_and_not_everybody_wants_is_off_at_first(dags) -> None:
+    """Scoring all users is for those who turn it on; the loop runs as soon as it is there."""
+    assert [dag_id for dag_id, dag in dags.items() if dag.is_paused_upon_creation] == [names.BATCH_RECOMMEND]
+
+
 def test_no_two_heavy_tasks_run_at_once(dags) -> None:
     """Spark's drivers and the training each take more than half of the slots that the pool has."""
     slots = Settings(_env_file=None).airflow_parallelism
     heavy = [task for dag in dags.values() for task in dag.tasks if 2 * task.pool_slots > slots]
     names_of_heavy = {task.task_id for task in heavy}
-    assert names_of_heavy == {"land", "clean", "compute_features", "attribute", "train"}
+    assert names_of_heavy == {"land", "clean", "compute_features", "attribute", "train", "recommend"}
     assert all(task.pool_slots <= slots for task in heavy)
 
 

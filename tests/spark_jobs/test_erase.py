@@ -30,6 +30,7 @@ from contracts.tables import (
     ITEM_INTERVALS,
     ITEMS,
     QUARANTINE,
+    RECOMMENDATIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
     UNTIMED,
@@ -40,7 +41,16 @@ from spark_jobs import erase, pending, storage
 
 KEY = "0f" * 32
 WHO = "ann.o'hara+shop@mail.example.org"
-TABLES = (BRONZE_EVENTS, SILVER_EVENTS, USERS, USER_HISTORIES, TRAINING_LISTS, ATTRIBUTIONS, QUARANTINE)
+TABLES = (
+    BRONZE_EVENTS,
+    SILVER_EVENTS,
+    USERS,
+    USER_HISTORIES,
+    TRAINING_LISTS,
+    ATTRIBUTIONS,
+    RECOMMENDATIONS,
+    QUARANTINE,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +117,13 @@ def ann(spark: Any, folder_of_ann: Path, open_shop: Callable[[Path], Any], tmp_p
         one = {"interval": 3, "items": ["bread"]}
         first.expose(one | {"request_id": "r1", "user_id": WHO}, one | {"request_id": "r2", "user_id": "bob"})
         assert first.attribute(3) == 0
+        recommended = [
+            {"user_id": user, "items": ["bread"], "scores": [1.0], "model_version": 7, "bucket": 3}
+            for user in (WHO, "bob")
+        ]
+        storage.create(RECOMMENDATIONS)
+        rows = pa.Table.from_pylist(recommended, storage.arrow_schema(RECOMMENDATIONS))
+        deltalake.write_deltalake(str(RECOMMENDATIONS.path), rows, mode="append")
         deltalake.DeltaTable(str(BRONZE_EVENTS.path)).create_checkpoint()
     shutil.copytree(folder_of_ann, tmp_path / "copy")
     shop = opened(tmp_path / "copy")
@@ -172,6 +189,7 @@ def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[st
         "table training_lists": 3,
         "table exposures": 1,
         "table attributions": 1,
+        "table recommendations": 1,
         "table quarantine": 8,  # six not fit to use, two without a time
         "exposures": 3,  # a line that has landed, one that was for bob too, a torn one
         "reports": 4,

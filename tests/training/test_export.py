@@ -16,21 +16,13 @@ import pytest
 import tensorflow as tf
 
 from contracts.verdicts import GOLDEN, MANIFEST
+from tests.training.tiny import CONFIG, make_ranker
 from training.config import RankerConfig
 from training.data import ITEM_STATISTICS, Histories, Lists, Shop
 from training.export import UNKNOWN_USER, export
 from training.features import feature_names
 from training.ranker import Ranker
 from training.trainer import Retrieval, recommend
-
-CONFIG = RankerConfig(num_popular=3, top_k=3)
-
-
-def make_ranker() -> Ranker:
-    size = len(feature_names(CONFIG))
-    made = Ranker(CONFIG, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
-    made.item_bias.assign([0.0, 0.3, 0.1, 0.2, 9.0])
-    return made
 
 
 @pytest.fixture
