@@ -301,6 +301,37 @@ def register(key: Key) -> None:
 
 
 @app.command()
+def edge(
+    version: Annotated[int | None, typer.Option(help="Of the registered model. None: the champion.")] = None,
+) -> None:
+    """Export a version for LiteRT, compare its answers, and keep it with the version's run in MLflow; exit 1 if they differ."""
+    from training import registry
+    from training.data import load_items, with_users
+    from training.edge import MIN_PARITY, export
+    from training.refresh import config_of, ranker_of, read_weights
+
+    if (number := version or registry.champion()) is None:
+        raise InputError("no model serves", where="MLflow", cure="name a version: --version N")
+    folder, say = _folder(f"edge_of_{number}"), _teller()
+    with locked(folder / LOCK):
+        evaluation, model = registry.fetch(number, folder / WORK)
+        config = config_of(evaluation["parameters"])
+        dataset = datasets.load(settings().dataset_path)
+        shop = with_users(load_items(dataset, evaluation["table_versions"], num_intervals=1))
+        report = export(model, ranker_of(read_weights(model), config, shop.item_ids), shop, config, folder / "edge")
+        say(
+            f"version {number}: {report['mib']:.1f} MiB, {report['p50_ms']:.1f} ms a list (as a SavedModel "
+            f"{report['saved_model_p50_ms']:.1f}); of {report['num_lists']:,} lists {report['parity']:.2%} are the same"
+        )
+        if report["parity"] < MIN_PARITY:
+            print(f"NOT kept: at least {MIN_PARITY:.1%} of the lists must be the same")
+            raise SystemExit(1)
+        run_id = registry.log_edge(number, folder / "edge", report)
+        shutil.rmtree(folder / WORK)
+    print(f"kept with MLflow run {run_id}, as {registry.EDGE_FOLDER}/")
+
+
+@app.command()
 def reproduce(run_id: Annotated[str, typer.Argument(help="MLflow's id of the run of a training.")]) -> None:
     """Train again what a run says, with its parameters, seed and versions of the data; exit status 1 for another model."""
     from deltalake.exceptions import DeltaError

@@ -91,10 +91,10 @@ def feature_names(config: RankerConfig) -> list[str]:
 
 def _lookup(keys: tf.Tensor, values: tf.Tensor, wanted: tf.Tensor, default: tf.Tensor) -> tf.Tensor:
     """Rows of `values` (`[num_keys, n]`, of distinct `keys`) for each wanted key, `default` (`[n]`) where absent."""
-    _, places = tf.unique(tf.concat([keys, wanted], axis=0), out_idx=tf.int64)
+    _, places = tf.unique(tf.concat([keys, wanted], axis=0), out_idx=keys.dtype)
     places = places[tf.size(keys) :]
     padded = tf.concat([values, default[None, :]], axis=0)
-    return tf.gather(padded, tf.minimum(places, tf.size(keys, out_type=tf.int64)))
+    return tf.gather(padded, tf.minimum(places, tf.size(keys, out_type=keys.dtype)))
 
 
 def _ratio(numerator: tf.Tensor, denominator: tf.Tensor) -> tf.Tensor:
@@ -111,7 +111,9 @@ def _groups(
 ) -> tf.Tensor:
     """What the user did in the candidate's type or category: `[num_candidates, 6]`."""
     num_groups = tf.reduce_max(group_of) + 1
-    keys, place = tf.unique(history.list_ids * num_groups + tf.gather(group_of, history.items), out_idx=tf.int64)
+    keys, place = tf.unique(
+        history.list_ids * num_groups + tf.gather(group_of, history.items), out_idx=history.items.dtype
+    )
     size = tf.size(keys)
     sums = tf.math.unsorted_segment_sum(
         tf.stack([tf.ones_like(history.ages), tf.exp(-history.ages / 4.0), tf.exp(-history.ages / 16.0)], axis=1),
@@ -183,9 +185,9 @@ def _own_pairs(
         the last three columns, `[num_pairs, num_sums + 3]`.
     """
     ids, ages, weights = history.list_ids, history.ages, history.weights
-    basket = tf.cumsum(tf.cast(starts, tf.int64))
+    basket = tf.cumsum(tf.cast(starts, ids.dtype))
     since = tf.cast(tf.gather(tf.math.unsorted_segment_max(basket, ids, num_lists), ids) - basket, tf.float32)
-    keys, pair = tf.unique(ids * num_items + history.items, out_idx=tf.int64)
+    keys, pair = tf.unique(ids * num_items + history.items, out_idx=ids.dtype)
     size = tf.size(keys)
     columns = [tf.ones_like(ages), weights]
     columns += [weights * tf.exp(-ages * WEEK_DAYS / tau) for tau in config.decay_days]
@@ -277,17 +279,19 @@ def candidates(history: History, num_lists: tf.Tensor, items: Items, config: Ran
     Candidates are the user's own items and `items.popular`, without those that are not allowed.
 
     Args:
-        num_lists: int64 scalar; lists without any history are fine.
+        num_lists: scalar; lists without any history are fine. All integers are int64, or all int32, where
+            `num_lists * num_items` is small enough.
     """
     history = history._replace(ages=tf.minimum(history.ages / WEEK_DAYS, NEVER))
-    num_items = tf.shape(items.types, out_type=tf.int64)[0]
+    integer = history.items.dtype
+    num_items = tf.shape(items.types, out_type=integer)[0]
     lists = tf.cast(num_lists, tf.int32)
     starts = _basket_starts(history)
     keys, pairs = _own_pairs(history, starts, lists, num_items, config)
 
     # Own pairs come first and keep their places; best sellers that are not among them follow without any history.
-    popular = tf.range(num_lists, dtype=tf.int64)[:, None] * num_items + items.popular[None, :]
-    everything, _ = tf.unique(tf.concat([keys, tf.reshape(popular, [-1])], axis=0), out_idx=tf.int64)
+    popular = tf.range(num_lists, dtype=integer)[:, None] * num_items + items.popular[None, :]
+    everything, _ = tf.unique(tf.concat([keys, tf.reshape(popular, [-1])], axis=0), out_idx=integer)
     num_sums = pairs.shape[1] - 3
     absent = tf.concat([tf.zeros(num_sums), [NEVER, NEVER, NEVER_BASKETS]], axis=0)
     pairs = tf.concat([pairs, tf.tile(absent[None, :], [tf.size(everything) - tf.size(keys), 1])], axis=0)

@@ -21,6 +21,7 @@ from training.plots import by_segment
 KEY_TAG = "cartwheel.key"
 EVALUATION_TAG = "cartwheel.evaluation_sha256"
 ARTIFACT_FOLDER = "model"
+EDGE_FOLDER = "edge"
 NOTE_TAG = "mlflow.note.content"
 METRICS_AT_ONCE = 1000
 """As many as MLflow takes in one request."""
@@ -173,6 +174,16 @@ def _unfetchable(what: str, error: Exception) -> InputError:
         where=f"MLflow, {settings().mlflow_uri}",
         cure="name one that training logged, and see that MLflow runs",
     )
+
+
+def log_edge(version: int, folder: Path, report: Mapping[str, float]) -> str:
+    """Keep the files for LiteRT, and what was measured of them, with the run of a version; its id."""
+    client = _client()
+    run_id = str(client.get_model_version(names.MODEL, str(version)).run_id)
+    client.log_artifacts(run_id, str(folder), EDGE_FOLDER)
+    for name, value in report.items():
+        client.log_metric(run_id, f"edge.{name}", value)
+    return run_id
 
 
 def log_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
