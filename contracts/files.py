@@ -69,7 +69,7 @@ def sync(path: Path) -> None:
 def locked(
     path: Path, *, what: str = "", cure: str = "wait until it has ended", shared: bool = False
 ) -> Iterator[None]:
-    """Hold `path` as a lock, which the kernel releases however this process ends. The file holds our process id.
+    """Hold `path` as a lock, which the kernel releases however this process ends. The file holds our process id, of several the latest.
 
     Args:
         what: what the other holder is doing, for the error; empty: wait for the lock instead.
@@ -84,19 +84,18 @@ def locked(
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if what else 0))
         except BlockingIOError:
             raise InputError(f"{what} (process {lock_holder(path) or 'unknown'})", where=str(path), cure=cure) from None
-        if not shared:
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 
 def lock_holder(path: Path) -> int | None:
-    """The process that holds `path` by `locked`, or None."""
+    """The process that holds `path` by `locked`, of several that share it one; or None."""
     try:
         with path.open(encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int(file.read() or 0) or None
     except FileNotFoundError:

@@ -26,9 +26,10 @@ DAGS = (
 )
 """The loop, in its order."""
 ROLLBACK_RECOMMENDER = "rollback_recommender"
-"""For a person; not part of the loop."""
 BATCH_RECOMMEND = "batch_recommend"
-"""Off until a person turns it on; not part of the loop."""
+SEARCH_CONFIGURATION = "search_configuration"
+ON_DEMAND = (ROLLBACK_RECOMMENDER, BATCH_RECOMMEND, SEARCH_CONFIGURATION)
+"""What a person triggers or turns on; not part of the loop."""
 
 NOTHING_TO_DO = 99
 """Exit status of a command that found nothing to do; Airflow shows the task as skipped."""

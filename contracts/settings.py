@@ -36,12 +36,12 @@ Shares = Annotated[
 Numbers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_numbers)]
 
 
-def _properties(value: Any) -> Any:
+def _json_object(value: Any) -> Any:
     """Accept JSON, or nothing, beside a real mapping."""
     return json.loads(value or "{}") if isinstance(value, str) else value
 
 
-Properties = Annotated[dict[str, str], NoDecode, BeforeValidator(_properties)]
+Properties = Annotated[dict[str, str], NoDecode, BeforeValidator(_json_object)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -136,6 +136,12 @@ class Settings(BaseSettings):
         (1, 7, 13), description="Evaluation folds, as intervals before the coming one (1 is the latest complete one)."
     )
     training_epochs: int = Field(4, ge=1, description="Passes over the training lists.")
+    ranker: Annotated[dict[str, Any], NoDecode, BeforeValidator(_json_object)] = Field(
+        {},
+        description="Parts of the model's configuration that are to be others, as JSON: what search_configuration "
+        "proposes. Empty: those of training/config.py.",
+    )
+    search_trials: int = Field(24, ge=2, description="The most configurations that search_configuration tries.")
     training_workers: int = Field(
         1, ge=1, description="Processes that train together, as tasks of the Spark master. They share CARTWHEEL_HOME."
     )

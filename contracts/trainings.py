@@ -15,7 +15,7 @@ from contracts.settings import REPOSITORY, settings
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
 
 TABLES = (ITEM_FEATURES, ITEMS, USER_HISTORIES, TRAINING_LISTS)
-SETTINGS = ("seed", "training_intervals", "fold_offsets", "training_epochs", "top_k")
+SETTINGS = ("seed", "training_intervals", "fold_offsets", "training_epochs", "top_k", "ranker")
 REQUEST = "request.json"
 """Beside a training's results: the `TrainingData` that its key was made for, which it reads whatever lands meanwhile."""
 LOCK = ".lock"

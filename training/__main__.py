@@ -18,8 +18,18 @@ from contracts import verdicts
 from contracts.errors import InputError, reported
 from contracts.files import lock_holder, locked, read_json, sha256, write_json
 from contracts.metrics import NDCG
+from contracts.names import NOTHING_TO_DO
 from contracts.settings import actor, settings
-from contracts.trainings import BLOCKED, LOCK, REQUEST, WORK, TrainingData, clear_abandoned, needed_training_data
+from contracts.trainings import (
+    BLOCKED,
+    LOCK,
+    REQUEST,
+    WORK,
+    TrainingData,
+    clear_abandoned,
+    needed_training_data,
+    training_key,
+)
 from training.workers import workers
 
 if TYPE_CHECKING:
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from training.trainer import Champion, Say, Trained
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+SEARCH_MINUTES = 20.0
 Key = Annotated[
     str,
     typer.Option(help="Names the training: `as_of_53_v7_1f2e3d4c` is for interval 53 on version 7 of the lists."),
@@ -365,6 +376,70 @@ def reproduce(run_id: Annotated[str, typer.Argument(help="MLflow's id of the run
     print(comparison.described())
     if not comparison.is_reproduced:
         raise SystemExit(1)
+
+
+@app.command()
+def search() -> None:
+    """Begin a search for a better configuration on the data that there is; the last line printed is its key."""
+    from training.config import from_settings
+    from training.search import begin
+
+    data = needed_training_data()
+    key = f"search_{training_key(data.as_of, data.versions)}"
+    folder = _folder(key)
+    with locked(folder / LOCK):
+        if not (folder / REQUEST).exists():
+            write_json(folder / REQUEST, asdict(data))
+        begin(folder, from_settings())
+    print(key)
+
+
+@app.command()
+def trial(
+    key: Key,
+    task: Annotated[int, typer.Option(min=0, help="Number of the trial: each is made once.")],
+    minutes: Annotated[float, typer.Option(min=0, help="What all trials may take together.")] = SEARCH_MINUTES,
+) -> None:
+    """Try one configuration of a search; exit status 99 when it has been tried, or the minutes are used up."""
+    from training.config import from_settings
+    from training.search import needs_trial, open_study
+
+    folder, config = _folder(key), from_settings()
+    study = open_study(folder, config.seed + task)
+    if not needs_trial(study, task, minutes):
+        print(f"task {task} has made its trial, or the {minutes:g} minutes are used up")
+        raise SystemExit(NOTHING_TO_DO)
+    from training.data import load_items, parts
+    from training.search import try_one
+    from training.trainer import num_intervals
+
+    shop = load_items(datasets.load(settings().dataset_path), _data(key).versions, num_intervals(config) + 1)
+    with locked(folder / LOCK, shared=True):  # so that no other training clears the examples away
+        try_one(study, task, folder=folder, shop=shop, parts=parts(shop), config=config, say=_teller())
+
+
+@app.command()
+def propose(key: Key) -> None:
+    """Say which configuration of a search was best, and keep it, with all that were tried, in MLflow. Nothing uses it."""
+    import json
+
+    from training import registry
+    from training.config import from_settings
+    from training.search import open_study, plot
+    from training.search import propose as choose
+
+    folder, config = _folder(key), from_settings()
+    proposal = choose(open_study(folder, config.seed), folder, config, settings().gate_confidence)
+    run_id = registry.log_search(key, asdict(proposal), plot(proposal))
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    gain = proposal.gain
+    print(f"{len(proposal.trials)} configurations tried, MLflow run {run_id}")
+    if not proposal.changes:
+        print("the configuration there is was the best")
+        return
+    surely = "better" if proposal.is_better else "not surely better"
+    print(f"trial {proposal.best} is {surely}: {NDCG} {gain['mean']:+.4f}, at least {gain['lower']:+.4f}")
+    print(f"to train with it from now on: CARTWHEEL_RANKER='{json.dumps(proposal.changes)}'")
 
 
 @app.command()

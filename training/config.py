@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from pydantic import TypeAdapter, ValidationError
+
+from contracts.errors import InputError
 from contracts.settings import settings
 
 
@@ -41,12 +44,28 @@ class RankerConfig:
 
 
 def from_settings() -> RankerConfig:
-    """The configuration that the settings ask for."""
+    """The configuration that the settings ask for.
+
+    Raises:
+        InputError: CARTWHEEL_RANKER names what is no part of it, or a value that is none.
+    """
     chosen = settings()
-    return RankerConfig(
+    config = RankerConfig(
         training_intervals=chosen.training_intervals,
         fold_offsets=chosen.fold_offsets,
         epochs=chosen.training_epochs,
         top_k=chosen.top_k,
         seed=chosen.seed,
     )
+    changed = chosen.ranker
+    try:
+        if unknown := changed.keys() - asdict(config).keys():
+            raise ValueError(f"{', '.join(sorted(unknown))}: not a part of the configuration")
+        return TypeAdapter(RankerConfig).validate_python(asdict(config) | changed)
+    except ValueError as error:  # pydantic's, too
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        raise InputError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error),
+            where="CARTWHEEL_RANKER",
+            cure="give parts of RankerConfig in training/config.py, as JSON",
+        ) from None

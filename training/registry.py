@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contracts import names
 from contracts.errors import InputError
@@ -17,6 +17,9 @@ from contracts.metrics import NDCG
 from contracts.settings import REPOSITORY, settings
 from contracts.verdicts import FILE, failures
 from training.plots import by_segment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KEY_TAG = "cartwheel.key"
 EVALUATION_TAG = "cartwheel.evaluation_sha256"
@@ -33,6 +36,14 @@ def _client() -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
+
+
+def _experiment_id() -> str:
+    """Of our experiment, which is made where it is missing."""
+    experiment = _client().get_experiment_by_name(names.EXPERIMENT)
+    return str(
+        experiment.experiment_id if experiment else _client().create_experiment(names.EXPERIMENT, tags=OF_MODELS)
+    )
 
 
 def code_version() -> str:
@@ -63,11 +74,7 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     """
     from mlflow.entities import Metric, Param
 
-    client = _client()
-    experiment = client.get_experiment_by_name(names.EXPERIMENT)
-    experiment_id = (
-        experiment.experiment_id if experiment else client.create_experiment(names.EXPERIMENT, tags=OF_MODELS)
-    )
+    client, experiment_id = _client(), _experiment_id()
     digest = hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
     same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}'"
     finished = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)
@@ -183,6 +190,33 @@ def log_edge(version: int, folder: Path, report: Mapping[str, float]) -> str:
     client.log_artifacts(run_id, str(folder), EDGE_FOLDER)
     for name, value in report.items():
         client.log_metric(run_id, f"edge.{name}", value)
+    return run_id
+
+
+def log_search(key: str, proposal: Mapping[str, Any], figure: Figure) -> str:
+    """Keep what a search has found as a run of its own, once for each state of it; the id of the run."""
+    from mlflow.entities import Metric, Param
+
+    client, experiment_id = _client(), _experiment_id()
+    digest = hashlib.sha256(json.dumps(proposal, sort_keys=True).encode()).hexdigest()
+    same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
+    if finished := client.search_runs([experiment_id], same, max_results=1):
+        return str(finished[0].info.run_id)
+    run_id = str(
+        client.create_run(experiment_id, tags={KEY_TAG: key, EVALUATION_TAG: digest}, run_name=key).info.run_id
+    )
+    best, now_ms = proposal["trials"][0], int(time.time() * 1000)
+    metrics = [Metric(f"gain.{name}", float(value), now_ms, 0) for name, value in proposal["gain"].items()]
+    metrics += [
+        Metric(f"trial.{NDCG}", row[NDCG], now_ms, row["trial"]) for row in proposal["trials"] if row[NDCG] is not None
+    ]
+    params = [Param(name, json.dumps(value)) for name, value in proposal["changes"].items()]
+    client.log_batch(run_id, metrics=metrics, params=params)
+    columns = {name: [row.get(name) for row in proposal["trials"]] for name in best}
+    client.log_table(run_id, columns, "trials.json")
+    client.log_figure(run_id, figure, "trials.png")
+    client.log_dict(run_id, dict(proposal), "proposal.json")
+    client.set_terminated(run_id)
     return run_id
 
 

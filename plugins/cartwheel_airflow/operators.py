@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 from airflow.providers.standard.sensors.bash import BashSensor
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from contracts.names import NOTHING_TO_DO
 from contracts.settings import REPOSITORY, settings
@@ -51,6 +53,13 @@ def step(task_id: str, *command: str, **options: Any) -> BashOperator:
         skip_on_exit_code=NOTHING_TO_DO,
         **options,
     )
+
+
+def steps(task_id: str, commands: Iterable[Sequence[str]], **options: Any) -> MappedOperator:
+    """A step for each command, side by side in Airflow's grid as one mapped task."""
+    return BashOperator.partial(
+        task_id=task_id, cwd=str(REPOSITORY), skip_on_exit_code=NOTHING_TO_DO, **options
+    ).expand(bash_command=[shlex.join([sys.executable, "-m", *command]) for command in commands])
 
 
 def gate(task_id: str, *command: str, **options: Any) -> BashOperator:

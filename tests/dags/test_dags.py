@@ -14,6 +14,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 from airflow.providers.standard.sensors.bash import BashSensor
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from cartwheel_airflow import assets
 
 from contracts import names
@@ -48,11 +49,11 @@ def parse(module: str, arguments: list[str]) -> None:
 
 
 def test_all_dags_are_there(dags) -> None:
-    """The six DAGs of the loop, the two that a person wants, and nothing else."""
-    assert sorted(dags) == sorted((*names.DAGS, names.ROLLBACK_RECOMMENDER, names.BATCH_RECOMMEND))
+    """The six DAGs of the loop, those that a person wants, and nothing else."""
+    assert sorted(dags) == sorted((*names.DAGS, *names.ON_DEMAND))
 
 
-@pytest.mark.parametrize("dag_id", WOKEN)
+@pytest.mark.parametrize("dag_id", [*WOKEN, names.SEARCH_CONFIGURATION])
 def test_the_description_names_every_task_in_order(dags, dag_id) -> None:
     """The numbered steps of the page in the UI are the task ids, in the order in which they run."""
     dag = dags[dag_id]
@@ -60,15 +61,17 @@ def test_the_description_names_every_task_in_order(dags, dag_id) -> None:
     assert steps == [task.task_id for task in dag.topological_sort()]
 
 
-@pytest.mark.parametrize("dag_id", [*WOKEN, names.ROLLBACK_RECOMMENDER])
+@pytest.mark.parametrize("dag_id", [*names.DAGS, *names.ON_DEMAND])
 def test_every_command_is_one_its_program_accepts(dags, dag_id) -> None:
     """Each rendered command line is parsed by the parser of the very module it starts."""
     for task in dags[dag_id].tasks:
-        if isinstance(task, BashOperator | BashSensor):
-            command = rendered(task.bash_command, dags[dag_id]).rpartition(" && ")[2]
-            _, flag, module, *arguments = shlex.split(command)
-            assert flag == "-m"
-            parse(module, arguments)
+        if isinstance(task, BashOperator | BashSensor | MappedOperator):
+            mapped = isinstance(task, MappedOperator)
+            for text in task.expand_input.value["bash_command"] if mapped else [task.bash_command]:
+                command = rendered(text, dags[dag_id]).rpartition(" && ")[2]
+                _, flag, module, *arguments = shlex.split(command)
+                assert flag == "-m"
+                parse(module, arguments)
         else:
             assert isinstance(task, SparkSubmitOperator)
             job = task.application.rsplit("/", 1)[1].removesuffix(".py")
@@ -120,7 +123,7 @@ def test_no_two_heavy_tasks_run_at_once(dags) -> None:
     slots = Settings(_env_file=None).airflow_parallelism
     heavy = [task for dag in dags.values() for task in dag.tasks if 2 * task.pool_slots > slots]
     names_of_heavy = {task.task_id for task in heavy}
-    assert names_of_heavy == {"land", "clean", "compute_features", "attribute", "train", "recommend"}
+    assert names_of_heavy == {"land", "clean", "compute_features", "attribute", "train", "recommend", "trial"}
     assert all(task.pool_slots <= slots for task in heavy)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from contracts import __main__ as generator
 from contracts.errors import InputError
-from contracts.names import BATCH_RECOMMEND, DAGS, ROLLBACK_RECOMMENDER
+from contracts.names import BATCH_RECOMMEND, DAGS, ON_DEMAND, SEARCH_CONFIGURATION
 from contracts.settings import REPOSITORY, Settings
 from contracts.tables import TABLES
 
@@ -150,10 +150,10 @@ def test_the_architecture_names_every_table_and_dag() -> None:
     tables = text.split("## Tables")[1].split("## DAGs")[0]
     dags = text.split("## DAGs")[1].split("## What fails")[0]
     assert re.findall(r"^\| `(\w+)` \|", tables, re.MULTILINE) == [table.name for table in TABLES]
-    assert set(re.findall(r"^\| `(\w+)` \|", dags, re.MULTILINE)) == {*DAGS, ROLLBACK_RECOMMENDER, BATCH_RECOMMEND}
+    assert set(re.findall(r"^\| `(\w+)` \|", dags, re.MULTILINE)) == {*DAGS, *ON_DEMAND}
 
 
-@pytest.mark.parametrize("dag", [*DAGS, BATCH_RECOMMEND])
+@pytest.mark.parametrize("dag", [*DAGS, BATCH_RECOMMEND, SEARCH_CONFIGURATION])
 def test_the_architecture_names_the_steps_of_every_dag(dag: str) -> None:
     """A DAG's row lists the steps that its own description numbers, in order."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
