@@ -207,6 +207,21 @@ def test_two_sources_with_the_same_ids(shop: Any, scope: str, landed: int) -> No
     assert by_source["site"][0] == 2
 
 
+def test_landing_one_source_again_leaves_what_the_others_have_landed(shop: Any) -> None:
+    """The shop's file was corrected, and the site's is gone: that is said, and its rows of the same day stay."""
+    shop.write(
+        shop__toml=TWO_SOURCES.replace("{ids}", 'event_ids_are = "of the source"'),
+        shop__csv="id,when,who,what\n1,2024-01-01T10:00:00,ann,apple\n",
+        site__jsonl='{"no": 1, "ts": "2024-01-01T09:00:00", "user": "bob", "article": "apple"}\n',
+    )
+    assert shop.land(through=1) == 0
+    shop.write(shop__csv="id,when,who,what\n1,2024-01-01T10:00:00,anne,apple\n")
+    (shop.folder / "site.jsonl").unlink()
+    with pytest.raises(InputError, match=r"site\.jsonl"):
+        shop.land(from_interval=1)
+    assert shop.values(BRONZE_EVENTS, "source", "user_id") == [("shop", "anne"), ("site", "bob")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dies_in", ["append", "catch_up", "_put_positions", "_put_accounts"])
 def test_killed_in_the_middle(drop: Any, monkeypatch: pytest.MonkeyPatch, dies_in: str) -> None:
