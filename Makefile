@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults coverage bench-ingest bench-model bench-training bench-devices bench-week bench-serving lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults coverage bench-ingest bench-model bench-training bench-devices bench-week bench-batch bench-serving lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -93,6 +93,10 @@ bench-devices: setup-test ## Measure training on the CPU and, where there is one
 bench-week: setup-test ## Measure what one more week costs shops with 1, 3 and 10 times the history (twenty minutes)
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.week
+
+bench-batch: setup-test ## Measure recommending to all users by Spark beside the model's function alone (after `make run`)
+	@$(python) -m deploy.local prepare
+	@$(python) -m tests.benchmarks.batch
 
 bench-serving: setup-test ## Measure the gateway beside the model server alone (after `make run`; needs wrk)
 	@$(python) -m deploy.local prepare
