@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import math
 import re
 import tomllib
 from datetime import UTC, datetime, timedelta
@@ -66,6 +67,11 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+HORIZON_DAYS = 420.0
+"""What a user took, and what an item sold, longer ago than this counts for nothing any more: so a step costs the same,
+however old the shop is. Sixty weeks: one year, and the season of the year before."""
+
+
 class Interval(_Part):
     """The grid of time: everything is landed, learnt and measured per interval.
 
@@ -104,6 +110,11 @@ class Interval(_Part):
     @property
     def days(self) -> float:
         return self.length / timedelta(days=1)
+
+    @property
+    def horizon(self) -> int:
+        """HORIZON_DAYS in intervals."""
+        return math.ceil(HORIZON_DAYS / self.days)
 
 
 class Files(_Part):

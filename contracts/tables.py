@@ -216,7 +216,7 @@ ITEM_INTERVALS = Table(
         Column("item_id", "string"),
         Column("events", "double", "baskets that hold the item", minimum=0),
         Column("target_events", "double", "of these, of a target type", minimum=0),
-        Column("first_events", "double", "of these, a user's first of this item", minimum=0),
+        Column("first_events", "double", "of these, a user's first of this item, back to the horizon", minimum=0),
         Column("gaps", "double", "of these, a user's repeat", minimum=0),
         Column("gap_intervals", "double", "summed time since the user's previous one, in intervals", minimum=0),
         Column("quantity", "double", minimum=0),
@@ -229,21 +229,21 @@ ITEM_INTERVALS = Table(
 
 ITEM_FEATURES = Table(
     "item_features",
-    "Statistics of each item as of an interval's start.",
+    "Statistics of each item as of an interval's start, from the intervals before it back to the horizon.",
     (
         _AS_OF,
         Column("item_id", "string"),
         Column("events_1", "double", "in the last interval", minimum=0),
         Column("events_4", "double", "in the last 4", minimum=0),
         Column("events_13", "double", "in the last 13", minimum=0),
-        Column("events_all", "double", "ever", minimum=1),
+        Column("events_all", "double", "in all", minimum=1),
         Column("target_events_4", "double", minimum=0),
-        Column("buyers_all", "double", "distinct users ever", minimum=0),
+        Column("buyers_all", "double", "of these, a user's first", minimum=0),
         Column("first_share_4", "double", "share of first events in the last 4", minimum=0, maximum=1),
-        Column("repeat_share", "double", "share of repeats ever", minimum=0, maximum=1),
+        Column("repeat_share", "double", "share of repeats in all", minimum=0, maximum=1),
         Column("mean_gap", "double", "mean time between a user's events, in intervals; 0 when unknown", minimum=0),
-        Column("mean_price", "double", "ever; 0 when unknown", minimum=0),
-        Column("price_ratio", "double", "of the last 4 to ever; 1 when unknown", minimum=0),
+        Column("mean_price", "double", "of all; 0 when unknown", minimum=0),
+        Column("price_ratio", "double", "of the last 4 to all; 1 when unknown", minimum=0),
         Column("promotion_first", "double", "planned for interval as_of", minimum=0, maximum=1),
         Column("promotion_second", "double", minimum=0, maximum=1),
         Column("promotion_any", "double", minimum=0, maximum=1),
@@ -254,17 +254,18 @@ ITEM_FEATURES = Table(
 
 USER_HISTORIES = Table(
     "user_histories",
-    "One row a user: all events in order of time, one entry for each item of each basket. "
-    "The history as of interval n is the prefix with at < n - 1.",
+    "One row for each user of an interval: what the user took in it in order of time, one entry for each item of each "
+    "basket. The history as of interval n is that of the intervals before n, back to the horizon.",
     (
+        Column("interval", "int"),
         Column("user_id", "string"),
         Column("item_ids", "array<string>"),
         Column("at", "array<double>", "time of the basket in intervals, ascending"),
         Column("weights", "array<double>", "heaviest event type of the entry"),
         _BUCKET,
     ),
-    key=("user_id",),
-    partition_by=("bucket",),
+    key=("interval", "user_id"),
+    partition_by=("interval",),
 )
 
 TRAINING_LISTS = Table(

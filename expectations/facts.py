@@ -136,23 +136,25 @@ def _codes(*columns: pa.ChunkedArray | pa.Array) -> list[npt.NDArray[np.int64]]:
     return [np.asarray(pc.index_in(column, value_set=known), dtype=np.int64) for column in columns]
 
 
-def features_off(features: pa.Table, sums: pa.Table) -> int:
+def features_off(features: pa.Table, sums: pa.Table, horizon: int) -> int:
     """Rows whose `events_all` is not the sum of `events` of the intervals before their as_of: a leak, or a hole.
 
     Args:
         features: columns as_of, item_id and events_all.
         sums: rows of item_intervals, columns interval, item_id and events.
+        horizon: how many intervals before as_of count.
     """
     ours, theirs = _codes(features["item_id"], sums["item_id"])
     sums = sums.append_column("code", pa.array(theirs)).sort_by("interval")
     interval, code, events = (sums[name].to_numpy() for name in ("interval", "code", "events"))
     as_of, claimed = features["as_of"].to_numpy(), features["events_all"].to_numpy()
     total = np.zeros(max(ours.max(initial=-1), theirs.max(initial=-1)) + 1)
-    done, off = 0, 0
+    first, last, off = 0, 0, 0
     for number in np.unique(as_of):
-        end = int(np.searchsorted(interval, number))
-        total += np.bincount(code[done:end], events[done:end], len(total))
-        done, these = end, as_of == number
+        begin, end = np.searchsorted(interval, [number - horizon, number])
+        total += np.bincount(code[last:end], events[last:end], len(total))
+        total -= np.bincount(code[first:begin], events[first:begin], len(total))
+        first, last, these = begin, end, as_of == number
         off += int(np.count_nonzero(~np.isclose(claimed[these], total[ours[these]], rtol=1e-6)))
     return off
 
@@ -324,10 +326,14 @@ def _item_features(
     leaking = none_may(
         "leaking_items", "rows have an events_all that is not the sum of the intervals before as_of: a leak, or a hole"
     )
-    sums = around[ITEM_INTERVALS.name].read(["interval", "item_id", "events"]) if changed else None
+    horizon, wrong = load(settings().dataset_path).interval.horizon, 0
+    if changed:
+        oldest = min(map(int, changed)) - horizon
+        near = [str(interval) for interval in around[ITEM_INTERVALS.name].num_rows if interval >= oldest]
+        wrong = features_off(rows, around[ITEM_INTERVALS.name].read(["interval", "item_id", "events"], near), horizon)
     return [
         (none_may("beyond_coming", words), _beyond(snapshot, coming)),
-        (leaking, 0 if sums is None else features_off(rows, sums)),
+        (leaking, wrong),
         (_ITEMS_KNOWN, unknown(rows["item_id"], around[ITEMS.name].distinct("item_id"))),
         _lag("coming", 0, coming, snapshot.newest),
     ]
@@ -337,22 +343,28 @@ def _user_histories(
     snapshot: Snapshot, rows: pa.Table, changed: Sequence[str], around: Mapping[str, Snapshot]
 ) -> Measured:
     item_ids, at, weights = rows["item_ids"], rows["at"], rows["weights"]
-    last = _last_silver(around)
     times = pc.list_flatten(at).to_numpy()
-    latest = (
-        times if len(changed) == len(snapshot.partitions) else pc.list_flatten(snapshot.read(["at"])["at"]).to_numpy()
-    )
-    newest = math.floor(latest.max() + 1e-6) + 1 if len(latest) else None
+    start = np.repeat(rows["interval"].to_numpy(), pc.list_value_length(at).to_numpy()) - 1
     return [
         (none_may("descending", "histories are not in ascending order of time"), descending(at)),
         (none_may("unequal_lengths", "histories have lists of unequal length"), unequal_lengths(item_ids, at, weights)),
         (
-            none_may("beyond_silver", "entries lie beyond the last interval of silver_events"),
-            int(np.count_nonzero(times >= last + 1e-6)),
+            none_may("outside_interval", "entries lie outside the interval of their row"),
+            int(np.count_nonzero((times < start - 1e-6) | (times >= start + 1 + 1e-6))),
         ),
         (_ITEMS_KNOWN, unknown(pc.list_flatten(item_ids), around[ITEMS.name].distinct("item_id"))),
-        _lag("silver", 0, last, newest),
+        _lag("silver", 0, _last_silver(around), snapshot.newest),
     ]
+
+
+def _of_interval(intervals: pa.ChunkedArray, users: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(intervals.cast(pa.string()), users, " ")
+
+
+def _shoppers(histories: Snapshot, intervals: Sequence[str]) -> pa.Array:
+    """Who has a history in which of some intervals."""
+    rows = histories.read(["interval", "user_id"], intervals)
+    return pc.unique(_of_interval(rows["interval"], rows["user_id"]))
 
 
 def _last_target(silver: Snapshot) -> int | None:
@@ -377,8 +389,8 @@ def _training_lists(
         (none_may("missing_labels", "target events of the lists' intervals are in no list"), labels.missing),
         (none_may("repeated_labels", "labels occur more than once in their list"), labels.repeated),
         (
-            none_may("unknown_users", "users have no history"),
-            unknown(rows["user_id"], around[USER_HISTORIES.name].distinct("user_id")),
+            none_may("unknown_users", "users have no history of the interval"),
+            unknown(_of_interval(rows["as_of"], rows["user_id"]), _shoppers(around[USER_HISTORIES.name], changed)),
         ),
         (
             _ITEMS_KNOWN,

@@ -27,7 +27,7 @@ from contracts.tables import (
 )
 from spark_jobs import pending, storage
 from spark_jobs.arguments import add_interval
-from spark_jobs.features import history_before, item_features
+from spark_jobs.features import before, item_features
 from spark_jobs.session import plain_failures, say, session
 
 
@@ -37,11 +37,11 @@ def arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def statistics(spark: SparkSession, interval: int) -> DataFrame:
+def statistics(spark: SparkSession, interval: int, horizon: int) -> DataFrame:
     """ITEM_FEATURES rows as of `interval`; those of an interval that no training looks at any more are made anew."""
     if interval in storage.files(ITEM_FEATURES):
         return storage.read(spark, ITEM_FEATURES).where(F.col("as_of") == interval)
-    return item_features(storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS), [interval])
+    return item_features(storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS), [interval], horizon)
 
 
 def popular(attainable: DataFrame, k: int) -> list[str]:
@@ -86,7 +86,7 @@ def attributions(
         exposures: EXPOSURES rows of the interval.
         silver: SILVER_EVENTS rows of the interval.
         attainable: ITEM_FEATURES rows as of the interval, of the items that could be recommended.
-        histories: USER_HISTORIES rows of what happened before the interval.
+        histories: USER_HISTORIES rows of the intervals before that one, back to the horizon.
     """
     exposures = exposures.where("user_id IS NOT NULL AND model_version IS NOT NULL")
     best_sellers = popular(attainable, 2 * k)
@@ -141,13 +141,15 @@ def main(interval: int | None) -> int:
             continue
         states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {str(each): made_of[each]}
         sold = storage.read(spark, ITEMS).where("recommendable").select("item_id")
-        known = statistics(spark, each).where(F.col("events_all") >= dataset.minimum_item_events)
+        known = statistics(spark, each, dataset.interval.horizon).where(
+            F.col("events_all") >= dataset.minimum_item_events
+        )
         attainable = known.join(sold, "item_id", "left_semi").persist()
         rows = attributions(
             storage.read(spark, EXPOSURES).where(F.col("interval") == each),
             storage.read(spark, SILVER_EVENTS).where(F.col("interval") == each),
             attainable,
-            history_before(storage.read(spark, USER_HISTORIES), each),
+            before(storage.read(spark, USER_HISTORIES), each, dataset.interval.horizon),
             settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, replace=[each], record={"intervals": states})

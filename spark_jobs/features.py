@@ -1,8 +1,8 @@
 """Features from clean events: `item_intervals`, `user_histories`, `training_lists`, `category_shares`, `item_features`.
 
-Everything is strictly as of: a row of interval n or as_of n knows intervals before n only (and the plan of promotions
-for n itself). Item features are added up from the sums of each interval; no event is read twice. Only what changed
-since a table was last made is computed again.
+Everything is strictly as of: a row of interval n or as_of n knows intervals before n only, back to the horizon (and the
+plan of promotions for n itself). Item features are added up from the sums of each interval; no event is read twice. Only
+what changed since a table was last made is computed again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from contracts.dataset import load
 from contracts.errors import reported
+from contracts.settings import settings
 from contracts.tables import (
     CATEGORY_SHARES,
     ITEM_FEATURES,
@@ -47,24 +49,20 @@ def user_bucket() -> Column:
     return F.pmod(F.xxhash64("user_id"), F.lit(NUM_USER_BUCKETS)).cast("int").alias("bucket")
 
 
-def history_before(histories: DataFrame, interval: int) -> DataFrame:
-    """USER_HISTORIES rows cut to what happened before `interval`; their arrays may be empty."""
-    ends = F.size(F.filter("at", lambda at: at < interval - 1))
-    cut = histories.withColumn("ends", ends)
-    return cut.select(
-        "user_id", *[F.slice(name, F.lit(1), F.col("ends")).alias(name) for name in ("item_ids", "at", "weights")]
-    )
+def before(rows: DataFrame, interval: int, horizon: int) -> DataFrame:
+    """Rows of the intervals before `interval`, back to the horizon (in intervals)."""
+    return rows.where(F.col("interval").between(interval - horizon, interval - 1))
 
 
-def basket_entries(silver: DataFrame, before: DataFrame) -> DataFrame:
+def basket_entries(silver: DataFrame, histories: DataFrame, horizon: int) -> DataFrame:
     """One row for each item of each basket: its time, heaviest weight, sums, and the time since the user's previous one.
 
     A basket is the events of one user, session and interval; its time is that of its last event. `gap` is in
-    intervals and null for a user's first entry of an item.
+    intervals and null for a user's first entry of an item, back to the horizon.
 
     Args:
-        silver: SILVER_EVENTS rows of some interval and all later ones.
-        before: USER_HISTORIES rows of what happened before that interval.
+        silver: SILVER_EVENTS rows of some interval and later ones.
+        histories: USER_HISTORIES rows of the intervals before that one, back to the horizon.
     """
     priced = F.col("price").isNotNull()
     basket = Window.partitionBy("user_id", "session_id", "interval")
@@ -83,11 +81,13 @@ def basket_entries(silver: DataFrame, before: DataFrame) -> DataFrame:
         .withColumn("at", F.max("at").over(basket))
         .withColumn("previous", F.lag("at").over(in_order))
     )
-    known = before.select("user_id", F.explode(F.arrays_zip("item_ids", "at")).alias("entry"))
-    last = known.groupBy("user_id", F.col("entry.item_ids").alias("item_id")).agg(F.max("entry.at").alias("last"))
-    return entries.join(last, ["user_id", "item_id"], "left").withColumn(
-        "gap", F.col("at") - F.coalesce("previous", "last")
+    shoppers = silver.select("user_id").distinct()
+    known = histories.join(shoppers, "user_id", "left_semi").select(
+        "user_id", F.explode(F.arrays_zip("item_ids", "at")).alias("entry")
     )
+    last = known.groupBy("user_id", F.col("entry.item_ids").alias("item_id")).agg(F.max("entry.at").alias("last"))
+    gap = F.col("at") - F.coalesce("previous", "last")
+    return entries.join(last, ["user_id", "item_id"], "left").withColumn("gap", F.when(gap <= horizon, gap))
 
 
 def item_intervals(entries: DataFrame) -> DataFrame:
@@ -107,20 +107,13 @@ def item_intervals(entries: DataFrame) -> DataFrame:
     )
 
 
-def user_histories(entries: DataFrame, before: DataFrame) -> DataFrame:
-    """USER_HISTORIES rows: those of `before`, continued by `entries`."""
-    history = F.array_sort(F.collect_list(F.struct("at", "item_id", "weight")))
-    later = entries.groupBy("user_id").agg(history.alias("later"))
-    parts = {"item_ids": "later.item_id", "at": "later.at", "weights": "later.weight"}
-
-    def continued(name: str, more: str) -> Column:
-        kind = next(column.type for column in USER_HISTORIES.columns if column.name == name)
-        return F.concat(*[F.coalesce(F.col(part), F.array().cast(kind)) for part in (name, more)]).alias(name)
-
-    whole = before.join(later, "user_id", "full").select(
-        "user_id", *[continued(name, more) for name, more in parts.items()]
-    )
-    return whole.where(F.size("at") > 0).withColumn("bucket", user_bucket())
+def user_histories(entries: DataFrame) -> DataFrame:
+    """USER_HISTORIES rows."""
+    entry = F.struct("at", "item_id", "weight")
+    taken = entries.groupBy("interval", "user_id").agg(F.array_sort(F.collect_list(entry)).alias("taken"))
+    parts = {"item_ids": "item_id", "at": "at", "weights": "weight"}
+    columns = [F.col(f"taken.{part}").alias(name) for name, part in parts.items()]
+    return taken.select("interval", "user_id", *columns, user_bucket())
 
 
 def training_lists(silver: DataFrame) -> DataFrame:
@@ -140,8 +133,8 @@ def category_shares(sums: DataFrame, items: DataFrame) -> DataFrame:
     return by_category.select("interval", "category", share.alias("share"))
 
 
-def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int]) -> DataFrame:
-    """ITEM_FEATURES rows of each item that has an event before as_of, for each of `as_ofs`.
+def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int], horizon: int) -> DataFrame:
+    """ITEM_FEATURES rows of each item that has an event before as_of, back to the horizon, for each of `as_ofs`.
 
     Args:
         sums: ITEM_INTERVALS rows.
@@ -161,8 +154,10 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int])
         return F.when(whole > 0, part / whole).otherwise(F.lit(unknown))
 
     asked = sums.sparkSession.range(1).select(F.explode(F.lit([*as_ofs]).cast("array<int>")).alias("as_of"))
+    near = F.col("interval").between(min(as_ofs, default=0) - horizon, max(as_ofs, default=0) - 1)
     added = (
-        sums.join(F.broadcast(asked), F.col("interval") < as_of)
+        sums.where(near)
+        .join(F.broadcast(asked), F.col("interval").between(as_of - horizon, as_of - 1))
         .groupBy("as_of", "item_id")
         .agg(
             *[over_last("events", intervals).alias(f"events_{intervals}") for intervals in (1, 4, 13)],
@@ -205,6 +200,11 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int])
     )
 
 
+def _by_bucket(rows: DataFrame, partition: str) -> DataFrame:
+    """In order, so that whoever reads one bucket passes over most of the others."""
+    return rows.repartition(partition).sortWithinPartitions(partition, "bucket", "user_id")
+
+
 @storage.writing()
 def main(coming: int | None) -> int:
     """Bring all feature tables up to date; the exit status is 0, also when there was nothing to do.
@@ -222,38 +222,39 @@ def main(coming: int | None) -> int:
         return 0
     for table in (USER_HISTORIES, TRAINING_LISTS):
         storage.require_layout(table)
-    record = {"silver": silver_state}
+    record, horizon = {"silver": silver_state}, load(settings().dataset_path).interval.horizon
     spark = session("features")
     silver = storage.read(spark, SILVER_EVENTS)
     changed = [*todo.item_intervals, *todo.user_histories]
     if changed:
         # Histories before the first change are right in any case, also when a run was killed between two tables.
-        before = history_before(storage.read(spark, USER_HISTORIES), min(changed))
-        entries = basket_entries(silver.where(F.col("interval") >= min(changed)), before).persist(
-            StorageLevel.MEMORY_AND_DISK
-        )
+        histories = before(storage.read(spark, USER_HISTORIES), min(changed), horizon)
+        events = silver.where(F.col("interval").between(min(changed), max(changed)))
+        entries = basket_entries(events, histories, horizon).persist(StorageLevel.MEMORY_AND_DISK)
         if todo.item_intervals:
             these = storage.ranges_predicate("interval", todo.item_intervals)
             sums = item_intervals(entries.where(these)).repartition("interval")
             storage.write(sums, ITEM_INTERVALS, replace=todo.item_intervals, record=record)
             say(f"{ITEM_INTERVALS.name}: intervals {todo.item_intervals[0]} to {todo.item_intervals[-1]}")
         if todo.user_histories:
-            histories = user_histories(entries, before).repartition("bucket")
-            say(f"{USER_HISTORIES.name}: {storage.write(histories, USER_HISTORIES, record=record):,} users")
+            these = storage.ranges_predicate("interval", todo.user_histories)
+            rows = _by_bucket(user_histories(entries.where(these)), "interval")
+            num_rows = storage.write(rows, USER_HISTORIES, replace=todo.user_histories, record=record)
+            say(f"{USER_HISTORIES.name}: {num_rows:,} rows of {len(todo.user_histories)} intervals")
         entries.unpersist()
     if todo.training_lists:
         these = storage.ranges_predicate("interval", todo.training_lists)
-        # In order, so that whoever reads one bucket passes over most of the others.
-        lists = training_lists(silver.where(these)).repartition("as_of")
-        lists = lists.sortWithinPartitions("as_of", "bucket", "user_id")
+        lists = _by_bucket(training_lists(silver.where(these)), "as_of")
         storage.write(lists, TRAINING_LISTS, replace=todo.training_lists, record=record)
         say(f"{TRAINING_LISTS.name}: {len(todo.training_lists)} intervals")
     sums = storage.read(spark, ITEM_INTERVALS)
     if todo.category_shares:
-        shares = category_shares(sums, storage.read(spark, ITEMS))
-        say(f"{CATEGORY_SHARES.name}: {storage.write(shares.coalesce(1), CATEGORY_SHARES, record=record):,} rows")
+        shares = category_shares(sums.where(F.col("interval").isin(todo.category_shares)), storage.read(spark, ITEMS))
+        num_rows = storage.write(shares.coalesce(1), CATEGORY_SHARES, replace=todo.category_shares, record=record)
+        say(f"{CATEGORY_SHARES.name}: {num_rows:,} rows")
     if todo.item_features or todo.outdated:
-        computed = item_features(sums, storage.read(spark, PROMOTIONS), todo.item_features).repartition("as_of")
+        promotions = storage.read(spark, PROMOTIONS)
+        computed = item_features(sums, promotions, todo.item_features, horizon).repartition("as_of")
         as_ofs, made_of = {*todo.item_features, *todo.outdated}, record | {"promotions": promotions_state}
         storage.write(computed, ITEM_FEATURES, replace=as_ofs, record=made_of)
         say(f"{ITEM_FEATURES.name}: as of {', '.join(str(as_of) for as_of in todo.item_features)}")

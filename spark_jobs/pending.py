@@ -120,11 +120,12 @@ class Features(NamedTuple):
     """What has to be computed again. Empty parts are up to date."""
 
     item_intervals: list[int]
-    """Intervals; a changed one changes what is first and what is a repeat in all later ones."""
+    """Intervals; a changed one changes what is first and what is a repeat in later ones, as far as the horizon."""
     user_histories: list[int]
     """Changed intervals."""
     training_lists: list[int]
-    category_shares: bool
+    category_shares: list[int]
+    """Intervals back to the horizon: what is known of items may have changed, too."""
     item_features: list[int]
     """Values of as_of to compute."""
     outdated: list[int]
@@ -136,22 +137,24 @@ class Features(NamedTuple):
 
 def features(coming: int | None = None) -> Features:
     """What the feature tables lack, for a model that is to recommend in `coming` (None: the interval after the clean ones)."""
-    intervals = sorted(storage.files(SILVER_EVENTS))
+    intervals, horizon = sorted(storage.files(SILVER_EVENTS)), load(settings().dataset_path).interval.horizon
     if not intervals:
-        return Features([], [], [], False, [], [])
+        return Features([], [], [], [], [], [])
 
     def since(table_records: dict[str, str]) -> set[int]:
         return storage.changed(SILVER_EVENTS, table_records.get("silver", ""))
 
     def onwards(changed: set[int]) -> list[int]:
         known = {*intervals, *storage.files(ITEM_INTERVALS)}
-        return sorted(interval for interval in known if interval >= min(changed)) if changed else []
+        last = max(changed, default=0) + horizon
+        return sorted(interval for interval in known if min(changed) <= interval <= last) if changed else []
 
     if coming is None:
         through = storage.recorded(SILVER_EVENTS, "through").get("through", intervals[-1])
         coming = coming_interval(intervals[-1], through)
     oldest = coming - max(settings().fold_offsets) - settings().training_intervals
     wanted = range(max(oldest, intervals[0] + 1), coming + 1)
+    shares = since(storage.recorded(CATEGORY_SHARES))
     record = storage.recorded(ITEM_FEATURES)
     there = storage.files(ITEM_FEATURES).keys()
     changed = since(record)
@@ -163,7 +166,7 @@ def features(coming: int | None = None) -> Features:
         onwards(since(storage.recorded(ITEM_INTERVALS))),
         sorted(since(storage.recorded(USER_HISTORIES))),
         sorted(since(storage.recorded(TRAINING_LISTS))),
-        bool(since(storage.recorded(CATEGORY_SHARES))),
+        sorted(shares | {interval for interval in intervals if shares and interval > intervals[-1] - horizon}),
         [as_of for as_of in wanted if as_of not in there or as_of in stale],
         sorted(stale - set(wanted)),
     )

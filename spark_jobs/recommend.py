@@ -15,10 +15,12 @@ from pathlib import Path
 
 from pyspark.sql import functions as F
 
+from contracts.dataset import load
 from contracts.errors import reported
 from contracts.settings import settings
 from contracts.tables import RECOMMENDATIONS, USER_HISTORIES
 from spark_jobs import pending, storage
+from spark_jobs.features import before
 from spark_jobs.scoring import score
 from spark_jobs.session import plain_failures, say, session
 
@@ -62,9 +64,11 @@ def main() -> int:
         return 0
     work, spark = _work(model.version), session("recommend")
     answers, done = work / "answers", work / "done"
-    users = storage.read(spark, USER_HISTORIES).select("user_id", "bucket")
+    horizon = load(settings().dataset_path).interval.horizon
+    coming = max(storage.files(USER_HISTORIES), default=0) + 1
+    users = before(storage.read(spark, USER_HISTORIES), coming, horizon).select("user_id", "bucket").distinct()
     answered = functools.partial(score, folder=str(model.folder))
-    sizes = storage.rows(USER_HISTORIES)
+    sizes = {row["bucket"]: row["count"] for row in users.groupBy("bucket").count().collect()}
     for group in _groups({bucket: size for bucket, size in sizes.items() if not (done / str(bucket)).exists()}):
         rows = users.where(F.col("bucket").isin(group))
         rows = rows.repartitionByRange(spark.sparkContext.defaultParallelism, "bucket", "user_id")

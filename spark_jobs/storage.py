@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Replaced = Collection[int] | Literal["all", "nothing"]
 _HISTORY = 100
 """How many commits back the newest one of ours is looked for at first (others may optimise or vacuum)."""
+_ROW_GROUP_BYTES = 2**20
+"""Of files in the order of buckets: readers pass over the groups of others."""
 _ARROW = {
     "string": pa.string(), "boolean": pa.bool_(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64(),
     "timestamp": pa.timestamp("us", "UTC"), "array<string>": pa.list_(pa.string()), "array<double>": pa.list_(pa.float64()),
@@ -256,7 +258,14 @@ def stage(frame: DataFrame, table: Table, folder: Path, *, beside: bool = False)
     """
     columns = [_required(frame[column.name].cast(column.type), column, table) for column in table.columns]
     writer = frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by)
+    if _is_by_bucket(table):
+        writer.option("parquet.block.size", _ROW_GROUP_BYTES)
     writer.option("partitionOverwriteMode", "dynamic" if beside else "static").parquet(str(folder))
+
+
+def _is_by_bucket(table: Table) -> bool:
+    """Whether the rows of a file are in the order of the users' buckets."""
+    return "bucket" in table.column_names and "bucket" not in table.partition_by
 
 
 def _required(value: SparkColumn, column: Column, table: Table) -> SparkColumn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from contracts import tables
-from contracts.dataset import Dataset
+from contracts.dataset import HORIZON_DAYS, Dataset
 from contracts.errors import InputError
 from contracts.trainings import TABLES
 
@@ -80,6 +81,11 @@ class Shop:
     """Delta version of each table read."""
 
     @property
+    def horizon(self) -> int:
+        """HORIZON_DAYS in intervals: what lies further back is not known."""
+        return math.ceil(HORIZON_DAYS / self.interval_days)
+
+    @property
     def usable_intervals(self) -> Set[int]:
         """Intervals with lists, and with what was known of the items before them."""
         return self.list_intervals & self.statistics.keys()
@@ -131,18 +137,18 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
     def rows_as_of(as_of: int, columns: Sequence[str]) -> pa.Table:
         return features.to_pyarrow_table(filters=[("as_of", "=", as_of)], columns=[*columns])
 
-    # Whatever had an event before an interval had one before the last, too.
-    item_ids = np.sort(rows_as_of(as_ofs[-1], ["item_id"])["item_id"].to_numpy().astype(object))
+    wanted = [as_of for as_of in as_ofs if num_intervals is None or as_of >= as_ofs[-1] - num_intervals]
+    # What a history holds as of an interval, and was taken in the one before, has statistics as of that interval.
+    known = pa.chunked_array([chunk for as_of in wanted for chunk in rows_as_of(as_of, ["item_id"])["item_id"].chunks])
+    item_ids = np.sort(pc.unique(known).to_numpy(zero_copy_only=False).astype(object))
     index = pd.Index(item_ids)
     statistics = {}
-    for as_of in as_ofs:
-        if num_intervals is None or as_of >= as_ofs[-1] - num_intervals:
-            rows = rows_as_of(as_of, ["item_id", *ITEM_STATISTICS])
-            array = np.zeros((len(item_ids), len(ITEM_STATISTICS)), dtype=np.float32)
-            columns = [rows[name].to_numpy().astype(np.float32) for name in ITEM_STATISTICS]
-            places = _rows(index, rows["item_id"])
-            array[places[places >= 0]] = np.stack(columns, axis=1)[places >= 0]
-            statistics[as_of] = array
+    for as_of in wanted:
+        rows = rows_as_of(as_of, ["item_id", *ITEM_STATISTICS])
+        array = np.zeros((len(item_ids), len(ITEM_STATISTICS)), dtype=np.float32)
+        columns = [rows[name].to_numpy().astype(np.float32) for name in ITEM_STATISTICS]
+        array[_rows(index, rows["item_id"])] = np.stack(columns, axis=1)
+        statistics[as_of] = array
     items = opened[tables.ITEMS.name].to_pandas().drop_duplicates("item_id").set_index("item_id").reindex(item_ids)
     return Shop(
         item_ids=item_ids,
@@ -165,23 +171,27 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
 def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
     """The shop with the users of some buckets (None: with all users), and their lists of the intervals it looks at."""
     histories = _open(tables.USER_HISTORIES, shop.versions)
+    wanted = sorted(shop.usable_intervals)
+    known = [("interval", ">=", min([*wanted, shop.coming]) - shop.horizon)]
     lists = _open(tables.TRAINING_LISTS, shop.versions)
     of_bucket = [] if buckets is None else [("bucket", "in", sorted(buckets))]
     index = pd.Index(shop.item_ids)
 
     def column(name: str) -> pa.ChunkedArray:
-        return histories.to_pyarrow_table(filters=of_bucket or None, columns=[name])[name]
+        return histories.to_pyarrow_table(filters=[*of_bucket, *known], columns=[name])[name]
 
-    # One column after the other, so that none but the last waits for the others.
-    user_ids = column("user_id").to_numpy().astype(object)
-    order = pa.array(np.argsort(user_ids, kind="stable"))
-    user_ids = user_ids[order]
-    offsets, taken = _flat(column("item_ids").take(order))
+    # One column after the other, so that none but the last waits for the others. A user's rows follow each other, by time.
+    keys = pa.table({name: column(name) for name in ("user_id", "interval")})
+    order = pc.sort_indices(keys, sort_keys=[("user_id", "ascending"), ("interval", "ascending")])
+    encoded = keys["user_id"].take(order).combine_chunks().dictionary_encode()
+    user_ids = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    of_rows, taken = _flat(column("item_ids").take(order))
+    first_rows = np.searchsorted(encoded.indices.to_numpy(), np.arange(len(user_ids) + 1))
+    offsets = of_rows[first_rows]
     items = _rows(index, taken).astype(np.int32)
     at = _flat(column("at").take(order))[1].to_numpy().astype(np.float64, copy=False)
     weights = _flat(column("weights").take(order))[1].to_numpy().astype(np.float32)
     rows_of_users = pd.Index(user_ids)
-    wanted = sorted(shop.usable_intervals)
     labels = {}
     asked = lists.to_pyarrow_table(
         filters=[*of_bucket, ("as_of", "in", wanted)], columns=["as_of", "user_id", "target_items"]
@@ -197,7 +207,8 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
 
 def parts(shop: Shop) -> list[Part]:
     """The shop in parts: a bucket of users each, in order."""
-    buckets = {int(partition["bucket"]) for partition in _open(tables.USER_HISTORIES, shop.versions).partitions()}
+    histories = _open(tables.USER_HISTORIES, shop.versions)
+    buckets = pc.unique(histories.to_pyarrow_table(columns=["bucket"])["bucket"]).to_pylist()
     return [partial(with_users, shop, [bucket]) for bucket in sorted(buckets)]
 
 
@@ -256,16 +267,22 @@ def popular_items(shop: Shop, as_of: int, count: int) -> Ints:
     return order[may_be_candidate(shop, as_of)[order]][:count]
 
 
+def _span(shop: Shop, user: int, as_of: int) -> tuple[int, int]:
+    """Where the user's entries before interval `as_of` begin, back to the horizon, and where they end."""
+    begin, end = shop.histories.offsets[user : user + 2]
+    bounds = (as_of - 1.0 - shop.horizon, as_of - 1.0)
+    first, last = begin + np.searchsorted(shop.histories.at[begin:end], bounds, side="left")
+    return int(first), int(last)
+
+
 def history_lengths(shop: Shop, users: Ints, as_of: int) -> Ints:
     """How many entries each of the users has before interval `as_of`, `[num_lists]`."""
-    at, offsets = shop.histories.at, shop.histories.offsets
-    return np.array(
-        [np.searchsorted(at[offsets[user] : offsets[user + 1]], as_of - 1.0, side="left") for user in users], np.int64
-    )
+    spans = (_span(shop, user, as_of) for user in users)
+    return np.array([end - first for first, end in spans], np.int64)
 
 
 def history_as_of(shop: Shop, users: Ints, as_of: int, max_entries: int) -> tuple[Ints, Ints, Floats, Floats]:
-    """The users' entries before interval `as_of`, flat and oldest first within a user.
+    """The users' entries before interval `as_of`, back to the horizon, flat and oldest first within a user.
 
     Args:
         users: `[num_lists]` user rows.
@@ -273,13 +290,9 @@ def history_as_of(shop: Shop, users: Ints, as_of: int, max_entries: int) -> tupl
     Returns:
         `list_ids`, `items`, `ages` (in intervals, before the start of `as_of`), `weights`: `[num_entries]` each.
     """
-    at = shop.histories.at
-    start = as_of - 1.0
-    parts = []
-    for user in users:
-        first, last = shop.histories.offsets[user], shop.histories.offsets[user + 1]
-        end = first + int(np.searchsorted(at[first:last], start, side="left"))
-        parts.append(np.arange(max(first, end - max_entries), end))
+    at, start = shop.histories.at, as_of - 1.0
+    spans = [_span(shop, user, as_of) for user in users]
+    parts = [np.arange(max(first, end - max_entries), end) for first, end in spans]
     entries = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
     list_ids = np.repeat(np.arange(len(users)), [len(part) for part in parts])
     ages = (start - at[entries]).astype(np.float32)

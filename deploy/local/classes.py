@@ -29,7 +29,7 @@ event = {"interval": "1", "at": "0.5D", "weight": "1D", "quantity": "1D", "price
 moments = {name: "timestamp'2024-01-01'" for name in ("occurred_at", "bronze_ingested_at")}
 values = [f"{(event | moments).get(name, repr(name))} AS {name}" for name in SILVER_EVENTS.column_names]
 storage.write(spark.range(1).selectExpr(*values), SILVER_EVENTS, replace=[1], record={})
-entries = features.basket_entries(storage.read(spark, SILVER_EVENTS), storage.read(spark, USER_HISTORIES))
+entries = features.basket_entries(storage.read(spark, SILVER_EVENTS), storage.read(spark, USER_HISTORIES), 60)
 storage.write(features.item_intervals(entries.persist()), ITEM_INTERVALS, record={})
 
 # The JVM writes the archive when it ends, which Python does not wait for by itself.

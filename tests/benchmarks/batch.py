@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from contracts.champion import champion
@@ -30,7 +31,8 @@ FLOOR, SPARK = "the function alone, one process", "Spark, {} worker{}"
 
 
 def user_ids() -> list[str]:
-    return COPIES * DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(["user_id"])["user_id"].to_pylist()
+    ids = DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(["user_id"])["user_id"]
+    return COPIES * pc.unique(ids).to_pylist()
 
 
 def floor() -> Callable[[], None]:

@@ -267,7 +267,8 @@ def main() -> None:
     state = desired.read()
     if state.stable is None:
         raise InputError("no version is deployed", where=str(settings().serving_dir), cure="`make run` first")
-    users = DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(columns=["user_id"])["user_id"].to_pylist()[:500]
+    ids = DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(columns=["user_id"])["user_id"]
+    users = sorted(set(ids.to_pylist()))[:500]
     config = desired.config_path().read_text()
     rounds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="cartwheel-bench-") as parent:

@@ -89,12 +89,14 @@ def shop() -> Frames:
         ),
         "user_histories": pd.DataFrame(
             {
+                "interval": interval,
                 "user_id": user,
-                "item_ids": [item for _ in INTERVALS for item in items],
-                "at": [interval - 1 + AT[user] for interval in INTERVALS for _ in items],
-                "weights": [1.0 for _ in INTERVALS for _ in items],
+                "item_ids": list(items),
+                "at": [interval - 1 + AT[user] for _ in items],
+                "weights": [1.0 for _ in items],
                 "bucket": 0,
             }
+            for interval in INTERVALS
             for user, items in BASKETS.items()
         ),
         "category_shares": pd.DataFrame(

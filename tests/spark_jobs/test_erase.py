@@ -185,7 +185,7 @@ def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[st
         "table bronze_events": 12,
         "table silver_events": 4,
         "table users": 1,
-        "table user_histories": 1,
+        "table user_histories": 3,
         "table training_lists": 3,
         "table exposures": 1,
         "table attributions": 1,
@@ -290,11 +290,12 @@ def personal(open_shop: Callable[[Path], Any], tmp_path: Path) -> Any:
     text = (shop.folder / "shop.toml").read_text(encoding="utf-8")
     shop.write(shop__toml=text.replace("[interval]", "personal_user_id = true\n[interval]", 1))
     told = {name: pseudonym(f"{name}@example.org", KEY) for name in ("ann", "bob")}
-    schema = pa.schema([("user_id", pa.string()), ("item_ids", pa.list_(pa.string())), ("bucket", pa.int32())])
+    numbers = [("interval", pa.int32()), ("bucket", pa.int32())]
+    schema = pa.schema([("user_id", pa.string()), ("item_ids", pa.list_(pa.string())), *numbers])
     histories = pa.Table.from_pylist(
-        [{"user_id": each, "item_ids": ["x"], "bucket": 0} for each in told.values()], schema
+        [{"user_id": each, "item_ids": ["x"], "interval": 1, "bucket": 0} for each in told.values()], schema
     )
-    deltalake.write_deltalake(str(USER_HISTORIES.path), histories, partition_by=["bucket"])
+    deltalake.write_deltalake(str(USER_HISTORIES.path), histories, partition_by=["interval"])
     aside = [
         {"interval": 0, "event_id": "e1", "row": json.dumps({"who": told["ann"]})},
         {"interval": 1, "event_id": "e2", "row": json.dumps({"user_id": told["bob"], "x": told["ann"]})},

@@ -111,9 +111,12 @@ def test_item_features(built_shop: Any) -> None:
 
 def test_histories_lists_and_shares(built_shop: Any) -> None:
     """Histories are in order of time with the heaviest weight; lists hold targets only; shares add up to 1."""
-    assert built_shop.values(USER_HISTORIES, "user_id", "item_ids", "at", "weights") == [
-        ("ann", ["apple", "apple", "bread"], [0.5, 1.5, 2.5], [5.0, 5.0, 5.0]),
-        ("bob", ["bread", "apple"], [0.75, 1.0], [1.0, 5.0]),
+    assert built_shop.values(USER_HISTORIES, "interval", "user_id", "item_ids", "at", "weights") == [
+        (1, "ann", ["apple"], [0.5], [5.0]),
+        (1, "bob", ["bread"], [0.75], [1.0]),
+        (2, "ann", ["apple"], [1.5], [5.0]),
+        (2, "bob", ["apple"], [1.0], [5.0]),
+        (3, "ann", ["bread"], [2.5], [5.0]),
     ]
     assert built_shop.values(TRAINING_LISTS, "as_of", "user_id", "target_items") == [
         (1, "ann", ["apple"]),
@@ -207,7 +210,8 @@ def test_late_change_touches_only_what_it_must(copied_shop: Any, spark: Any, ope
     """An event added to day 2 leaves day 1 alone, and the result is that of building from scratch."""
     late = "2024-01-02T18:00:00,bob,bread,purchase,s9,1,1.00,\n"
     before = {
-        table.name: storage.files(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, TRAINING_LISTS, ITEM_FEATURES)
+        table.name: storage.files(table)
+        for table in (SILVER_EVENTS, ITEM_INTERVALS, USER_HISTORIES, TRAINING_LISTS, ITEM_FEATURES)
     }
     text = (copied_shop.folder / "events.csv").read_text()
     copied_shop.write(events__csv=text + late)
@@ -220,6 +224,7 @@ def test_late_change_touches_only_what_it_must(copied_shop: Any, spark: Any, ope
     for name, untouched in {
         "silver_events": (1, 3),
         "item_intervals": (1,),
+        "user_histories": (1, 3),
         "training_lists": (1, 3),
         "item_features": (2,),
     }.items():
@@ -237,7 +242,7 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
     """Shuffling, scaling and dropping what happens from interval n on leaves the features as of n as they are."""
     from pyspark.sql import functions as F
 
-    from spark_jobs.features import history_before, item_features
+    from spark_jobs.features import before, item_features
 
     sums, promotions = storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS)
     future = F.col("interval") >= 3
@@ -253,14 +258,40 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
     noise = noise.withColumn("item_id", F.when(future, other).otherwise(F.col("item_id")))
 
     def rows(changed: Any) -> list[Any]:
-        return sorted(item_features(changed, promotions, [3]).collect())
+        return sorted(item_features(changed, promotions, [3], 60).collect())
 
     assert rows(noise) == rows(sums) == rows(sums.where(~future)) != []
     histories = storage.read(spark, USER_HISTORIES)
-    assert {row["user_id"]: row["item_ids"] for row in history_before(histories, 2).collect()} == {
-        "ann": ["apple"],
-        "bob": ["bread"],
-    }
+    assert {(row["interval"], row["user_id"]) for row in before(histories, 3, 60).collect()} == {
+        (1, "ann"), (1, "bob"), (2, "ann"), (2, "bob"),
+    }  # fmt: skip
+    assert {(row["interval"], row["user_id"]) for row in before(histories, 3, 1).collect()} == {(2, "ann"), (2, "bob")}
+
+
+def test_what_lies_beyond_the_horizon_counts_for_nothing(built_shop: Any, spark: Any) -> None:
+    """One interval back, day 4 knows of day 3 only; half of one back, ann's apple of the day before is a first one."""
+    from spark_jobs.features import basket_entries, before, item_features
+
+    sums, promotions = storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS)
+    [row] = item_features(sums, promotions, [4], 1).collect()
+    assert (row["item_id"], row["events_all"], row["buyers_all"]) == ("bread", 1.0, 1.0)
+    day_2 = storage.read(spark, SILVER_EVENTS).where("interval = 2")
+    for horizon, gap in ((1, 1.0), (0.5, None)):
+        histories = before(storage.read(spark, USER_HISTORIES), 2, 1)
+        rows = basket_entries(day_2, histories, horizon).collect()
+        assert {row["user_id"]: row["gap"] for row in rows} == {"ann": gap, "bob": None}
+
+
+def test_a_gap_is_the_time_since_the_last_one(built_shop: Any, spark: Any) -> None:
+    """Ann took apples at 0.5 and 1.5: those of day 4 come two days after."""
+    from spark_jobs.features import basket_entries, before
+
+    apples = storage.read(spark, SILVER_EVENTS).where("interval = 2 AND user_id = 'ann'")
+    day_4 = apples.selectExpr(*[f"{value} AS {name}" for name, value in {
+        name: {"interval": "4", "at": "3.5D"}.get(name, name) for name in SILVER_EVENTS.column_names
+    }.items()])  # fmt: skip
+    histories = before(storage.read(spark, USER_HISTORIES), 4, 60)
+    assert [row["gap"] for row in basket_entries(day_4, histories, 60).collect()] == [2.0]
 
 
 @pytest.mark.slow

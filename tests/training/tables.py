@@ -60,9 +60,9 @@ def write_tables(coming: int) -> None:
     write_table(
         USER_HISTORIES,
         [
-            {"user_id": user, "item_ids": bought, "at": [n + 0.5 for n in range(coming - 1)], "bucket": 0}
-            | {"weights": [1.0] * (coming - 1)}
+            {"interval": n, "user_id": user, "item_ids": [item], "at": [n - 0.5], "weights": [1.0], "bucket": 0}
             for user, bought in taken.items()
+            for n, item in enumerate(bought, 1)
         ],
     )
     write_table(

@@ -26,11 +26,14 @@ def fickle(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"u{user:02d}": [items[user if n < CHANGE else (user + 1) % 12] for n in range(1, NUM_INTERVALS + 1)]
         for user in range(12)
     }
-    rows = [
-        {"user_id": user, "item_ids": own, "at": [n + 0.5 for n in range(len(own))], "weights": [1.0] * len(own)}
-        for user, own in taken.items()
-    ]
-    write_table(USER_HISTORIES, [row | {"bucket": place % 2} for place, row in enumerate(rows)])
+    write_table(
+        USER_HISTORIES,
+        [
+            {"interval": n, "user_id": user, "item_ids": [item], "at": [n - 0.5], "weights": [1.0], "bucket": place % 2}
+            for place, (user, own) in enumerate(taken.items())
+            for n, item in enumerate(own, 1)
+        ],
+    )
     write_table(
         TRAINING_LISTS,
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from training.data import (
     Shop,
     attainable,
     history_as_of,
+    history_lengths,
     load_items,
     parts,
     popular_items,
@@ -36,6 +38,14 @@ def test_long_histories_keep_the_newest_entries(shop: Shop) -> None:
     """With room for one entry ann keeps her latest apple."""
     _, items, ages, _ = history_as_of(shop, np.array([0]), 3, max_entries=1)
     assert (items.tolist(), ages.tolist()) == ([0], [0.5])
+
+
+def test_what_lies_beyond_the_horizon_is_not_known(shop: Shop) -> None:
+    """In a shop of long intervals the horizon is one of them: of ann's entries as of 3 the one at 1.5 is left."""
+    shop = replace(shop, interval_days=420.0)
+    _, items, ages, _ = history_as_of(shop, np.array([0]), 3, max_entries=10)
+    assert (items.tolist(), ages.tolist()) == ([0], [0.5])
+    assert history_lengths(shop, np.array([0, 1, 2]), 3).tolist() == [1, 1, 0]
 
 
 def test_best_sellers_leave_out_what_is_excluded(shop: Shop) -> None:
@@ -78,12 +88,16 @@ def dataset(home: Path) -> Dataset:
         ITEM_FEATURES, [{"as_of": n, "item_id": item, "events_all": n} for n in (2, 3, 4) for item in items[: n - 1]]
     )
     buckets = {"ann": 0, "bob": 1, "cem": 0}
-    histories = {"ann": (["a", "c"], [0.5, 2.5]), "bob": (["b"], [1.0]), "cem": (["b", "a"], [0.25, 0.25])}
+    histories = {
+        (3, "ann"): (["c"], [2.5]), (1, "ann"): (["a"], [0.5]), (2, "bob"): (["b"], [1.0]),
+        (1, "cem"): (["b", "a"], [0.25, 0.25]),
+    }  # fmt: skip
     write_table(
         USER_HISTORIES,
         [
-            {"user_id": user, "item_ids": ids, "at": at, "weights": [1.0] * len(at), "bucket": buckets[user]}
-            for user, (ids, at) in histories.items()
+            {"interval": n, "user_id": user, "item_ids": ids, "at": at, "weights": [1.0] * len(at)}
+            | {"bucket": buckets[user]}
+            for (n, user), (ids, at) in histories.items()
         ],
     )
     taken = {1: {"cem": ["b"]}, 2: {"bob": ["b"], "ann": ["a", "b"]}, 3: {"ann": ["c"], "cem": ["a"]}}

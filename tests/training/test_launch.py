@@ -42,8 +42,10 @@ def tables(home: Path) -> Path:
         own = generator.sample(items, 2)
         taken = [own[generator.random() < 0.2] for _ in range(LAST)]
         user = {"user_id": f"u{number}", "bucket": number % 4}
-        at = [interval + 0.5 for interval in range(LAST)]
-        histories.append(user | {"item_ids": taken, "at": at, "weights": [1.0] * LAST})
+        histories += [
+            user | {"interval": place + 1, "item_ids": [item], "at": [place + 0.5], "weights": [1.0]}
+            for place, item in enumerate(taken)
+        ]
         lists += [user | {"as_of": place + 1, "target_items": [item]} for place, item in enumerate(taken)]
     write_table(USER_HISTORIES, histories)
     write_table(TRAINING_LISTS, lists)
