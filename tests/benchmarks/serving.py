@@ -5,7 +5,7 @@ Serves the champion of the installation at CARTWHEEL_HOME, which `make run` has 
 load comes from wrk, another process; its cost is not counted. Writes `docs/benchmarks/serving.json`: records of case,
 clients, rps, p50_ms, p99_ms, cpu_ms_per_request (of all that serve) and proxy_cpu_ms_per_request, each the median of
 rounds in which the cases take turns; and one of the gateway's memory while many requests go through it to a backend that
-costs nothing.
+costs nothing; and one of how long the model server and the gateway take from their start to an answer.
 """
 
 from __future__ import annotations
@@ -192,6 +192,19 @@ def function(folder: Path, users: list[str], seconds: float) -> dict[str, Any]:
     }
 
 
+def start(folder: Path, config: str, version: int, rounds: int) -> dict[str, Any]:
+    """How long after its process began each answers for the champion: the model server, warm-up included; the gateway."""
+    server_s, gateway_s = [], []
+    for number in range(rounds):
+        with model_server(folder / f"server-{number}", config) as (url, server):
+            server_s.append(time.time() - server.create_time())
+            serving = Serving(folder / f"gateway-{number}", url, version, [])
+            gateway_s.append(time.time() - serving.gateway.create_time())
+            serving.stop()
+    seconds = {"model_server_s": statistics.median(server_s), "gateway_s": statistics.median(gateway_s)}
+    return {"case": "start", "clients": 0} | {name: round(value, 2) for name, value in seconds.items()}
+
+
 def soak(folder: Path, users: list[str], requests: int) -> dict[str, Any]:
     """The gateway's memory after a tenth of many requests, and after all, to a backend that answers from a constant."""
     answer = json.dumps(
@@ -274,6 +287,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cartwheel-bench-") as parent:
         folder = Path(parent)
         records = [soak(folder / "soak", users, chosen.requests)] if chosen.requests else []
+        records.append(start(folder / "start", config, state.stable, chosen.rounds))
+        print(json.dumps(records[-1]), flush=True)
         floors = [function(base_path() / str(state.stable), users, chosen.seconds) for _ in range(chosen.rounds)]
         with model_server(folder / "server", config) as (url, server):
             passed_on = {"match": {"prefix": "/"}, "route": {"cluster": "backend"}}
