@@ -285,6 +285,7 @@ def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
 def plot(proposal: Proposal) -> Figure:
     """Draw ndcg_at_10 against each searched part of the configuration, a dot for each trial."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     rows = [row for row in proposal.trials if row[NDCG] is not None]
     kinds = {
@@ -307,6 +308,9 @@ def plot(proposal: Proposal) -> Figure:
             axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
         elif name in LOGARITHMIC:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(name)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in figure.axes[::3]:

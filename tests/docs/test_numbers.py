@@ -55,6 +55,16 @@ def test_the_devices_are_those_that_were_measured() -> None:
     assert all(max(scores) - min(scores) < 0.003 for scores in by_batch.values())
 
 
+def test_recommending_to_everybody_costs_what_was_measured() -> None:
+    """The table in docs/batch.md is what `make bench-batch` wrote; Spark is not slower than the function alone."""
+    records = json.loads((REPOSITORY / "docs" / "benchmarks" / "batch.json").read_text())
+    text = (REPOSITORY / "docs" / "batch.md").read_text()
+    for each in records:
+        row = [each["case"], *(f"{each[name]:,}" for name in ("users", "seconds", "users_per_second", "peak_mib"))]
+        assert f"| {' | '.join(row)} |" in text
+    assert records[-1]["users_per_second"] > 0.9 * records[0]["users_per_second"]
+
+
 def test_a_week_costs_what_was_measured() -> None:
     """The table in docs/scaling.md is what `make bench-week` wrote, at every scale."""
     records = json.loads((REPOSITORY / "docs" / "benchmarks" / "week.json").read_text())
