@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def test_an_erased_user_leaves_the_table(database: Database) -> None:
 
 
 def messages(broker: Kafka, topic: str, count: int, isolation: str = "read_committed") -> list[tuple[str, Any]]:
-    """The first messages of a topic, or those there are within a few seconds."""
+    """The first messages of a topic, or those there are within half a minute."""
     consumer = Consumer({
         "bootstrap.servers": broker.address, "group.id": f"{topic}-{isolation}-{count}", "isolation.level": isolation,
         "auto.offset.reset": "earliest", "enable.auto.commit": False,
@@ -116,7 +117,7 @@ def messages(broker: Kafka, topic: str, count: int, isolation: str = "read_commi
     consumer.subscribe([topic])
     found = []
     try:
-        while len(found) < count and (message := consumer.poll(5.0)) is not None:
+        while len(found) < count and (message := consumer.poll(30.0)) is not None:
             assert message.error() is None
             value = message.value()
             found.append((message.key().decode(), None if value is None else json.loads(value)))
@@ -132,6 +133,7 @@ def test_a_topic_gets_all_users_of_a_version_or_none(broker: Kafka) -> None:
 
     def failing() -> Iterator[Row]:
         yield from (row(f"user {number}", "fig") for number in range(20_000))
+        time.sleep(2)  # what is not sent yet when it is given up never is
         raise OSError("the disk of the lake is gone")
 
     with pytest.raises(OSError, match="is gone"):
