@@ -91,6 +91,10 @@ def _clean(dataset: Dataset) -> int:
     items.refresh_items(dataset, folder, complete, intervals)
     if not intervals:
         return 0
+    if storage.recorded(SILVER_EVENTS).get("meaning", pending.meaning(dataset)) != pending.meaning(dataset):
+        say(
+            "the dataset file gives types of events other weights, or has other targets: all intervals are cleaned again"
+        )
     say(f"clean {pending.named(intervals)}")
     judged = judge(bronze.where(these), dataset).persist(StorageLevel.MEMORY_AND_DISK)
     try:

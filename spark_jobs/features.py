@@ -212,10 +212,8 @@ def main(coming: int | None) -> int:
     Args:
         coming: the interval to recommend in. None: the one after the last clean one.
     """
-    silver_state, promotions_state = (
-        storage.state(SILVER_EVENTS),
-        storage.state(PROMOTIONS),
-    )  # before asking what is pending
+    # Before asking what is pending.
+    silver_state, promotions_state, items_state = map(storage.state, (SILVER_EVENTS, PROMOTIONS, ITEMS))
     todo = pending.features(coming)
     if not todo.any():
         print("nothing to do: features are made of all clean events")
@@ -250,7 +248,8 @@ def main(coming: int | None) -> int:
     sums = storage.read(spark, ITEM_INTERVALS)
     if todo.category_shares:
         shares = category_shares(sums.where(F.col("interval").isin(todo.category_shares)), storage.read(spark, ITEMS))
-        num_rows = storage.write(shares.coalesce(1), CATEGORY_SHARES, replace=todo.category_shares, record=record)
+        made_of = record | {"items": items_state}
+        num_rows = storage.write(shares.coalesce(1), CATEGORY_SHARES, replace=todo.category_shares, record=made_of)
         say(f"{CATEGORY_SHARES.name}: {num_rows:,} rows")
     if todo.item_features or todo.outdated:
         promotions = storage.read(spark, PROMOTIONS)

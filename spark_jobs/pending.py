@@ -33,6 +33,7 @@ from contracts.tables import (
     EXPOSURES,
     ITEM_FEATURES,
     ITEM_INTERVALS,
+    ITEMS,
     PROMOTIONS,
     RECOMMENDATIONS,
     SILVER_EVENTS,
@@ -77,16 +78,23 @@ def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int
 
 
 def build() -> list[int]:
-    """Intervals that landed and have no features that passed their gate in this very version."""
+    """Intervals that landed and have no features that passed their gate in this very version; the last one, too, when what
+    is known of items has changed.
+    """
+    from spark_jobs import items  # which needs PySpark, though no Spark
+
     todo = features()
     open_intervals = {*clean(), *todo.item_intervals, *todo.training_lists, *todo.item_features, *todo.outdated}
     if open_intervals or not storage.files(SILVER_EVENTS):
         return sorted(open_intervals)
+    last = max(storage.files(SILVER_EVENTS))
+    if items.is_outdated(load(settings().dataset_path), settings().data_path):
+        return [last]
     verdict = settings().reports_dir / "gates" / "features.json"
     passed = json.loads(verdict.read_text()) if verdict.exists() else {}
     current = DeltaTable(str(ITEM_FEATURES.path)).version()
     is_checked = passed.get("passed") is True and passed["table_versions"].get(ITEM_FEATURES.name) == current
-    return [] if is_checked else [max(storage.files(SILVER_EVENTS))]
+    return [] if is_checked else [last]
 
 
 def meaning(dataset: Dataset) -> str:
@@ -125,7 +133,7 @@ class Features(NamedTuple):
     """Changed intervals."""
     training_lists: list[int]
     category_shares: list[int]
-    """Intervals back to the horizon: what is known of items may have changed, too."""
+    """Intervals; all back to the horizon when one changed, or what is known of items."""
     item_features: list[int]
     """Values of as_of to compute."""
     outdated: list[int]
@@ -154,7 +162,10 @@ def features(coming: int | None = None) -> Features:
         coming = coming_interval(intervals[-1], through)
     oldest = coming - max(settings().fold_offsets) - settings().training_intervals
     wanted = range(max(oldest, intervals[0] + 1), coming + 1)
-    shares = since(storage.recorded(CATEGORY_SHARES))
+    made_of = storage.recorded(CATEGORY_SHARES)
+    shares = since(made_of)
+    if shares or made_of.get("items") != storage.state(ITEMS):
+        shares |= {interval for interval in intervals if interval > intervals[-1] - horizon}
     record = storage.recorded(ITEM_FEATURES)
     there = storage.files(ITEM_FEATURES).keys()
     changed = since(record)
@@ -166,7 +177,7 @@ def features(coming: int | None = None) -> Features:
         onwards(since(storage.recorded(ITEM_INTERVALS))),
         sorted(since(storage.recorded(USER_HISTORIES))),
         sorted(since(storage.recorded(TRAINING_LISTS))),
-        sorted(shares | {interval for interval in intervals if shares and interval > intervals[-1] - horizon}),
+        sorted(shares),
         [as_of for as_of in wanted if as_of not in there or as_of in stale],
         sorted(stale - set(wanted)),
     )

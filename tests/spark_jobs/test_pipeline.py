@@ -325,6 +325,23 @@ def test_killed_between_commits(shop: Any, built: Path) -> None:
     assert {table.name: never_killed.rows(table) for table in tables} == found
 
 
+def test_what_is_known_of_items_changes(copied_shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another category in the items' file, and another excluded one: shares and items are made anew, and no event."""
+    before = {table.name: storage.state(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, ITEM_FEATURES)}
+    items = (copied_shop.folder / "items.csv").read_text().replace("bakery", "bread and cake")
+    toml = (copied_shop.folder / "shop.toml").read_text().replace('["hidden"]', '["hidden", "fruit"]')
+    copied_shop.write(items__csv=items, shop__toml=toml)
+    assert pending.build() == [3]
+    assert (copied_shop.clean(), copied_shop.features()) == (0, 0)
+    assert dict(copied_shop.values(ITEMS, "item_id", "recommendable")) == {"apple": False, "bread": True, "wine": False}
+    assert copied_shop.values(CATEGORY_SHARES, "interval", "category") == [
+        (1, "bread and cake"), (1, "fruit"), (2, "fruit"), (3, "bread and cake"),
+    ]  # fmt: skip
+    assert {table.name: storage.state(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, ITEM_FEATURES)} == before
+    assert not pending.features().any()
+    assert "clean " not in capsys.readouterr().out
+
+
 def test_interval_of_bad_rows_only_is_cleaned_once(copied_shop: Any) -> None:
     """It is landed as the next one, and is not pending for ever because silver holds nothing of it."""
     text = (copied_shop.folder / "events.csv").read_text()
