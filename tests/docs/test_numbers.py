@@ -65,6 +65,15 @@ def test_recommending_to_everybody_costs_what_was_measured() -> None:
     assert records[-1]["users_per_second"] > 0.9 * records[0]["users_per_second"]
 
 
+def test_a_cold_start_takes_what_was_measured() -> None:
+    """The seconds in docs/gateway.md are those that `make bench-serving` wrote."""
+    records = json.loads((REPOSITORY / "docs" / "benchmarks" / "serving.json").read_text())
+    [start] = [record for record in records if record["case"] == "start"]
+    text = (REPOSITORY / "docs" / "gateway.md").read_text()
+    assert f"is ready {start['gateway_s']} s after" in text
+    assert f"after {start['model_server_s']} s." in text
+
+
 def test_a_week_costs_what_was_measured() -> None:
     """The table in docs/scaling.md is what `make bench-week` wrote, at every scale."""
     records = json.loads((REPOSITORY / "docs" / "benchmarks" / "week.json").read_text())
