@@ -72,6 +72,11 @@ HORIZON_DAYS = 420.0
 however old the shop is. Sixty weeks: one year, and the season of the year before."""
 
 
+def horizon(interval_days: float) -> int:
+    """HORIZON_DAYS in intervals of this length."""
+    return math.ceil(HORIZON_DAYS / interval_days)
+
+
 class Interval(_Part):
     """The grid of time: everything is landed, learnt and measured per interval.
 
@@ -114,7 +119,7 @@ class Interval(_Part):
     @property
     def horizon(self) -> int:
         """HORIZON_DAYS in intervals."""
-        return math.ceil(HORIZON_DAYS / self.days)
+        return horizon(self.days)
 
 
 class Files(_Part):

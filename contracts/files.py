@@ -69,7 +69,8 @@ def sync(path: Path) -> None:
 def locked(
     path: Path, *, what: str = "", cure: str = "wait until it has ended", shared: bool = False
 ) -> Iterator[None]:
-    """Hold `path` as a lock, which the kernel releases however this process ends. The file holds our process id, of several the latest.
+    """Hold `path` as a lock, which the kernel releases however this process ends. The file holds our process id, of
+    several the latest.
 
     Args:
         what: what the other holder is doing, for the error; empty: wait for the lock instead.

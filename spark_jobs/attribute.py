@@ -27,7 +27,7 @@ from contracts.tables import (
 )
 from spark_jobs import pending, storage
 from spark_jobs.arguments import add_interval
-from spark_jobs.features import before, item_features
+from spark_jobs.features import item_features, rows_before
 from spark_jobs.session import plain_failures, say, session
 
 
@@ -149,7 +149,7 @@ def main(interval: int | None) -> int:
             storage.read(spark, EXPOSURES).where(F.col("interval") == each),
             storage.read(spark, SILVER_EVENTS).where(F.col("interval") == each),
             attainable,
-            before(storage.read(spark, USER_HISTORIES), each, dataset.interval.horizon),
+            rows_before(storage.read(spark, USER_HISTORIES), each, dataset.interval.horizon),
             settings().top_k,
         )
         storage.write(rows.coalesce(1), ATTRIBUTIONS, replace=[each], record={"intervals": states})

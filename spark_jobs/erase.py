@@ -399,7 +399,7 @@ def erase(person: Person, dataset: Dataset) -> Removed:
         )
     removed["exposures"] = sum(erase_exposures(path, person) for path in finished_logs())
     for sink in sinks():
-        removed[sink.name] = sink.withdraw(person.ids)
+        removed[sink.name] = sink.withdraw(person.stored)  # the shop's own id was never there
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)
     # So are the examples of a training that was killed.

@@ -49,7 +49,7 @@ def user_bucket() -> Column:
     return F.pmod(F.xxhash64("user_id"), F.lit(NUM_USER_BUCKETS)).cast("int").alias("bucket")
 
 
-def before(rows: DataFrame, interval: int, horizon: int) -> DataFrame:
+def rows_before(rows: DataFrame, interval: int, horizon: int) -> DataFrame:
     """Rows of the intervals before `interval`, back to the horizon (in intervals)."""
     return rows.where(F.col("interval").between(interval - horizon, interval - 1))
 
@@ -226,7 +226,7 @@ def main(coming: int | None) -> int:
     changed = [*todo.item_intervals, *todo.user_histories]
     if changed:
         # Histories before the first change are right in any case, also when a run was killed between two tables.
-        histories = before(storage.read(spark, USER_HISTORIES), min(changed), horizon)
+        histories = rows_before(storage.read(spark, USER_HISTORIES), min(changed), horizon)
         events = silver.where(F.col("interval").between(min(changed), max(changed)))
         entries = basket_entries(events, histories, horizon).persist(StorageLevel.MEMORY_AND_DISK)
         if todo.item_intervals:

@@ -4,8 +4,8 @@
 
 `build` is everything between landed events and features that passed their gate.
 
-Exit status 0 with the pending intervals on the last line, comma separated (of `recommend`, the version), or 99 when there is nothing to do. The
-answer comes from the tables alone, so a message that is lost or comes twice does no harm.
+Exit status 0 with the pending intervals on the last line, comma separated (of `recommend`, the version), or 99 when
+there is nothing to do. The answer comes from the tables alone, so a message that is lost or comes twice does no harm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltalake import DeltaTable
 
@@ -81,14 +81,14 @@ def build() -> list[int]:
     """Intervals that landed and have no features that passed their gate in this very version; the last one, too, when what
     is known of items has changed.
     """
-    from spark_jobs import items  # which needs PySpark, though no Spark
-
     todo = features()
     open_intervals = {*clean(), *todo.item_intervals, *todo.training_lists, *todo.item_features, *todo.outdated}
     if open_intervals or not storage.files(SILVER_EVENTS):
         return sorted(open_intervals)
+    from spark_jobs import items  # which needs PySpark, though no Spark
+
     last = max(storage.files(SILVER_EVENTS))
-    if items.is_outdated(load(settings().dataset_path), settings().data_path):
+    if todo.category_shares or items.is_outdated(load(settings().dataset_path), settings().data_path):
         return [last]
     verdict = settings().reports_dir / "gates" / "features.json"
     passed = json.loads(verdict.read_text()) if verdict.exists() else {}
@@ -99,7 +99,12 @@ def build() -> list[int]:
 
 def meaning(dataset: Dataset) -> str:
     """A hash of what the dataset file says that silver is made by: weights and targets."""
-    return hashlib.sha256(json.dumps([dataset.types, dataset.target_types]).encode()).hexdigest()[:16]
+    return _digest([dataset.types, dataset.target_types])[:16]
+
+
+def _digest(value: Any) -> str:
+    """A hash of what can be JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def clean() -> list[int]:
@@ -187,7 +192,7 @@ def attribution_states() -> dict[int, str]:
     """What the attributions of each interval with exposures are made of: its files of exposures and of silver."""
     shown, silver = storage.files(EXPOSURES), storage.files(SILVER_EVENTS)
     made_of = {interval: [sorted(files), sorted(silver.get(interval, ()))] for interval, files in shown.items()}
-    return {interval: hashlib.sha256(json.dumps(files).encode()).hexdigest() for interval, files in made_of.items()}
+    return {interval: _digest(files) for interval, files in made_of.items()}
 
 
 def attribute() -> list[int]:
@@ -217,9 +222,7 @@ def publish() -> dict[Sink, str]:
     """The sinks that have not got what `recommendations` holds, each with the state of that."""
     from spark_jobs.sinks import sinks
 
-    state = hashlib.sha256(
-        json.dumps(sorted(map(sorted, storage.files(RECOMMENDATIONS).values()))).encode()
-    ).hexdigest()
+    state = _digest(sorted(map(sorted, storage.files(RECOMMENDATIONS).values())))
     done = storage.recorded(RECOMMENDATIONS, PUBLISHED).get(PUBLISHED, {})
     return {sink: state for sink in sinks() if storage.exists(RECOMMENDATIONS) and done.get(sink.name) != state}
 

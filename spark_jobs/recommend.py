@@ -20,7 +20,7 @@ from contracts.errors import reported
 from contracts.settings import settings
 from contracts.tables import RECOMMENDATIONS, USER_HISTORIES
 from spark_jobs import pending, storage
-from spark_jobs.features import before
+from spark_jobs.features import rows_before
 from spark_jobs.scoring import score
 from spark_jobs.session import plain_failures, say, session
 
@@ -66,7 +66,7 @@ def main() -> int:
     answers, done = work / "answers", work / "done"
     horizon = load(settings().dataset_path).interval.horizon
     coming = max(storage.files(USER_HISTORIES), default=0) + 1
-    users = before(storage.read(spark, USER_HISTORIES), coming, horizon).select("user_id", "bucket").distinct()
+    users = rows_before(storage.read(spark, USER_HISTORIES), coming, horizon).select("user_id", "bucket").distinct()
     answered = functools.partial(score, folder=str(model.folder))
     sizes = {row["bucket"]: row["count"] for row in users.groupBy("bucket").count().collect()}
     for group in _groups({bucket: size for bucket, size in sizes.items() if not (done / str(bucket)).exists()}):

@@ -6,7 +6,7 @@ Whoever reads there sees all of one version, or all of the one before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -38,8 +38,8 @@ class Sink(Protocol):
             InputError: it does not answer, or refuses them. Nothing has changed then.
         """
 
-    def withdraw(self, user_ids: Collection[str]) -> int:
-        """Take users out who were erased; for how many there was something to take out, as far as that can be told.
+    def withdraw(self, user_id: str) -> int:
+        """Take a user out who was erased, by the id that the tables hold; the number of rows, as far as that can be told.
 
         Raises:
             InputError: it does not answer.
@@ -77,11 +77,11 @@ class PostgresTable:
                 "(excluded.items, excluded.scores, excluded.model_version)"
             )
 
-    def withdraw(self, user_ids: Collection[str]) -> int:
+    def withdraw(self, user_id: str) -> int:
         with self._cursor() as cursor:
             if cursor.execute("SELECT to_regclass('recommendations')").fetchone() == (None,):
                 return 0
-            cursor.execute("DELETE FROM recommendations WHERE user_id = ANY(%s)", [[*user_ids]])
+            cursor.execute("DELETE FROM recommendations WHERE user_id = %s", [user_id])
             return cursor.rowcount
 
     @contextmanager
@@ -111,9 +111,9 @@ class KafkaTopic:
     def publish(self, rows: Iterable[Row]) -> None:
         self._send((row["user_id"], json.dumps({name: row[name] for name in COLUMNS})) for row in rows)
 
-    def withdraw(self, user_ids: Collection[str]) -> int:
+    def withdraw(self, user_id: str) -> int:
         """Sends what compaction takes for the end of a key; what the topic holds before it is not looked at."""
-        self._send((user_id, None) for user_id in sorted(user_ids))
+        self._send([(user_id, None)])
         return 0
 
     def _send(self, messages: Iterable[tuple[str, str | None]]) -> None:

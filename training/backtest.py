@@ -14,8 +14,7 @@ from contracts.errors import InputError
 from contracts.metrics import METRICS, NDCG, K, paired_difference
 from training import evaluation
 from training.config import RankerConfig
-from training.data import Ints, Lists, Part, Shop, attainable
-from training.evaluation import Scores
+from training.data import Ints, Lists, Part, Shop
 from training.fitting import fit
 from training.ranker import Ranker
 from training.trainer import BASELINES, Retrieval, Say, learning_intervals, recommend, write_examples
@@ -73,16 +72,11 @@ def backtest(
         examples = [shard for interval in of_intervals for shard in shards[interval]]
         rankers[as_of] = fit(examples, config, len(shop.item_ids), lambda epoch, loss: None)
         say(f"trained as of {as_of}")
-    scores: dict[int, list[Scores]] = {interval: [] for interval in intervals}
-    num_users = 0
-    for part in parts:
-        of_part = part()
-        for interval in intervals:
-            if interval in of_part.lists and len(lists := attainable(of_part, of_part.lists[interval])):
-                shown = _recommended(of_part, lists, rankers, config, retrieve, retrain_every=retrain_every)
-                scores[interval].append(evaluation.scores(of_part, lists, shown, first_user=num_users))
-        num_users += len(of_part.user_ids)
-    pooled = {interval: evaluation.joined(of_parts) for interval, of_parts in scores.items()}
+
+    def show(of_part: Shop, lists: Lists) -> dict[str, Ints]:
+        return _recommended(of_part, lists, rankers, config, retrieve, retrain_every=retrain_every)
+
+    pooled = evaluation.pooled(parts, intervals, show)
     ways, gain = [*pooled[first].metrics], None
     if intervals[1:]:
         later = evaluation.joined([pooled[interval] for interval in intervals[1:]])

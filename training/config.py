@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from contracts.errors import InputError
 from contracts.settings import settings
@@ -13,6 +13,8 @@ from contracts.settings import settings
 @dataclass(frozen=True)
 class RankerConfig:
     """Configuration of candidates, features, network and optimiser."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     decay_days: tuple[float, ...] = (0.05, 0.25, 1.0, 3.0, 7.0, 14.0, 28.0, 56.0, 112.0, 224.0)
     """Time constants of the exponentially decayed counts."""
@@ -57,15 +59,12 @@ def from_settings() -> RankerConfig:
         top_k=chosen.top_k,
         seed=chosen.seed,
     )
-    changed = chosen.ranker
     try:
-        if unknown := changed.keys() - asdict(config).keys():
-            raise ValueError(f"{', '.join(sorted(unknown))}: not a part of the configuration")
-        return TypeAdapter(RankerConfig).validate_python(asdict(config) | changed)
-    except ValueError as error:  # pydantic's, too
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        return TypeAdapter(RankerConfig).validate_python(asdict(config) | chosen.ranker)
+    except ValidationError as error:
+        first = error.errors()[0]
         raise InputError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error),
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
             where="CARTWHEEL_RANKER",
             cure="give parts of RankerConfig in training/config.py, as JSON",
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from contracts import tables
-from contracts.dataset import HORIZON_DAYS, Dataset
+from contracts.dataset import Dataset, horizon
 from contracts.errors import InputError
 from contracts.trainings import TABLES
 
@@ -83,7 +82,7 @@ class Shop:
     @property
     def horizon(self) -> int:
         """HORIZON_DAYS in intervals: what lies further back is not known."""
-        return math.ceil(HORIZON_DAYS / self.interval_days)
+        return horizon(self.interval_days)
 
     @property
     def usable_intervals(self) -> Set[int]:

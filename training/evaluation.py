@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from contracts.metrics import METRICS, Floats, list_metrics, paired_difference
-from training.data import Ints, Lists, Shop, history_lengths, may_be_candidate, only_targets, statistic
+from training.data import (
+    Ints,
+    Lists,
+    Part,
+    Shop,
+    attainable,
+    history_lengths,
+    may_be_candidate,
+    only_targets,
+    statistic,
+)
 
 MODEL = "model"
 """Name of the ranker in an evaluation, beside the champion and the baselines."""
@@ -52,6 +62,25 @@ def joined(parts: Sequence[Scores]) -> Scores:
         np.concatenate([part.history_lengths for part in parts]),
         {who: {name: np.concatenate([part.metrics[who][name] for part in parts]) for name in METRICS} for who in names},
     )
+
+
+def pooled(
+    parts: Iterable[Part], as_ofs: Collection[int], show: Callable[[Shop, Lists], Mapping[str, Ints]]
+) -> dict[int, Scores]:
+    """The scores of what `show` recommends, by interval: over the attainable lists of all parts, each read once.
+
+    Args:
+        show: gives for lists of a part what each recommends, `[num_lists, k]` item rows, best first.
+    """
+    of_parts: dict[int, list[Scores]] = {as_of: [] for as_of in as_ofs}
+    num_users = 0
+    for part in parts:
+        shop = part()
+        for as_of in as_ofs:
+            if as_of in shop.lists and len(lists := attainable(shop, shop.lists[as_of])):
+                of_parts[as_of].append(scores(shop, lists, show(shop, lists), first_user=num_users))
+        num_users += len(shop.user_ids)
+    return {as_of: joined(each) for as_of, each in of_parts.items()}
 
 
 def score(recommended: Ints, lists: Lists, num_items: int) -> dict[str, Floats]:

@@ -66,6 +66,17 @@ def made_of() -> dict[str, str]:
     }
 
 
+def _identity(key: str, content: Mapping[str, Any]) -> dict[str, str]:
+    """Tags of a run by which it is found again: the same content is logged once."""
+    return {KEY_TAG: key, EVALUATION_TAG: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def _finished_run(experiment_id: str, identity: Mapping[str, str]) -> str | None:
+    same = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
+    found = _client().search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     """Log a training with its parameters, metrics, data versions, commit and SavedModel; once for each evaluation.
 
@@ -75,14 +86,11 @@ def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
     from mlflow.entities import Metric, Param
 
     client, experiment_id = _client(), _experiment_id()
-    digest = hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
-    same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}'"
-    finished = client.search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)
-    if finished:
-        return str(finished[0].info.run_id)
+    identity = _identity(key, evaluation)
+    if finished := _finished_run(experiment_id, identity):
+        return finished
     tags = {
-        KEY_TAG: key,
-        EVALUATION_TAG: digest,
+        **identity,
         "dataset": evaluation["dataset"],
         "as_of": str(evaluation["as_of"]),
         "requested_by": evaluation["requested_by"],
@@ -198,13 +206,10 @@ def log_search(key: str, proposal: Mapping[str, Any], figure: Figure) -> str:
     from mlflow.entities import Metric, Param
 
     client, experiment_id = _client(), _experiment_id()
-    digest = hashlib.sha256(json.dumps(proposal, sort_keys=True).encode()).hexdigest()
-    same = f"tags.`{KEY_TAG}` = '{key}' and tags.`{EVALUATION_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
-    if finished := client.search_runs([experiment_id], same, max_results=1):
-        return str(finished[0].info.run_id)
-    run_id = str(
-        client.create_run(experiment_id, tags={KEY_TAG: key, EVALUATION_TAG: digest}, run_name=key).info.run_id
-    )
+    identity = _identity(key, proposal)
+    if finished := _finished_run(experiment_id, identity):
+        return finished
+    run_id = str(client.create_run(experiment_id, tags=identity, run_name=key).info.run_id)
     best, now_ms = proposal["trials"][0], int(time.time() * 1000)
     metrics = [Metric(f"gain.{name}", float(value), now_ms, 0) for name, value in proposal["gain"].items()]
     metrics += [

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
 
-    from training.data import Part, Shop
-    from training.trainer import Say
+    from training.data import Ints, Lists, Part, Shop
+    from training.evaluation import Scores
+    from training.ranker import Ranker
+    from training.trainer import Retrieval, Say
 
 TASK = "task"
 """Which of the search's tasks has made a trial."""
@@ -106,7 +108,7 @@ def spent_minutes(study: optuna.Study) -> float:
 def needs_trial(study: optuna.Study, task: int, minutes: float) -> bool:
     """Whether a task has a trial to make: it has none yet that has ended, and there are minutes left."""
     has_ended = any(
-        trial.user_attrs.get(TASK) == task and trial.state.is_finished() and trial.state.name != "FAIL"
+        trial.user_attrs.get(TASK) == task and trial.state.name in ("COMPLETE", "PRUNED")
         for trial in study.get_trials(deepcopy=False)
     )
     return not has_ended and spent_minutes(study) < minutes
@@ -149,6 +151,7 @@ def try_one(
     """
     from optuna.trial import TrialState
 
+    from training.evaluation import MODEL
     from training.fitting import fit
     from training.trainer import Retrieval, learning_intervals, write_examples
 
@@ -175,8 +178,8 @@ def try_one(
         of_intervals = [shard for interval in intervals for shard in shards[interval]]
         ranker = fit(of_intervals, chosen, len(shop.item_ids), lambda epoch, loss: None)
         of_fold = _scores(parts, fold, ranker, chosen, retrieve)
-        users.append(of_fold[0])
-        ndcg.append(of_fold[1])
+        users.append(of_fold.users)
+        ndcg.append(of_fold.metrics[MODEL][NDCG])
         so_far = float(np.concatenate(ndcg).mean())
         say(f"trial {trial.number}: as of {fold} {NDCG} {ndcg[-1].mean():.4f}, so far {so_far:.4f}")
         trial.report(so_far, step)
@@ -194,24 +197,15 @@ def _scores_path(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number}.npz"
 
 
-def _scores(
-    parts: Sequence[Part], fold: int, ranker: Any, config: RankerConfig, retrieve: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whose list it is, and its ndcg_at_10: `[num_lists]` each."""
+def _scores(parts: Sequence[Part], fold: int, ranker: Ranker, config: RankerConfig, retrieve: Retrieval) -> Scores:
     from training import evaluation
-    from training.data import attainable
     from training.evaluation import MODEL
     from training.trainer import recommend
 
-    of_parts, num_users = [], 0
-    for part in parts:
-        shop = part()
-        if fold in shop.lists and len(lists := attainable(shop, shop.lists[fold])):
-            shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
-            of_parts.append(evaluation.scores(shop, lists, shown, first_user=num_users))
-        num_users += len(shop.user_ids)
-    scores = evaluation.joined(of_parts)
-    return scores.users, scores.metrics[MODEL][NDCG]
+    def show(shop: Shop, lists: Lists) -> dict[str, Ints]:
+        return {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
+
+    return evaluation.pooled(parts, [fold], show)[fold]
 
 
 @dataclass(frozen=True)
@@ -267,11 +261,7 @@ def propose(study: optuna.Study, folder: Path, config: RankerConfig, confidence:
 
 
 def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    last = (
-        trial.value
-        if trial.value is not None
-        else trial.intermediate_values.get(max(trial.intermediate_values, default=0))
-    )
+    last = trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0)
     return {
         "trial": trial.number,
         "state": trial.state.name.lower(),

@@ -242,7 +242,7 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
     """Shuffling, scaling and dropping what happens from interval n on leaves the features as of n as they are."""
     from pyspark.sql import functions as F
 
-    from spark_jobs.features import before, item_features
+    from spark_jobs.features import item_features, rows_before
 
     sums, promotions = storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS)
     future = F.col("interval") >= 3
@@ -262,35 +262,38 @@ def test_future_changes_nothing(built_shop: Any, spark: Any) -> None:
 
     assert rows(noise) == rows(sums) == rows(sums.where(~future)) != []
     histories = storage.read(spark, USER_HISTORIES)
-    assert {(row["interval"], row["user_id"]) for row in before(histories, 3, 60).collect()} == {
+    assert {(row["interval"], row["user_id"]) for row in rows_before(histories, 3, 60).collect()} == {
         (1, "ann"), (1, "bob"), (2, "ann"), (2, "bob"),
     }  # fmt: skip
-    assert {(row["interval"], row["user_id"]) for row in before(histories, 3, 1).collect()} == {(2, "ann"), (2, "bob")}
+    assert {(row["interval"], row["user_id"]) for row in rows_before(histories, 3, 1).collect()} == {
+        (2, "ann"),
+        (2, "bob"),
+    }
 
 
 def test_what_lies_beyond_the_horizon_counts_for_nothing(built_shop: Any, spark: Any) -> None:
     """One interval back, day 4 knows of day 3 only; half of one back, ann's apple of the day before is a first one."""
-    from spark_jobs.features import basket_entries, before, item_features
+    from spark_jobs.features import basket_entries, item_features, rows_before
 
     sums, promotions = storage.read(spark, ITEM_INTERVALS), storage.read(spark, PROMOTIONS)
     [row] = item_features(sums, promotions, [4], 1).collect()
     assert (row["item_id"], row["events_all"], row["buyers_all"]) == ("bread", 1.0, 1.0)
     day_2 = storage.read(spark, SILVER_EVENTS).where("interval = 2")
     for horizon, gap in ((1, 1.0), (0.5, None)):
-        histories = before(storage.read(spark, USER_HISTORIES), 2, 1)
+        histories = rows_before(storage.read(spark, USER_HISTORIES), 2, 1)
         rows = basket_entries(day_2, histories, horizon).collect()
         assert {row["user_id"]: row["gap"] for row in rows} == {"ann": gap, "bob": None}
 
 
 def test_a_gap_is_the_time_since_the_last_one(built_shop: Any, spark: Any) -> None:
     """Ann took apples at 0.5 and 1.5: those of day 4 come two days after."""
-    from spark_jobs.features import basket_entries, before
+    from spark_jobs.features import basket_entries, rows_before
 
     apples = storage.read(spark, SILVER_EVENTS).where("interval = 2 AND user_id = 'ann'")
     day_4 = apples.selectExpr(*[f"{value} AS {name}" for name, value in {
         name: {"interval": "4", "at": "3.5D"}.get(name, name) for name in SILVER_EVENTS.column_names
     }.items()])  # fmt: skip
-    histories = before(storage.read(spark, USER_HISTORIES), 4, 60)
+    histories = rows_before(storage.read(spark, USER_HISTORIES), 4, 60)
     assert [row["gap"] for row in basket_entries(day_4, histories, 60).collect()] == [2.0]
 
 
@@ -332,7 +335,9 @@ def test_what_is_known_of_items_changes(copied_shop: Any, capsys: pytest.Capture
     toml = (copied_shop.folder / "shop.toml").read_text().replace('["hidden"]', '["hidden", "fruit"]')
     copied_shop.write(items__csv=items, shop__toml=toml)
     assert pending.build() == [3]
-    assert (copied_shop.clean(), copied_shop.features()) == (0, 0)
+    assert copied_shop.clean() == 0
+    assert pending.build() == [3], "also when the run was killed here"
+    assert copied_shop.features() == 0
     assert dict(copied_shop.values(ITEMS, "item_id", "recommendable")) == {"apple": False, "bread": True, "wine": False}
     assert copied_shop.values(CATEGORY_SHARES, "interval", "category") == [
         (1, "bread and cake"), (1, "fruit"), (2, "fruit"), (3, "bread and cake"),

@@ -15,12 +15,23 @@ from confluent_kafka import Consumer
 
 from contracts.errors import InputError
 from contracts.names import NOTHING_TO_DO
+from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 from contracts.tables import RECOMMENDATIONS
 from spark_jobs import erase, pending, publish, storage
-from spark_jobs.sinks import KafkaTopic, PostgresTable, Row
+from spark_jobs.sinks import KafkaTopic, PostgresTable, Row, sinks
 from tests.spark_jobs.sources.brokers import Kafka
 
+SHOP = """
+name = "tiny"
+[events]
+path = "events.csv"
+[events.columns]
+user_id = "who"
+item_id = "what"
+occurred_at = "when"
+"""
+KEY = "0f" * 32
 Database = Any
 """`conftest.Database`."""
 
@@ -100,11 +111,11 @@ def test_a_table_that_does_not_answer_is_named_without_its_password(database: Da
 
 
 def test_an_erased_user_leaves_the_table(database: Database) -> None:
-    """Also by one of several ids; where no table is there yet, there is nobody to take out."""
+    """Where no table is there yet, there is nobody to take out."""
     sink = PostgresTable(address(database))
-    assert sink.withdraw(["ann"]) == 0
+    assert sink.withdraw("ann") == 0
     sink.publish([row("ann", "apple"), row("bob", "bread")])
-    assert sink.withdraw(["ann", "a pseudonym"]) == 1
+    assert sink.withdraw("ann") == 1
     assert [held[0] for held in held(database)] == ["bob"]
 
 
@@ -139,7 +150,7 @@ def test_a_topic_gets_all_users_of_a_version_or_none(broker: Kafka) -> None:
     with pytest.raises(OSError, match="is gone"):
         sink.publish(failing())
     sink.publish([row("ann", "apple", "Käse"), row("bob", "bread")])
-    sink.withdraw(["ann"])
+    sink.withdraw("ann")
     expected = [("ann", row("ann", "apple", "Käse")), ("bob", row("bob", "bread")), ("ann", None)]
     assert messages(broker, "lists", 3) == expected
     assert messages(broker, "lists", 1, "read_uncommitted") == [("user 0", row("user 0", "fig"))]
@@ -190,14 +201,33 @@ def test_erasing_a_user_takes_them_out_of_the_sinks_at_once(
     recommended: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not only when it is published the next time."""
-    (tmp_path / "shop.toml").write_text(
-        'name = "tiny"\n[events]\npath = "events.csv"\n'
-        '[events.columns]\nuser_id = "who"\nitem_id = "what"\noccurred_at = "when"\n'
-    )
+    (tmp_path / "shop.toml").write_text(SHOP)
     monkeypatch.setenv("CARTWHEEL_DATASET", str(tmp_path / "shop.toml"))
-    monkeypatch.setenv("CARTWHEEL_SECRET_PSEUDONYM_KEY", "0f" * 32)
+    monkeypatch.setenv("CARTWHEEL_SECRET_PSEUDONYM_KEY", KEY)
     settings.cache_clear()
     assert publish.main() == 0
     assert erase.main("ann", None) == 0
     assert [row[0] for row in held(recommended)] == ["bob"]
     assert f"database 127.0.0.1:{recommended.port}/shop" in capsys.readouterr().out
+
+
+def test_a_topic_never_gets_an_id_that_is_personal(
+    broker: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is erased by the shop's own id ends under the pseudonym, which is all that the topic knew."""
+    broker.create("personal")
+    (tmp_path / "shop.toml").write_text(f"personal_user_id = true\n{SHOP}")
+    for name, value in {
+        "HOME": str(tmp_path), "DATASET": str(tmp_path / "shop.toml"), "SECRET_PSEUDONYM_KEY": KEY,
+        "RECOMMENDATIONS_KAFKA": json.dumps({"bootstrap.servers": broker.address}),
+        "RECOMMENDATIONS_TOPIC": "personal",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"CARTWHEEL_{name}", value)
+    settings.cache_clear()
+    try:
+        assert erase.main("ann@example.org", None) == 0
+        [sink] = sinks()
+        sink.publish([row("bob", "bread")])
+    finally:
+        settings.cache_clear()
+    assert [key for key, _ in messages(broker, "personal", 2)] == [pseudonym("ann@example.org", KEY), "bob"]
