@@ -89,8 +89,8 @@ def arg_parser() -> argparse.ArgumentParser:
     every = verbs.add_parser("settings", help="print every setting, its default and its meaning")
     every.add_argument("--format", choices=("markdown", "env"), default="markdown")
     every.add_argument("--write", action="store_true", help="update README.md and .env.example instead")
-    told = verbs.add_parser("pseudonym", help="print the pseudonym of each user id")
-    told.add_argument(
+    pseudonym_verb = verbs.add_parser("pseudonym", help="print the pseudonym of each user id")
+    pseudonym_verb.add_argument(
         "user_ids",
         nargs="*",
         metavar="ID",

@@ -142,7 +142,7 @@ class Files(_Part):
         if self.format is not None:
             return self.format
         name = re.sub(r"\.(gz|bz2|zst|snappy|lz4)$", "", self.path[0].lower())
-        for ending, known in {
+        for ending, format_name in {
             ".csv": "csv",
             ".tsv": "csv",
             ".jsonl": "jsonl",
@@ -150,7 +150,7 @@ class Files(_Part):
             ".parquet": "parquet",
         }.items():
             if name.endswith(ending):
-                return known
+                return format_name
         raise ValueError(f"cannot tell the format of {self.path[0]!r}: set format to csv, jsonl or parquet")
 
 
@@ -254,14 +254,14 @@ class Events(_PerhapsFiles):
 
     @model_validator(mode="after")
     def _types_agree(self) -> Events:
-        known = set(self.types)
+        declared = set(self.types)
         for field, used in (("targets", set(self.targets or ())), ("type_names", set(self.type_names.values()))):
-            if used - known:
-                raise ValueError(f"{field} names {sorted(used - known)}, which is not in types {sorted(known)}")
-        if self.columns.event_type is None and self.default_type is None and len(known) > 1:
+            if used - declared:
+                raise ValueError(f"{field} names {sorted(used - declared)}, which is not in types {sorted(declared)}")
+        if self.columns.event_type is None and self.default_type is None and len(declared) > 1:
             raise ValueError("columns.event_type is not given: set default_type to one of types")
-        if self.default_type is not None and self.default_type not in known:
-            raise ValueError(f"default_type {self.default_type!r} is not in types {sorted(known)}")
+        if self.default_type is not None and self.default_type not in declared:
+            raise ValueError(f"default_type {self.default_type!r} is not in types {sorted(declared)}")
         return self
 
     @property
@@ -399,8 +399,8 @@ def load(path: Path) -> Dataset:
         first = error.errors()[0]
         # The one source of most shops stands in `[events]`, not in a list.
         only = isinstance(tomllib.loads(path.read_text(encoding="utf-8")).get("events"), dict)
-        told = [part for i, part in enumerate(first["loc"]) if not (only and i == 1 and first["loc"][0] == "events")]
-        place = ".".join(str(part) for part in told) or "the file"
+        steps = [part for i, part in enumerate(first["loc"]) if not (only and i == 1 and first["loc"][0] == "events")]
+        place = ".".join(str(part) for part in steps) or "the file"
         raise InputError(f"{place}: {first['msg'].removeprefix('Value error, ')}", where=str(path), cure=cure) from None
 
 
@@ -417,14 +417,14 @@ def resolve(path: str, folder: Path) -> str:
             raise InputError(
                 f"package {package!r} is not installed", where=path, cure="install it, or name a file instead"
             )
-        found = Path(spec.submodule_search_locations[0]) / inside
+        resolved_path = Path(spec.submodule_search_locations[0]) / inside
     elif "://" in path:
         return path
     else:
         # Files are told apart by their paths: `..` and links are taken out of it, up to the first pattern.
         parts = (folder / path).parts
         fixed = next((place for place, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
-        found = Path(*parts[:fixed]).resolve().joinpath(*parts[fixed:])
-    if not (found.exists() or glob.glob(str(found))):
-        raise InputError("no such file", where=str(found), cure="correct `path` in the dataset file")
-    return str(found)
+        resolved_path = Path(*parts[:fixed]).resolve().joinpath(*parts[fixed:])
+    if not (resolved_path.exists() or glob.glob(str(resolved_path))):
+        raise InputError("no such file", where=str(resolved_path), cure="correct `path` in the dataset file")
+    return str(resolved_path)

@@ -61,9 +61,9 @@ def score_lists(
     """`list_metrics` for lists of item ids: `recommended[u]` against `taken[u]`, `[num_users]` each."""
     hits = np.zeros((len(recommended), k))
     for user, (items, targets) in enumerate(zip(recommended, taken, strict=True)):
-        known = set(targets)
+        target_set = set(targets)
         for place, item in enumerate(items[:k]):
-            hits[user, place] = item in known
+            hits[user, place] = item in target_set
     return list_metrics(hits, [len(set(targets)) for targets in taken])
 
 

@@ -322,20 +322,20 @@ class Settings(BaseSettings):
             InputError: it is in neither, or that file is open to others.
         """
         variable = f"CARTWHEEL_SECRET_{name.upper()}"
-        if found := os.environ.get(variable):
-            return found
+        if value := os.environ.get(variable):
+            return value
         if self.secrets_path.exists() and self.secrets_path.stat().st_mode & 0o077:
             raise InputError(
                 "the file of secrets can be read by others", where=str(self.secrets_path), cure="chmod 600 that file"
             )
-        found = read_json(self.secrets_path).get(name.lower())
-        if not found:
+        value = read_json(self.secrets_path).get(name.lower())
+        if not value:
             raise InputError(
                 f"no secret {name!r}",
                 where=variable,
                 cure=f"set that variable, or add {name.lower()!r} to {self.secrets_path}",
             )
-        return str(found)
+        return str(value)
 
     @property
     def mlflow_uri(self) -> str:

@@ -99,10 +99,10 @@ def outside_interval(interval: pa.ChunkedArray, at: pa.ChunkedArray) -> int:
     return int(np.count_nonzero(~((time >= number - 1 - 1e-6) & (time < number + 1e-6))))
 
 
-def unknown(values: pa.ChunkedArray | pa.Array, known: pa.Array) -> int:
+def unknown(values: pa.ChunkedArray | pa.Array, vocabulary: pa.Array) -> int:
     """Distinct values that are not null and not among the known ones."""
     distinct = pc.unique(values).cast(pa.string()).drop_null()
-    return int(len(distinct) - (pc.sum(pc.is_in(distinct, value_set=known)).as_py() or 0))
+    return int(len(distinct) - (pc.sum(pc.is_in(distinct, value_set=vocabulary)).as_py() or 0))
 
 
 def descending(lists: pa.ChunkedArray) -> int:
@@ -132,8 +132,8 @@ def unbalanced(ledger: pa.Table) -> int:
 def _codes(*columns: pa.ChunkedArray | pa.Array) -> list[npt.NDArray[np.int64]]:
     """Each column as whole numbers from 0, the same number for the same text in all of them."""
     chunks = [chunk for column in columns for chunk in getattr(column, "chunks", [column])]
-    known = pc.unique(pa.chunked_array(chunks, pa.string()))
-    return [np.asarray(pc.index_in(column, value_set=known), dtype=np.int64) for column in columns]
+    vocabulary = pc.unique(pa.chunked_array(chunks, pa.string()))
+    return [np.asarray(pc.index_in(column, value_set=vocabulary), dtype=np.int64) for column in columns]
 
 
 def features_off(features: pa.Table, sums: pa.Table, horizon: int) -> int:

@@ -99,16 +99,16 @@ def check(name: str, *, full: bool = False) -> Verdict:
             references[CLOCK] = over
         rules = _rules_fingerprint(gate)
         before = read_verdict(name)
-        known = before.passed_partitions if before and before.rules == rules and not full else {}
+        passed_before = before.passed_partitions if before and before.rules == rules and not full else {}
         if (
             before
             and before.passed
-            and known
+            and passed_before
             and (before.table_versions, before.reference_versions) == (versions, references)
         ):
             return before
 
-        failures, num_rules, checked_rows, data_docs = _judge(covers, around, known)
+        failures, num_rules, checked_rows, data_docs = _judge(covers, around, passed_before)
         seconds = round(time.monotonic() - started, 1)
         rows = ", ".join(f"{count:,} of {table}" for table, count in checked_rows.items())
         verdict = Verdict(
@@ -119,7 +119,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
             failures=failures,
             num_rules=num_rules,
             checked_rows=checked_rows,
-            passed_partitions=known if failures else {table: around[table].partitions for table in versions},
+            passed_partitions=passed_before if failures else {table: around[table].partitions for table in versions},
             rules=rules,
             data_docs=str(data_docs),
             seconds=seconds,
@@ -137,8 +137,8 @@ def verdict_path(name: str) -> Path:
 def read_verdict(name: str) -> Verdict | None:
     """The last verdict of a gate; None when there is none that can be read."""
     try:
-        found = json.loads(verdict_path(name).read_text(encoding="utf-8"))
-        return Verdict(**{**found, "failures": tuple(Failure(**failure) for failure in found["failures"])})
+        content = json.loads(verdict_path(name).read_text(encoding="utf-8"))
+        return Verdict(**{**content, "failures": tuple(Failure(**failure) for failure in content["failures"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -157,7 +157,7 @@ def failures_of(table: str, num_rules: int, results: Sequence[Any]) -> list[Fail
 
 
 def _judge(
-    covers: Sequence[Table], around: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]
+    covers: Sequence[Table], around: Mapping[str, Any], passed_before: Mapping[str, Mapping[str, str]]
 ) -> tuple[tuple[Failure, ...], int, dict[str, int], Path]:
     from expectations import data_docs, validation
 
@@ -171,7 +171,7 @@ def _judge(
     validated: list[str] = []
     for table in covers:
         snapshot = around[table.name]
-        passed = known.get(table.name, {})
+        passed = passed_before.get(table.name, {})
         changed = [label for label, print_ in snapshot.partitions.items() if passed.get(label) != print_]
         rows = snapshot.read(suites.read_columns(table), changed)
         checked_rows[table.name] = rows.num_rows
@@ -197,38 +197,38 @@ def _exception(result: Any) -> str:
     """The message of the exception that stands in place of an answer; empty when there is none."""
     info = result.exception_info or {}
     nested = [info] if "raised_exception" in info else list(info.values())
-    for found in nested:
-        if found.get("raised_exception"):
-            return str(found.get("exception_message") or "unknown error").strip().splitlines()[0][:200]
+    for each in nested:
+        if each.get("raised_exception"):
+            return str(each.get("exception_message") or "unknown error").strip().splitlines()[0][:200]
     return ""
 
 
 def _failure(table: str, result: Any) -> Failure:
     """A failed result of Great Expectations, in words."""
     config = result.expectation_config
-    kwargs, found = config.kwargs, result.result or {}
+    kwargs, outcome = config.kwargs, result.result or {}
     column = kwargs.get("column") or "+".join(kwargs.get("column_list", []))
     low, high = kwargs.get("min_value"), kwargs.get("max_value")
     allowed = f"{'any' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'}"
     if message := _exception(result):
         return Failure(table, column, config.type, f"could not be answered: {message}")
-    examples = found.get("partial_unexpected_list") or []
+    examples = outcome.get("partial_unexpected_list") or []
     if words := (config.meta or {}).get("words"):
-        value = examples[0] if examples else found.get("observed_value")
+        value = examples[0] if examples else outcome.get("observed_value")
         return Failure(table, column, f"allowed: {allowed}", f"{value:,.4g} {words}")
     if config.type == "expect_column_values_to_be_in_set":
         return Failure(table, "", "columns as the contract says", str(examples[0] if examples else "?"))
-    count, total = found.get("unexpected_count", 0), found.get("element_count", 0)
-    seen = ""
+    count, total = outcome.get("unexpected_count", 0), outcome.get("element_count", 0)
+    sample = ""
     if examples and not config.type.endswith("not_be_null"):
-        seen = "; e.g. " + ", ".join(str(example) for example in examples)
+        sample = "; e.g. " + ", ".join(str(example) for example in examples)
     rule = {
         "expect_column_values_to_not_be_null": "must not be null",
         "expect_column_values_to_be_between": f"allowed: {allowed}",
         "expect_column_values_to_be_unique": "must be unique",
         "expect_compound_columns_to_be_unique": "must be unique together",
     }.get(config.type, config.type)
-    return Failure(table, column, rule, f"{count:,} of {total:,} rows break the rule{seen}")
+    return Failure(table, column, rule, f"{count:,} of {total:,} rows break the rule{sample}")
 
 
 def _rules_fingerprint(gate: Gate) -> str:

@@ -92,7 +92,8 @@ class Snapshot:
         for label, path, _ in self._files:
             paths.setdefault(label, []).append(path)
         return {
-            label: hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:12] for label, found in paths.items()
+            label: hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest()[:12]
+            for label, entries in paths.items()
         }
 
     @cached_property
@@ -127,8 +128,8 @@ class Snapshot:
         """Rows of some partitions that hold one of the values; read in batches, so that memory does not grow."""
         if not partitions or self.partition_column is None:
             return 0
-        wanted = ds.field(self.partition_column).isin(sorted(map(int, partitions))) & ds.field(column).isin(values)
-        return int(self.delta.to_pyarrow_dataset().count_rows(filter=wanted))
+        condition = ds.field(self.partition_column).isin(sorted(map(int, partitions))) & ds.field(column).isin(values)
+        return int(self.delta.to_pyarrow_dataset().count_rows(filter=condition))
 
     def distinct(self, column: str) -> pa.Array:
         """Distinct values of a column of the whole table, as strings."""
@@ -140,11 +141,11 @@ def complete_through(delta: DeltaTable) -> int | None:
     for limit in _HISTORY:
         for commit in delta.history(limit):
             try:
-                told = json.loads(commit.get("userMetadata") or "{}")
+                metadata = json.loads(commit.get("userMetadata") or "{}")
             except ValueError:  # somebody else's note
                 continue
-            if isinstance(told, dict) and told.get("through") is not None:
-                return int(told["through"])
+            if isinstance(metadata, dict) and metadata.get("through") is not None:
+                return int(metadata["through"])
     return None
 
 

@@ -33,8 +33,8 @@ def observe(interval: Annotated[int, typer.Option(help="The interval whose live 
         from contracts.settings import settings
         from monitoring import quality, sources
 
-        found = quality.by_version(sources.attributions(interval), settings().gate_confidence)
-        typer.echo(json.dumps({version: asdict(live) for version, live in found.items()}, indent=1))
+        live_by_version = quality.by_version(sources.attributions(interval), settings().gate_confidence)
+        typer.echo(json.dumps({version: asdict(live) for version, live in live_by_version.items()}, indent=1))
 
 
 @app.command()

@@ -92,23 +92,23 @@ def decide(observation: Observation, state: State, thresholds: Thresholds) -> De
     again; otherwise every rule that asks for retraining gives a reason. Where none does, or the gate has blocked what was
     trained, the model that serves is refreshed.
     """
-    wanted = tuple(_wants(observation, thresholds))
+    causes = tuple(_wants(observation, thresholds))
     if observation.failed_gates:
         failed = (
             f"no training on data that failed a check: gate {name}: {why}"
             for name, why in observation.failed_gates.items()
         )
-        return Decision(False, (*failed, *(f"(would ask for retraining: {reason})" for reason in wanted)))
-    if not wanted:
+        return Decision(False, (*failed, *(f"(would ask for retraining: {reason})" for reason in causes)))
+    if not causes:
         return _with_refresh((_all_well(observation, thresholds),), observation, state, thresholds)
     if state.finished is not None:
-        reasons = (f"a training on this data has finished ({state.finished}); it takes new data to try again", *wanted)
+        reasons = (f"a training on this data has finished ({state.finished}); it takes new data to try again", *causes)
         if state.finished == BLOCKED:
             return _with_refresh(reasons, observation, state, thresholds)
         return Decision(False, reasons)
     if state.requested is not None:
-        return Decision(False, (f"training {state.requested} is already asked for and has not finished", *wanted))
-    return Decision(True, wanted)
+        return Decision(False, (f"training {state.requested} is already asked for and has not finished", *causes))
+    return Decision(True, causes)
 
 
 def _with_refresh(reasons: tuple[str, ...], observation: Observation, state: State, thresholds: Thresholds) -> Decision:
@@ -149,10 +149,10 @@ def _quality(champion: Champion, live: Live, thresholds: Thresholds) -> Iterator
     ours = live.means[MODEL][NDCG]
     promised = champion.evaluation.get(MODEL, {}).get(NDCG)
     if promised:
-        lost = promised - ours
-        if lost / promised > thresholds.quality_drop and lost > live.ndcg_half_width:
+        loss = promised - ours
+        if loss / promised > thresholds.quality_drop and loss > live.ndcg_half_width:
             yield (
-                f"live {NDCG} {ours:.3f} is {lost / promised:.0%} below the {promised:.3f} of the evaluation "
+                f"live {NDCG} {ours:.3f} is {loss / promised:.0%} below the {promised:.3f} of the evaluation "
                 f"(limit {thresholds.quality_drop:.0%}; noise of {live.num_users} users +-{live.ndcg_half_width:.3f})"
             )
     for baseline, behind in live.ndcg_behind.items():

@@ -72,7 +72,9 @@ def measure(attributions: pd.DataFrame, confidence: float) -> Live | None:
     return Live(
         num_requests=len(attributions),
         num_users=num_users,
-        means={who: {metric: float(each.mean()) for metric, each in found.items()} for who, found in scores.items()}
+        means={
+            who: {metric: float(each.mean()) for metric, each in by_metric.items()} for who, by_metric in scores.items()
+        }
         if num_users
         else {},
         ndcg_half_width=float(bound.mean - bound.lower),
@@ -84,9 +86,9 @@ def measure(attributions: pd.DataFrame, confidence: float) -> Live | None:
 
 def by_version(attributions: pd.DataFrame, confidence: float) -> dict[int, Live]:
     """`measure` of each model version of an interval."""
-    found: dict[int, Live] = {}
+    live_by_version: dict[int, Live] = {}
     for version in sorted(set(attributions["model_version"])):
         live = measure(attributions[attributions["model_version"] == version], confidence)
         if live is not None:
-            found[int(version)] = live
-    return found
+            live_by_version[int(version)] = live
+    return live_by_version

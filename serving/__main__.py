@@ -123,9 +123,9 @@ def rollback(
 @app.command()
 def status() -> None:
     """Print what the rollout, endpoints and MLflow say, as JSON; in words, what somebody has deleted."""
-    found = control.status()
-    print(json.dumps(found, indent=2))
-    for version in found["deleted_in_mlflow"] if isinstance(found["deleted_in_mlflow"], list) else []:
+    state = control.status()
+    print(json.dumps(state, indent=2))
+    for version in state["deleted_in_mlflow"] if isinstance(state["deleted_in_mlflow"], list) else []:
         print(
             f"version {version} was deleted in MLflow: what is loaded serves on from its copy here, but it can neither be "
             "staged again nor judged; train another",
@@ -145,11 +145,11 @@ def show_history() -> None:
 @app.command()
 def exposure(request_id: Annotated[str, typer.Argument(help="The answer's x-request-id.")]) -> None:
     """Print which version answered a request, with what, and at which step of the rollout."""
-    found = exposures.of_request(request_id)
-    if not found:
+    rows = exposures.of_request(request_id)
+    if not rows:
         print(f"no answer to {request_id} is logged: it was refused, failed, or is not of this shop", file=sys.stderr)
         raise typer.Exit(NOTHING_TO_DO)
-    for each in found:
+    for each in rows:
         print(json.dumps(each))
 
 

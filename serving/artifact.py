@@ -39,13 +39,13 @@ def verify(folder: Path) -> str:
         if not separator or len(digest) != 64 or path.is_absolute() or ".." in path.parts:
             raise refuse(f"{MANIFEST} has the malformed line {line!r}")
         expected[str(path)] = digest
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
     for name in REQUIRED:
         if name not in expected:
             raise refuse(f"{MANIFEST} does not list {name}")
-    if missing := sorted(expected.keys() - found):
+    if missing := sorted(expected.keys() - present):
         raise refuse(f"the files {missing} of {MANIFEST} are missing")
-    if extra := sorted(found - expected.keys() - {MANIFEST}):
+    if extra := sorted(present - expected.keys() - {MANIFEST}):
         raise refuse(f"the files {extra} are not listed in {MANIFEST}")
     for name, digest in sorted(expected.items()):
         if (folder / name).is_symlink() or sha256(folder / name) != digest.lower():

@@ -137,8 +137,8 @@ class Client(RestClient):
             return []
         key = self._pseudonym_key
         ids = user_ids if key is None else [pseudonym(user_id, key) for user_id in user_ids]
-        asked = {"x-cartwheel-arm": arm, "x-cartwheel-served-at": served_at}
-        headers = {name: value for name, value in asked.items() if value is not None}
+        optional = {"x-cartwheel-arm": arm, "x-cartwheel-served-at": served_at}
+        headers = {name: value for name, value in optional.items() if value is not None}
         return self._predict(f"/v1/models/{MODEL}:predict", [{"user_id": user_id} for user_id in ids], headers)
 
 

@@ -73,6 +73,6 @@ def server_command(
                 cure="give the path of tensorflow_model_server, or leave it empty for the local one",
             )
         return [configured, *flags]
-    if found := shutil.which("tensorflow_model_server"):
-        return [found, *flags]
+    if executable := shutil.which("tensorflow_model_server"):
+        return [executable, *flags]
     return [sys.executable, "-m", "serving.local_server", f"--host={host or settings().host}", *flags]

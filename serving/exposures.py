@@ -24,9 +24,9 @@ def _landed(request_id: str) -> Iterator[dict[str, Any]]:
     if not DeltaTable.is_deltatable(str(EXPOSURES.path)):
         return
     dataset = DeltaTable(str(EXPOSURES.path)).to_pyarrow_dataset()
-    wanted = (pc.field("request_id") == request_id) | pc.starts_with(pc.field("request_id"), f"{request_id}/")
+    condition = (pc.field("request_id") == request_id) | pc.starts_with(pc.field("request_id"), f"{request_id}/")
     columns = [name for name in COLUMNS if name in dataset.schema.names]
-    for row in dataset.to_table(columns=columns, filter=wanted).sort_by("request_id").to_pylist():
+    for row in dataset.to_table(columns=columns, filter=condition).sort_by("request_id").to_pylist():
         yield row | {"served_at": row["served_at"].isoformat()}
 
 

@@ -29,9 +29,9 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        said = str(error).splitlines()[0][:200]
+        message = str(error).splitlines()[0][:200]
         raise InputError(
-            f"MLflow failed: {said}", where=settings().mlflow_uri, cure="see that MLflow runs there"
+            f"MLflow failed: {message}", where=settings().mlflow_uri, cure="see that MLflow runs there"
         ) from None
 
 
@@ -62,16 +62,16 @@ def deployable(version: int) -> tuple[str, str]:
     Raises:
         InputError: there is no such version, it has no verdict, or `verdicts.check` refuses that.
     """
-    found = versions().get(version)
-    if found is None:
+    model_version = versions().get(version)
+    if model_version is None:
         raise InputError(
             f"{MODEL} has no version {version}: it was never registered, or somebody has deleted it",
             where=settings().mlflow_uri,
             cure="name a registered version, or train another",
         )
     where = f"version {version} of {MODEL}"
-    return str(found.source), verdicts.check(
-        _verdict(found.run_id, where), settings().secret(verdicts.KEY), where=where
+    return str(model_version.source), verdicts.check(
+        _verdict(model_version.run_id, where), settings().secret(verdicts.KEY), where=where
     )
 
 
@@ -99,18 +99,18 @@ def origin(version: int) -> dict[str, str]:
     """
     from mlflow.exceptions import MlflowException
 
-    found = versions().get(version)
-    if found is None:
+    model_version = versions().get(version)
+    if model_version is None:
         return {}
-    made_of = {"run_id": str(found.run_id)} | {
-        name: found.tags[name] for name in ("as_of", "dataset") if name in found.tags
+    made_of = {"run_id": str(model_version.run_id)} | {
+        name: model_version.tags[name] for name in ("as_of", "dataset") if name in model_version.tags
     }
     try:
-        tags = _client().get_run(found.run_id).data.tags
+        tags = _client().get_run(model_version.run_id).data.tags
     except MlflowException:  # the run is deleted, or has never been one
         return made_of
-    wanted = {name: value for name, value in tags.items() if name.startswith("data.") or name == "requested_by"}
-    return made_of | wanted | {"commit": tags.get("mlflow.source.git.commit", "")}
+    data_tags = {name: value for name, value in tags.items() if name.startswith("data.") or name == "requested_by"}
+    return made_of | data_tags | {"commit": tags.get("mlflow.source.git.commit", "")}
 
 
 def move_alias(alias: str, version: int) -> None:

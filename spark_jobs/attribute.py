@@ -95,7 +95,7 @@ def attributions(
     here = silver.where("target").join(attainable.select("item_id"), "item_id", "left_semi")
     requests = exposures.select("request_id", "user_id", "served_at")
     after = F.col("occurred_at") >= F.col("served_at")
-    taken = (
+    outcomes = (
         requests.join(here.select("user_id", "item_id", "occurred_at"), "user_id")
         .where(after)
         .groupBy("request_id")
@@ -106,7 +106,7 @@ def attributions(
     filled = F.concat(own_items, F.array_except(best, own_items))
     return (
         exposures.join(own, "user_id", "left")
-        .join(taken, "request_id", "left")
+        .join(outcomes, "request_id", "left")
         .select(
             "interval",
             "request_id",
@@ -141,10 +141,10 @@ def main(interval: int | None) -> int:
             continue
         states = storage.recorded(ATTRIBUTIONS).get("intervals", {}) | {str(each): made_of[each]}
         sold = storage.read(spark, ITEMS).where("recommendable").select("item_id")
-        known = statistics(spark, each, dataset.interval.horizon).where(
+        before = statistics(spark, each, dataset.interval.horizon).where(
             F.col("events_all") >= dataset.minimum_item_events
         )
-        attainable = known.join(sold, "item_id", "left_semi").persist()
+        attainable = before.join(sold, "item_id", "left_semi").persist()
         rows = attributions(
             storage.read(spark, EXPOSURES).where(F.col("interval") == each),
             storage.read(spark, SILVER_EVENTS).where(F.col("interval") == each),

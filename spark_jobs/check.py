@@ -25,7 +25,7 @@ from contracts.settings import settings
 from contracts.tables import MAX_PROBLEM_SHARE, UNTIMED
 from spark_jobs import reading, rules, sources
 from spark_jobs.landing import parsed_events
-from spark_jobs.parsing import epoch_unit, number, wanted_columns
+from spark_jobs.parsing import declared_columns, epoch_unit, number
 from spark_jobs.session import plain_failures, session
 
 MINIMUM_INTERVALS = 3
@@ -62,7 +62,7 @@ def read_events(spark: SparkSession, source: Events, dataset: Dataset, folder: P
         InputError: a file or a declared column is missing or cannot be read.
     """
     assert source.files is not None
-    raw = reading.read_all(spark, source.files, folder, wanted_columns(source, dataset.items))
+    raw = reading.read_all(spark, source.files, folder, declared_columns(source, dataset.items))
     return parsed_events(raw, source, dataset, now, where=", ".join(source.files.path))
 
 
@@ -98,23 +98,23 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
         F.count_distinct(F.when(usable, F.col("item_id"))).alias("items"),
     ).first()
     assert total is not None
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         name: total[name]
         for name in ("rows", "usable_rows", "unread_rows", "duplicate_rows", "priced_rows", "users", "items")
     }
-    found["problems"] = rules.count_reasons(judged) if found["usable_rows"] < found["rows"] else []
-    if not found["usable_rows"]:
-        return found
+    facts["problems"] = rules.count_reasons(judged) if facts["usable_rows"] < facts["rows"] else []
+    if not facts["usable_rows"]:
+        return facts
     sound = judged.where(usable)
     counts = {
         (row["interval"], row["event_type"]): row["count"]
         for row in sound.groupBy("interval", "event_type").count().collect()
     }
     busiest = sound.groupBy("user_id").count().orderBy(F.desc("count"), "user_id").first()
-    found["busiest_user"] = {"user_id": busiest["user_id"], "events": busiest["count"]} if busiest is not None else None
+    facts["busiest_user"] = {"user_id": busiest["user_id"], "events": busiest["count"]} if busiest is not None else None
     intervals = sorted({interval for interval, _ in counts})
     is_complete = total["last_at"] - (intervals[-1] - 1) >= COMPLETE_SHARE
-    found |= {
+    facts |= {
         "first_interval": intervals[0],
         "last_interval": intervals[-1],
         "last_complete_interval": intervals[-1] if is_complete else intervals[-1] - 1,
@@ -129,13 +129,13 @@ def look(judged: DataFrame, dataset: Dataset, users_of_last: int) -> dict[str, A
         },
     }
     if users_of_last:
-        last = found["last_complete_interval"]
-        wanted = range(last - users_of_last + 1, intervals[-1] + 1)
-        active = sound.where(F.col("interval").isin(*wanted) & F.col("event_type").isin(*dataset.target_types))
+        last = facts["last_complete_interval"]
+        window = range(last - users_of_last + 1, intervals[-1] + 1)
+        active = sound.where(F.col("interval").isin(*window) & F.col("event_type").isin(*dataset.target_types))
         by_interval = active.groupBy("interval").agg(F.array_sort(F.collect_set("user_id")).alias("users"))
         users = {row["interval"]: row["users"] for row in by_interval.collect()}
-        found["active_users"] = {str(interval): users.get(interval, []) for interval in wanted}
-    return found
+        facts["active_users"] = {str(interval): users.get(interval, []) for interval in window}
+    return facts
 
 
 def check_files(spark: SparkSession, dataset: Dataset, folder: Path, item_ids: DataFrame) -> int | None:
@@ -178,7 +178,7 @@ def looks_wrong(spark: SparkSession, source: Events, dataset: Dataset, folder: P
     excluding = [name for name in dict.fromkeys(each.column for each in source.exclude) if name not in mapped]
     if not declared.startswith("epoch") and (columns.session_id is None or not excluding):
         return
-    raw = reading.read_all(spark, source.files, folder, wanted_columns(source, dataset.items))
+    raw = reading.read_all(spark, source.files, folder, declared_columns(source, dataset.items))
     if declared.startswith("epoch"):
         units = raw.groupBy(epoch_unit(number(raw, columns.occurred_at)).alias("unit")).count().orderBy(F.desc("count"))
         most = units.where("unit IS NOT NULL").first()
@@ -207,60 +207,60 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def warnings(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
+def warnings(facts: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     """What is no error but worth a look."""
-    unusable = 1 - found["usable_rows"] / found["rows"]
+    unusable = 1 - facts["usable_rows"] / facts["rows"]
     if unusable > MUCH:
         yield f"{unusable:.0%} of the rows cannot be used: see the problems above"
-    if found["unread_rows"] > MAX_PROBLEM_SHARE * found["rows"]:
+    if facts["unread_rows"] > MAX_PROBLEM_SHARE * facts["rows"]:
         yield (
-            f"{found['unread_rows'] / found['rows']:.0%} of the rows have problems: "
+            f"{facts['unread_rows'] / facts['rows']:.0%} of the rows have problems: "
             f"the gate raw stops the run at {MAX_PROBLEM_SHARE:.0%}"
         )
-    if found["duplicate_rows"] > MUCH * found["rows"]:
+    if facts["duplicate_rows"] > MUCH * facts["rows"]:
         named = [source.columns.event_id for source in dataset.events if source.columns.event_id is not None]
         why = (
             f"is {' or '.join(named)} unique? Leave event_id out, or name it session_id"
             if named
             else "they are equal in every column"
         )
-        yield f"{found['duplicate_rows']:,} of {found['rows']:,} rows would count as duplicates: {why}"
-    busiest = found["busiest_user"]
-    if busiest["events"] > MUCH_OF_ONE * found["usable_rows"] and found["users"] >= MANY_USERS:
-        share = busiest["events"] / found["usable_rows"]
+        yield f"{facts['duplicate_rows']:,} of {facts['rows']:,} rows would count as duplicates: {why}"
+    busiest = facts["busiest_user"]
+    if busiest["events"] > MUCH_OF_ONE * facts["usable_rows"] and facts["users"] >= MANY_USERS:
+        share = busiest["events"] / facts["usable_rows"]
         yield (
             f"user {busiest['user_id']!r} has {share:.0%} of all events: if that stands for guests, or is a machine, "
             "leave it out with a rule of [[events.exclude]]"
         )
     if all(source.columns.price is None for source in dataset.events):
         yield "no column of prices: what features know of price stays neutral"
-    elif found["usable_rows"] - found["priced_rows"] > MUCH * found["usable_rows"]:
-        yield f"{found['usable_rows'] - found['priced_rows']:,} usable rows have no price: check columns.price and decimal_comma"
-    if found["users"] < MANY_USERS:
-        yield f"only {counted(found['users'], 'user')}: too few to learn from others"
-    if found["usable_rows"] < 2 * found["users"]:
-        yield f"{found['usable_rows'] / found['users']:.1f} events for each user: little to learn from; is columns.user_id right?"
-    if found["first_interval"] < 1:
-        yield f"events lie before interval 1: set interval.first to {found['first_time'][:10]} or before"
-    there = found["events_by_interval"]
-    gaps = [each for each in range(found["first_interval"], found["last_interval"]) if str(each) not in there]
+    elif facts["usable_rows"] - facts["priced_rows"] > MUCH * facts["usable_rows"]:
+        yield f"{facts['usable_rows'] - facts['priced_rows']:,} usable rows have no price: check columns.price and decimal_comma"
+    if facts["users"] < MANY_USERS:
+        yield f"only {counted(facts['users'], 'user')}: too few to learn from others"
+    if facts["usable_rows"] < 2 * facts["users"]:
+        yield f"{facts['usable_rows'] / facts['users']:.1f} events for each user: little to learn from; is columns.user_id right?"
+    if facts["first_interval"] < 1:
+        yield f"events lie before interval 1: set interval.first to {facts['first_time'][:10]} or before"
+    num_events = facts["events_by_interval"]
+    gaps = [each for each in range(facts["first_interval"], facts["last_interval"]) if str(each) not in num_events]
     if gaps:
         yield f"{counted(len(gaps), 'interval')} without events, the first is {dataset.interval.label(gaps[0])}"
-    described = found["items_described"]
-    if described is not None and found["items"] - described > MUCH * found["items"]:
-        yield f"{found['items'] - described:,} of {found['items']:,} items are not in the items file: their id is their name"
+    described = facts["items_described"]
+    if described is not None and facts["items"] - described > MUCH * facts["items"]:
+        yield f"{facts['items'] - described:,} of {facts['items']:,} items are not in the items file: their id is their name"
 
 
-def errors(found: dict[str, Any], dataset: Dataset) -> Iterator[tuple[str, str]]:
+def errors(facts: dict[str, Any], dataset: Dataset) -> Iterator[tuple[str, str]]:
     """What forbids to go on, each with its cure."""
-    if not found["rows"]:
+    if not facts["rows"]:
         yield "there are no rows", "name files with events in events.path"
-    elif not found["usable_rows"]:
-        yield rules.none_usable(found["rows"], found["problems"][0]), rules.NONE_USABLE_CURE
-    elif len(found["events_by_interval"]) < MINIMUM_INTERVALS:
-        intervals = len(found["events_by_interval"])
+    elif not facts["usable_rows"]:
+        yield rules.none_usable(facts["rows"], facts["problems"][0]), rules.NONE_USABLE_CURE
+    elif len(facts["events_by_interval"]) < MINIMUM_INTERVALS:
+        intervals = len(facts["events_by_interval"])
         lie = f"all events lie in {'one interval' if intervals == 1 else f'{intervals} intervals'} of {dataset.interval.length}"
-        when = f"from {found['first_time'][:19]} to {found['last_time'][:19]}"
+        when = f"from {facts['first_time'][:19]} to {facts['last_time'][:19]}"
         yield (
             f"{lie}, {when}; at least {MINIMUM_INTERVALS} are needed",
             "set a shorter interval.length, or bring more history",
@@ -278,23 +278,23 @@ def bars(by_interval: dict[int, int]) -> Iterator[str]:
         yield f"  {name:>12} {events:>12,} {'█' * round(_BAR_WIDTH * events / max(sums))}".rstrip()
 
 
-def report(found: dict[str, Any], dataset: Dataset) -> Iterator[str]:
+def report(facts: dict[str, Any], dataset: Dataset) -> Iterator[str]:
     """What a person reads."""
-    yield f"{dataset.title or dataset.name}: {counted(found['rows'], 'row')}, {found['usable_rows']:,} of them usable"
-    for problem in found["problems"]:
+    yield f"{dataset.title or dataset.name}: {counted(facts['rows'], 'row')}, {facts['usable_rows']:,} of them usable"
+    for problem in facts["problems"]:
         yield f"  {problem['rows']:>10,} {'row ' if problem['rows'] == 1 else 'rows'}  {problem['kind']}"
         yield f"              e.g. {problem['example'][:160]}"
-    if not found["usable_rows"]:
+    if not facts["usable_rows"]:
         return
-    yield f"  from {found['first_time'][:19]} to {found['last_time'][:19]} in the shop's time ({dataset.time_zone})"
-    complete = dataset.interval.label(found["last_complete_interval"])
+    yield f"  from {facts['first_time'][:19]} to {facts['last_time'][:19]} in the shop's time ({dataset.time_zone})"
+    complete = dataset.interval.label(facts["last_complete_interval"])
     length = dataset.interval.length
-    yield f"  intervals of {length}: {found['first_interval']} to {found['last_interval']}; the last complete one is {complete}"
-    described = "" if found["items_described"] is None else f" ({found['items_described']:,} of them in the items file)"
-    yield f"  {counted(found['users'], 'user')}, {counted(found['items'], 'item')}{described}"
-    yield "  events: " + ", ".join(f"{count:,} {name}" for name, count in found["events_by_type"].items())
+    yield f"  intervals of {length}: {facts['first_interval']} to {facts['last_interval']}; the last complete one is {complete}"
+    described = "" if facts["items_described"] is None else f" ({facts['items_described']:,} of them in the items file)"
+    yield f"  {counted(facts['users'], 'user')}, {counted(facts['items'], 'item')}{described}"
+    yield "  events: " + ", ".join(f"{count:,} {name}" for name, count in facts["events_by_type"].items())
     yield "  events by interval:"
-    yield from bars({int(interval): count for interval, count in found["events_by_interval"].items()})
+    yield from bars({int(interval): count for interval, count in facts["events_by_interval"].items()})
 
 
 def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last: int = 0) -> int:
@@ -322,18 +322,18 @@ def main(dataset: Dataset, folder: Path, path: Path | None = None, users_of_last
     with reading.readable(where):
         events = [judge(read_events(spark, source, dataset, folder, now)) for source in in_files]
         judged = reduce(DataFrame.unionByName, events).persist(StorageLevel.MEMORY_AND_DISK)
-        found = look(judged, dataset, users_of_last)
+        facts = look(judged, dataset, users_of_last)
     warned = [warning for source in in_files for warning in looks_wrong(spark, source, dataset, folder)]
-    seen = judged.where(F.size("reasons") == 0).select("item_id").distinct()
-    found["items_described"] = check_files(spark, dataset, folder, seen)
-    print("\n".join(report(found, dataset)), flush=True)
-    for what, cure in errors(found, dataset):
+    item_ids = judged.where(F.size("reasons") == 0).select("item_id").distinct()
+    facts["items_described"] = check_files(spark, dataset, folder, item_ids)
+    print("\n".join(report(facts, dataset)), flush=True)
+    for what, cure in errors(facts, dataset):
         raise InputError(what, where=", ".join(where), cure=cure)
-    for line in (*warnings(found, dataset), *warned):
+    for line in (*warnings(facts, dataset), *warned):
         print(f"  warning: {line}")
     if path is not None:
-        del found["busiest_user"]  # named to whoever reads this, and in no file
-        write_json(path, found)
+        del facts["busiest_user"]  # named to whoever reads this, and in no file
+        write_json(path, facts)
     print("the data can be used", flush=True)
     return 0
 

@@ -94,11 +94,11 @@ class Person:
         """Whether a value, as a source or a caller wrote it, is this person's id."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        told = str(value).strip(" ")
-        if told in self.ids or self.key is None:
-            return told in self.ids
+        text = str(value).strip(" ")
+        if text in self.ids or self.key is None:
+            return text in self.ids
         try:
-            return pseudonym(told, self.key) == self.stored
+            return pseudonym(text, self.key) == self.stored
         except InputError:  # no valid text, so nobody's id
             return False
 
@@ -140,8 +140,11 @@ def person_of(dataset: Dataset, user_id: str | None, told_pseudonym: str | None)
 def remember(person: Person) -> None:
     """Write down that the person is erased; once."""
     hashed = pseudonym(person.stored, settings().secret("pseudonym_key"))
-    known = storage.open_table(ERASED)
-    if known is not None and hashed in known.to_pyarrow_table(columns=["user_id_hash"])["user_id_hash"].to_pylist():
+    erased_users = storage.open_table(ERASED)
+    if (
+        erased_users is not None
+        and hashed in erased_users.to_pyarrow_table(columns=["user_id_hash"])["user_id_hash"].to_pylist()
+    ):
         return
     kinds = {"string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
     schema = pa.schema([pa.field(column.name, kinds[column.type], column.nullable) for column in ERASED.columns])
@@ -185,9 +188,9 @@ def delete_records(table: Table, name: str, person: Person, columns: Collection[
     before = storage.total_rows(table)
     for interval in sorted(touched):
         part = opened.to_pyarrow_table(filters=[("interval", "=", interval)])
-        kept = part.filter(pa.array([not is_theirs(text) for text in part[name].to_pylist()]))
+        rest = part.filter(pa.array([not is_theirs(text) for text in part[name].to_pylist()]))
         where = f'"interval" = {interval}'  # quoted: a keyword of SQL
-        deltalake.write_deltalake(str(table.path), kept, mode="overwrite", predicate=where)
+        deltalake.write_deltalake(str(table.path), rest, mode="overwrite", predicate=where)
     return before - storage.total_rows(table)
 
 
@@ -219,11 +222,13 @@ def _without_texts(stats: str | None) -> str | None:
     """Statistics of a file without bounds that are no numbers."""
     if stats is None:
         return None
-    told = json.loads(stats)
+    statistics = json.loads(stats)
     for bound in ("minValues", "maxValues"):
-        if bound in told:
-            told[bound] = {name: value for name, value in told[bound].items() if isinstance(value, int | float)}
-    return json.dumps(told, separators=(",", ":"))
+        if bound in statistics:
+            statistics[bound] = {
+                name: value for name, value in statistics[bound].items() if isinstance(value, int | float)
+            }
+    return json.dumps(statistics, separators=(",", ":"))
 
 
 def _redact_commit(path: Path) -> None:
@@ -250,14 +255,14 @@ def _redact_checkpoint(path: Path) -> None:
     for kind in {"add", "remove"} & set(table.column_names):
         actions = table[kind].combine_chunks()
         parts = {part.name: pc.struct_field(actions, part.name) for part in actions.type}
-        told = parts["stats"].to_pylist() if "stats" in parts else []
-        kept = [_without_texts(stats) for stats in told]
-        if kept == told and "stats_parsed" not in parts:
+        before = parts["stats"].to_pylist() if "stats" in parts else []
+        after = [_without_texts(stats) for stats in before]
+        if after == before and "stats_parsed" not in parts:
             continue
         changed = True
         parts.pop("stats_parsed", None)
-        if told:
-            parts["stats"] = pa.array(kept, parts["stats"].type)
+        if before:
+            parts["stats"] = pa.array(after, parts["stats"].type)
         plain = pa.StructArray.from_arrays(list(parts.values()), list(parts), mask=actions.is_null())
         table = table.set_column(table.column_names.index(kind), kind, plain)
     if changed:
@@ -276,14 +281,14 @@ def erase_exposures(path: Path, person: Person) -> int:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     num_changed = 0
-    with path.open("rb") as lines, beside.open("wb") as kept:
-        os.fchmod(kept.fileno(), path.stat().st_mode & 0o777)
+    with path.open("rb") as lines, beside.open("wb") as copy:
+        os.fchmod(copy.fileno(), path.stat().st_mode & 0o777)
         for line in lines:
             rest = _without(line, person)
             num_changed += rest != line
-            kept.write(rest)
-        kept.flush()
-        os.fsync(kept.fileno())
+            copy.write(rest)
+        copy.flush()
+        os.fsync(copy.fileno())
     if num_changed:
         beside.replace(path)
         sync(path.parent)

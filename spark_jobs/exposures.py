@@ -103,26 +103,26 @@ def land(dataset: Dataset) -> int:
     """Land what is new in the gateway's log; the number of rows. Killed at any instant, the next run goes on."""
     is_left = log.finish_log()
     paths, landed = log.finished_logs(), _landed()
-    found = sizes(paths)
-    new = [path for path in paths if landed.get(path.name) != found[path.name]]
-    num_rows = _land(session("land"), new, found, dataset) if new else 0
+    size_by_path = sizes(paths)
+    new = [path for path in paths if landed.get(path.name) != size_by_path[path.name]]
+    num_rows = _land(session("land"), new, size_by_path, dataset) if new else 0
     old_s = time.time() - KEPT_S
     for path in paths:
-        if is_left and path.stat().st_size == found[path.name] and path.stat().st_mtime < old_s:
+        if is_left and path.stat().st_size == size_by_path[path.name] and path.stat().st_mtime < old_s:
             path.unlink()
     return num_rows
 
 
-def _land(spark: SparkSession, new: list[Path], found: dict[str, int], dataset: Dataset) -> int:
+def _land(spark: SparkSession, new: list[Path], size_by_path: dict[str, int], dataset: Dataset) -> int:
     # Spark fills in what it can of a line that was torn by a kill: only this column says that it was.
     lines = spark.read.schema(f"{_LINE}, {CORRUPT} string").json(literal(new)).persist()
     is_torn = F.col(CORRUPT).isNotNull()
     rows = without_erased(exposures(lines.where(~is_torn), dataset)).persist()
     unreadable = lines.where(is_torn).count()
     intervals = [row["interval"] for row in rows.select("interval").distinct().collect()]
-    there = storage.read(spark, EXPOSURES).where(F.col("interval").isin(intervals)).select("request_id")
-    fresh = rows.join(there, "request_id", "left_anti") if intervals else rows
-    num_rows = storage.write(fresh.coalesce(1), EXPOSURES, replace="nothing", record={"files": found})
+    landed = storage.read(spark, EXPOSURES).where(F.col("interval").isin(intervals)).select("request_id")
+    fresh = rows.join(landed, "request_id", "left_anti") if intervals else rows
+    num_rows = storage.write(fresh.coalesce(1), EXPOSURES, replace="nothing", record={"files": size_by_path})
     rows.unpersist()
     lines.unpersist()
     say(f"{EXPOSURES.name}: {num_rows:,} rows landed, {unreadable} lines that could not be read")

@@ -82,10 +82,10 @@ def basket_entries(silver: DataFrame, histories: DataFrame, horizon: int) -> Dat
         .withColumn("previous", F.lag("at").over(in_order))
     )
     shoppers = silver.select("user_id").distinct()
-    known = histories.join(shoppers, "user_id", "left_semi").select(
+    purchases = histories.join(shoppers, "user_id", "left_semi").select(
         "user_id", F.explode(F.arrays_zip("item_ids", "at")).alias("entry")
     )
-    last = known.groupBy("user_id", F.col("entry.item_ids").alias("item_id")).agg(F.max("entry.at").alias("last"))
+    last = purchases.groupBy("user_id", F.col("entry.item_ids").alias("item_id")).agg(F.max("entry.at").alias("last"))
     gap = F.col("at") - F.coalesce("previous", "last")
     return entries.join(last, ["user_id", "item_id"], "left").withColumn("gap", F.when(gap <= horizon, gap))
 
@@ -110,16 +110,20 @@ def item_intervals(entries: DataFrame) -> DataFrame:
 def user_histories(entries: DataFrame) -> DataFrame:
     """USER_HISTORIES rows."""
     entry = F.struct("at", "item_id", "weight")
-    taken = entries.groupBy("interval", "user_id").agg(F.array_sort(F.collect_list(entry)).alias("taken"))
+    by_user = entries.groupBy("interval", "user_id").agg(F.array_sort(F.collect_list(entry)).alias("taken"))
     parts = {"item_ids": "item_id", "at": "at", "weights": "weight"}
     columns = [F.col(f"taken.{part}").alias(name) for name, part in parts.items()]
-    return taken.select("interval", "user_id", *columns, user_bucket())
+    return by_user.select("interval", "user_id", *columns, user_bucket())
 
 
 def training_lists(silver: DataFrame) -> DataFrame:
     """TRAINING_LISTS rows of all intervals in `silver`."""
-    taken = F.array_sort(F.collect_set("item_id"))
-    lists = silver.where("target").groupBy(F.col("interval").alias("as_of"), "user_id").agg(taken.alias("target_items"))
+    target_items = F.array_sort(F.collect_set("item_id"))
+    lists = (
+        silver.where("target")
+        .groupBy(F.col("interval").alias("as_of"), "user_id")
+        .agg(target_items.alias("target_items"))
+    )
     return lists.withColumn("bucket", user_bucket())
 
 
@@ -153,11 +157,11 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int],
     def ratio(part: Column, whole: Column, unknown: float) -> Column:
         return F.when(whole > 0, part / whole).otherwise(F.lit(unknown))
 
-    asked = sums.sparkSession.range(1).select(F.explode(F.lit([*as_ofs]).cast("array<int>")).alias("as_of"))
+    instants = sums.sparkSession.range(1).select(F.explode(F.lit([*as_ofs]).cast("array<int>")).alias("as_of"))
     near = F.col("interval").between(min(as_ofs, default=0) - horizon, max(as_ofs, default=0) - 1)
     added = (
         sums.where(near)
-        .join(F.broadcast(asked), F.col("interval").between(as_of - horizon, as_of - 1))
+        .join(F.broadcast(instants), F.col("interval").between(as_of - horizon, as_of - 1))
         .groupBy("as_of", "item_id")
         .agg(
             *[over_last("events", intervals).alias(f"events_{intervals}") for intervals in (1, 4, 13)],
@@ -171,7 +175,7 @@ def item_features(sums: DataFrame, promotions: DataFrame, as_ofs: Sequence[int],
             ],
         )
     )
-    planned = promotions.join(F.broadcast(asked), F.col("interval") == as_of).select(
+    planned = promotions.join(F.broadcast(instants), F.col("interval") == as_of).select(
         "item_id", "as_of", *[F.col(f"{kind}_share").alias(f"promotion_{kind}") for kind in ("first", "second", "any")]
     )
     c = F.col

@@ -54,9 +54,9 @@ def items_of_events(bronze: DataFrame, dataset: Dataset, items: Items) -> DataFr
     )
 
 
-def all_items(described: DataFrame, seen: DataFrame, not_recommended: tuple[str, ...]) -> DataFrame:
+def all_items(described: DataFrame, item_ids: DataFrame, not_recommended: tuple[str, ...]) -> DataFrame:
     """ITEMS: those described and those only seen in events (`item_id`), named by their id where nothing is known."""
-    described = described.drop("seen").join(seen.select("item_id", F.lit(True).alias("seen")), "item_id", "full")
+    described = described.drop("seen").join(item_ids.select("item_id", F.lit(True).alias("seen")), "item_id", "full")
     hidden = (
         [F.coalesce(F.col(name).isin(*not_recommended), F.lit(False)) for name in ("item_id", "category", "type")]
         if not_recommended
@@ -100,15 +100,15 @@ def refresh_items(dataset: Dataset, folder: Path, fit: DataFrame, fresh: Collect
     new = fit.where(storage.ranges_predicate("interval", fresh)).select("item_id").distinct()
     if items is not None and items.files is None:
         described = items_of_events(fit, dataset, items)
-        seen = described.select("item_id")
+        item_ids = described.select("item_id")
     else:
         before = storage.read(spark, ITEMS).where(F.coalesce("seen", F.lit(True))).select("item_id")
         is_same = storage.recorded(ITEMS).get("source") == fingerprint
         if is_same and new.join(before, "item_id", "left_anti").isEmpty():
             return
-        seen = before.union(new).distinct()
+        item_ids = before.union(new).distinct()
         described = storage.empty(spark, ITEMS) if items is None else items_of_file(_read(spark, items, folder), items)
-    rows = all_items(described, seen, items.not_recommended if items is not None else ())
+    rows = all_items(described, item_ids, items.not_recommended if items is not None else ())
     num_rows = storage.write(rows.coalesce(1), ITEMS, record={"source": fingerprint})
     say(f"{ITEMS.name}: {num_rows:,} rows")
 
@@ -116,5 +116,5 @@ def refresh_items(dataset: Dataset, folder: Path, fit: DataFrame, fresh: Collect
 def _read(spark: SparkSession, items: Items, folder: Path) -> DataFrame:
     assert items.files is not None
     columns = items.columns
-    wanted = [columns.item_id, *columns.name, columns.category, columns.type]
-    return reading.read_all(spark, items.files, folder, wanted)
+    names = [columns.item_id, *columns.name, columns.category, columns.type]
+    return reading.read_all(spark, items.files, folder, names)

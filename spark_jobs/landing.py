@@ -22,7 +22,7 @@ from contracts.errors import InputError
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, UNTIMED
 from spark_jobs import ledger, reading, rules, sources, storage
-from spark_jobs.parsing import MESSAGE_ID, parse, wanted_columns
+from spark_jobs.parsing import MESSAGE_ID, declared_columns, parse
 from spark_jobs.pseudonyms import without_erased
 from spark_jobs.scratch import scratch
 from spark_jobs.session import say
@@ -47,7 +47,7 @@ def parsed_events(
     """
     # Records in JSON, and rows of databases, need not tell of items.
     is_table = source.kind == "files" and reading.FIELDS not in rows.columns
-    reading.require(rows, wanted_columns(source, dataset.items if is_table else None), where)
+    reading.require(rows, declared_columns(source, dataset.items if is_table else None), where)
     return without_erased(parse(rows, source, dataset, now, identity=identity or (), oldest=oldest))
 
 
@@ -125,7 +125,7 @@ class Landing:
         name = self.dataset.source_name(self.source)
         number, position, identity = ledger.latest(name)
         if identity is None:
-            columns = {*batch.rows.columns, *wanted_columns(self.source)}
+            columns = {*batch.rows.columns, *declared_columns(self.source)}
             if reading.KEYS in columns and self.source.columns.event_id is None and MESSAGE_ID not in columns:
                 columns |= {*reading.keys_of(batch.rows)}
             identity = sorted(filter(None, columns - {reading.CORRUPT, reading.FIELDS, reading.KEYS, MESSAGE_ID}))
@@ -173,44 +173,44 @@ class Landing:
         counts = counts.agg(F.sum("count").alias("read"), F.count("*").alias("distinct")).collect()
         read = {row["interval"]: int(row["read"]) for row in sorted(counts)}
         repeated = any(row["read"] > row["distinct"] for row in counts)
-        there = self._there(read.keys())
+        bronze = self._bronze(read.keys())
         hits: list[int] = []
-        if there is not None:
-            hit = _keys(there).join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
+        if bronze is not None:
+            hit = _keys(bronze).join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
             hits = [row["interval"] for row in hit.collect()]
         if not repeated and not hits:
             return folder / "all", tuple(ledger.Account.of(interval, count, count) for interval, count in read.items())
         new = staged.withColumn("again", rules.is_duplicate()).where("NOT again").drop("again")
-        if hits and there is not None:
-            old = there.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
+        if hits and bronze is not None:
+            old = bronze.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
             new = new.join(old, _KEY, "left_anti")
         storage.stage(new.repartition("interval"), BRONZE_EVENTS, folder / "new")
         new = storage.staged(self.spark, BRONZE_EVENTS, folder / "new")
-        if hits and there is not None and self.source.columns.event_id is None:
-            self._warn_of_versions(new, there)
-        kept = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
+        if hits and bronze is not None and self.source.columns.event_id is None:
+            self._warn_of_versions(new, bronze)
+        num_new = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
         return folder / "new", tuple(
-            ledger.Account.of(interval, count, kept.get(interval, 0)) for interval, count in read.items()
+            ledger.Account.of(interval, count, num_new.get(interval, 0)) for interval, count in read.items()
         )
 
-    def _warn_of_versions(self, new: DataFrame, there: DataFrame) -> None:
+    def _warn_of_versions(self, new: DataFrame, bronze: DataFrame) -> None:
         """Say how many new rows mean the same as one that has landed: a status has changed, and they count twice."""
         meaning = ["interval", "user_id", "item_id", "event_type", "occurred_at", "session_id", "quantity", "price"]
-        pairs = [F.col(f"new.{name}").eqNullSafe(F.col(f"there.{name}")) for name in meaning]
-        again = new.where("record IS NULL").alias("new").join(there.alias("there"), pairs, "left_semi").count()
+        pairs = [F.col(f"new.{name}").eqNullSafe(F.col(f"old.{name}")) for name in meaning]
+        again = new.where("record IS NULL").alias("new").join(bronze.alias("old"), pairs, "left_semi").count()
         if again:
             say(
                 f"warning: {again:,} rows are equal to one that has landed already but for columns that mean nothing here, "
                 "and count as other events: declare columns.event_id, or land the files again with --from-interval"
             )
 
-    def _there(self, intervals: Collection[int]) -> DataFrame | None:
+    def _bronze(self, intervals: Collection[int]) -> DataFrame | None:
         """What bronze holds in these intervals, but for what the batch replaces; None: nothing."""
         common = storage.files(BRONZE_EVENTS).keys() & intervals
         if not common:
             return None
-        there = storage.read(self.spark, BRONZE_EVENTS).where(storage.ranges_predicate("interval", common))
-        return there if self.replace is None else there.where(f"NOT ({self._replaced})")
+        bronze = storage.read(self.spark, BRONZE_EVENTS).where(storage.ranges_predicate("interval", common))
+        return bronze if self.replace is None else bronze.where(f"NOT ({self._replaced})")
 
     @property
     def _replaced(self) -> str:
@@ -229,8 +229,8 @@ class Landing:
     def _refuse_fewer(self, entry: ledger.Entry, num_before: int) -> None:
         assert self.replace is not None
         if all(account.interval == UNTIMED for account in entry.accounts) and self.replace.last is not None:
-            there = storage.files(BRONZE_EVENTS)
-            if not any(self.replace.first <= interval <= self.replace.last for interval in there):
+            files = storage.files(BRONZE_EVENTS)
+            if not any(self.replace.first <= interval <= self.replace.last for interval in files):
                 refuse_empty_range(self.replace.first, self.replace.last)
         if entry.num_new < num_before and not self.allow_fewer:
             raise InputError(
@@ -247,7 +247,7 @@ class Landing:
             counts = replaced.groupBy("interval").count().collect()
             self._refuse_fewer(entry, sum(row["count"] for row in counts))
             touched = {row["interval"] for row in counts} | {each.interval for each in entry.accounts}
-            rows, others = storage.staged(self.spark, BRONZE_EVENTS, new), self._there(touched)
+            rows, others = storage.staged(self.spark, BRONZE_EVENTS, new), self._bronze(touched)
             rows = rows if others is None else others.unionByName(rows)  # what other sources have landed stays
             storage.write(rows.repartition("interval"), BRONZE_EVENTS, replace=touched, record=record)
         else:

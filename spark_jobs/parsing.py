@@ -161,11 +161,11 @@ def _excluded(frame: DataFrame, exclusion: Exclusion) -> Column:
     return F.when(test, F.lit(f"excluded: {exclusion.reason}"))
 
 
-def wanted_columns(events: Events, items: Items | None = None) -> list[str | None]:
+def declared_columns(events: Events, items: Items | None = None) -> list[str | None]:
     """The columns that a source must have; `items`: those told by columns of the events."""
-    told = items is not None and items.path is None
+    in_events = items is not None and items.path is None
     from_events = (
-        [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type] if told else []
+        [items.columns.item_id, *items.columns.name, items.columns.category, items.columns.type] if in_events else []
     )
     return [
         *events.columns.model_dump().values(),
@@ -176,26 +176,26 @@ def wanted_columns(events: Events, items: Items | None = None) -> list[str | Non
 
 def without_identities(frame: DataFrame, user_id: str) -> DataFrame:
     """The rows with pseudonyms for user ids. The text of rows of no shape is dropped: an id may stand anywhere in it."""
-    told = frame.withColumn(user_id, pseudonym_of(text(frame, user_id), settings().secret("pseudonym_key")))
+    hidden = frame.withColumn(user_id, pseudonym_of(text(frame, user_id), settings().secret("pseudonym_key")))
     if CORRUPT in frame.columns:
         length = F.concat(
             F.length(column(CORRUPT)).cast("string"), F.lit(" characters, not kept: user ids are personal")
         )
-        told = told.withColumn(CORRUPT, F.when(column(CORRUPT).isNotNull(), length))
-    return told
+        hidden = hidden.withColumn(CORRUPT, F.when(column(CORRUPT).isNotNull(), length))
+    return hidden
 
 
 def _types(frame: DataFrame, events: Events) -> tuple[Column, Column]:
     """The type as told, by its name here, and the type of the event: null where it is not known."""
     name = events.columns.event_type
-    told = text(frame, name) if name else F.lit(None).cast("string")
+    name_of_type = text(frame, name) if name else F.lit(None).cast("string")
     if events.type_names:
         renamed = F.create_map(*[F.lit(part) for part in chain(*events.type_names.items())])
-        told = F.coalesce(F.element_at(renamed, told), told)
-    known = F.when(told.isin(*events.types), told)
+        name_of_type = F.coalesce(F.element_at(renamed, name_of_type), name_of_type)
+    type_ = F.when(name_of_type.isin(*events.types), name_of_type)
     if events.only_type is not None:
-        known = F.when(told.isNull(), F.lit(events.only_type)).otherwise(known)
-    return told, known
+        type_ = F.when(name_of_type.isNull(), F.lit(events.only_type)).otherwise(type_)
+    return name_of_type, type_
 
 
 def _prepared(frame: DataFrame, events: Events, dataset: Dataset) -> DataFrame:

@@ -112,8 +112,8 @@ def clean() -> list[int]:
     record, through = storage.recorded(SILVER_EVENTS), landed_through()
     if through is None:
         return []
-    done = record.get("through", through)
-    incomplete_then = {interval for interval in storage.files(BRONZE_EVENTS) if interval > done}
+    last_through = record.get("through", through)
+    incomplete_then = {interval for interval in storage.files(BRONZE_EVENTS) if interval > last_through}
     as_declared = record.get("meaning") == meaning(load(settings().dataset_path))
     since = record.get("bronze", "") if as_declared else ""
     changed = storage.changed(BRONZE_EVENTS, since) | incomplete_then
@@ -158,33 +158,33 @@ def features(coming: int | None = None) -> Features:
         return storage.changed(SILVER_EVENTS, table_records.get("silver", ""))
 
     def onwards(changed: set[int]) -> list[int]:
-        known = {*intervals, *storage.files(ITEM_INTERVALS)}
+        with_data = {*intervals, *storage.files(ITEM_INTERVALS)}
         last = max(changed, default=0) + horizon
-        return sorted(interval for interval in known if min(changed) <= interval <= last) if changed else []
+        return sorted(interval for interval in with_data if min(changed) <= interval <= last) if changed else []
 
     if coming is None:
         through = storage.recorded(SILVER_EVENTS, "through").get("through", intervals[-1])
         coming = coming_interval(intervals[-1], through)
     oldest = coming - max(settings().fold_offsets) - settings().training_intervals
-    wanted = range(max(oldest, intervals[0] + 1), coming + 1)
+    as_ofs = range(max(oldest, intervals[0] + 1), coming + 1)
     made_of = storage.recorded(CATEGORY_SHARES)
     shares = since(made_of)
     if shares or made_of.get("items") != storage.state(ITEMS):
         shares |= {interval for interval in intervals if interval > intervals[-1] - horizon}
     record = storage.recorded(ITEM_FEATURES)
-    there = storage.files(ITEM_FEATURES).keys()
+    present = storage.files(ITEM_FEATURES).keys()
     changed = since(record)
     if record.get("promotions") != storage.state(PROMOTIONS):
-        stale = set(there)
+        stale = set(present)
     else:
-        stale = {as_of for as_of in there if changed and as_of > min(changed)}
+        stale = {as_of for as_of in present if changed and as_of > min(changed)}
     return Features(
         onwards(since(storage.recorded(ITEM_INTERVALS))),
         sorted(since(storage.recorded(USER_HISTORIES))),
         sorted(since(storage.recorded(TRAINING_LISTS))),
         sorted(shares),
-        [as_of for as_of in wanted if as_of not in there or as_of in stale],
-        sorted(stale - set(wanted)),
+        [as_of for as_of in as_ofs if as_of not in present or as_of in stale],
+        sorted(stale - set(as_ofs)),
     )
 
 
@@ -197,7 +197,7 @@ def attribution_states() -> dict[int, str]:
 
 def attribute() -> list[int]:
     """Intervals with exposures and silver events, and features of all before, whose attributions are missing or of others."""
-    there, done = storage.files(SILVER_EVENTS), storage.recorded(ATTRIBUTIONS).get("intervals", {})
+    silver, recorded = storage.files(SILVER_EVENTS), storage.recorded(ATTRIBUTIONS).get("intervals", {})
     featureless = set[int]().union(
         *(
             storage.changed(SILVER_EVENTS, storage.recorded(table).get("silver", ""))
@@ -207,15 +207,17 @@ def attribute() -> list[int]:
     return sorted(
         interval
         for interval, state in attribution_states().items()
-        if interval in there and done.get(str(interval)) != state and interval <= min(featureless, default=interval)
+        if interval in silver
+        and recorded.get(str(interval)) != state
+        and interval <= min(featureless, default=interval)
     )
 
 
 def recommend() -> Champion | None:
     """The champion, when `recommendations` are not its answers."""
     model = champion()
-    done = storage.recorded(RECOMMENDATIONS, "model_version").get("model_version")
-    return None if model is None or model.version == done else model
+    version = storage.recorded(RECOMMENDATIONS, "model_version").get("model_version")
+    return None if model is None or model.version == version else model
 
 
 def publish() -> dict[Sink, str]:
@@ -223,8 +225,8 @@ def publish() -> dict[Sink, str]:
     from spark_jobs.sinks import sinks
 
     state = _digest(sorted(map(sorted, storage.files(RECOMMENDATIONS).values())))
-    done = storage.recorded(RECOMMENDATIONS, PUBLISHED).get(PUBLISHED, {})
-    return {sink: state for sink in sinks() if storage.exists(RECOMMENDATIONS) and done.get(sink.name) != state}
+    states = storage.recorded(RECOMMENDATIONS, PUBLISHED).get(PUBLISHED, {})
+    return {sink: state for sink in sinks() if storage.exists(RECOMMENDATIONS) and states.get(sink.name) != state}
 
 
 def arg_parser() -> argparse.ArgumentParser:

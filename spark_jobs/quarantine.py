@@ -136,7 +136,7 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     intervals = storage.ranges_predicate("interval", {row["interval"] for row in redriven})
     unfit = storage.read(spark, BRONZE_EVENTS).where(intervals).join(chosen, ["interval", "event_id"], "left_semi")
     as_text = F.col("occurred_at").cast("string").alias("occurred_at")
-    there = unfit.where("record IS NOT NULL").select("interval", "event_id", as_text, "record").collect()
+    unfit_rows = unfit.where("record IS NOT NULL").select("interval", "event_id", as_text, "record").collect()
     # What lies in bronze holds pseudonyms already.
     name, stored = dataset.source_name(source), dataset.model_copy(update={"personal_user_id": False})
     # A time that could be read stays: the dataset file may say by now how later ones are written.
@@ -144,8 +144,8 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     read_again = [
         parsed_events(_records(spark, part, declared, dataset), declared, stored, now, where=name, oldest=oldest)
         for declared, part in (
-            (source, [row for row in there if row["occurred_at"] is None]),
-            (timed, [row for row in there if row["occurred_at"] is not None]),
+            (source, [row for row in unfit_rows if row["occurred_at"] is None]),
+            (timed, [row for row in unfit_rows if row["occurred_at"] is not None]),
         )
     ]
     fit = reduce(DataFrame.unionByName, read_again).where("record IS NULL")
@@ -154,33 +154,33 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     old = {row["former"] for row in fit.select("former").collect()}
     if not old:
         return 0
-    gone = spark.createDataFrame(
-        [[row["interval"], row["event_id"]] for row in there if row["event_id"] in old], chosen.schema
+    fit_rows = spark.createDataFrame(
+        [[row["interval"], row["event_id"]] for row in unfit_rows if row["event_id"] in old], chosen.schema
     )
-    touched = {row["interval"] for row in there if row["event_id"] in old}
+    touched = {row["interval"] for row in unfit_rows if row["event_id"] in old}
     touched |= {row["interval"] for row in fit.select("interval").distinct().collect()}
     these = storage.ranges_predicate("interval", touched)
-    left = storage.read(spark, BRONZE_EVENTS).where(these).join(gone, ["interval", "event_id"], "left_anti")
+    others = storage.read(spark, BRONZE_EVENTS).where(these).join(fit_rows, ["interval", "event_id"], "left_anti")
     new = fit.drop("former").dropDuplicates(["interval", "event_id"])
-    new = new.join(left.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
+    new = new.join(others.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
     through = pending.landed_through()
     record = {"dataset": dataset.name, **({} if through is None else {"through": through})}
-    storage.write(left.unionByName(new).repartition("interval"), BRONZE_EVENTS, replace=touched, record=record)
+    storage.write(others.unionByName(new).repartition("interval"), BRONZE_EVENTS, replace=touched, record=record)
     return len(old)
 
 
-def _records(spark: SparkSession, there: list[Any], source: Events, dataset: Dataset) -> DataFrame:
+def _records(spark: SparkSession, unfit_rows: list[Any], source: Events, dataset: Dataset) -> DataFrame:
     """Records of bronze as the source had them; those with a time keep it."""
-    from spark_jobs.parsing import MESSAGE_ID, wanted_columns
+    from spark_jobs.parsing import MESSAGE_ID, declared_columns
 
     name, records = dataset.source_name(source), []
-    for row in there:
+    for row in unfit_rows:
         record = {name: _text(value) for name, value in json.loads(row["record"]).items()}
         if row["occurred_at"] is not None:
             record[source.columns.occurred_at] = row["occurred_at"]
         records.append(record | {MESSAGE_ID: row["event_id"].removeprefix(f"{name}:"), _FORMER: row["event_id"]})
     # JSON leaves out what is null.
-    own = [*filter(None, wanted_columns(source, dataset.items)), MESSAGE_ID, _FORMER]
+    own = [*filter(None, declared_columns(source, dataset.items)), MESSAGE_ID, _FORMER]
     columns = list(dict.fromkeys([*(name for record in records for name in record), *own]))
     schema = ", ".join(f"`{column.replace('`', '``')}` string" for column in columns)
     return spark.createDataFrame([[record.get(column) for column in columns] for record in records], schema)

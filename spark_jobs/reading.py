@@ -77,14 +77,14 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
     Raises:
         InputError: an address cannot be listed.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for declared in paths(files, folder):
-        scheme, there, path = declared.rpartition("://")
+        scheme, host, path = declared.rpartition("://")
         prefix = re.split(r"[*?\[]", path, maxsplit=1)[0]
         is_glob = prefix != path
         start = prefix.rpartition("/")[0] if is_glob else path
         try:
-            system, root = fs.FileSystem.from_uri(f"{scheme}{there}{start}" if there else str(Path(start).absolute()))
+            system, root = fs.FileSystem.from_uri(f"{scheme}{host}{start}" if host else str(Path(start).absolute()))
             info = system.get_file_info(root)
             if info.type == fs.FileType.File:
                 infos = [info]
@@ -96,7 +96,7 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
             raise InputError(
                 f"cannot list: {reason}", where=declared, cure="correct the address or the credentials"
             ) from None
-        wanted = f"{root.removesuffix(start)}{path}" if is_glob else None
+        pattern = f"{root.removesuffix(start)}{path}" if is_glob else None
         for each in infos:
             inside = Path(each.path.removeprefix(root).lstrip("/"))
             if (
@@ -105,9 +105,9 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
                 or (each is not info and _is_hidden(inside))
             ):
                 continue
-            if wanted is None or _fits(each.path, wanted):
-                found[f"{scheme}{there}{each.path}" if there else each.path] = f"{each.size} {each.mtime_ns}"
-    return dict(sorted(found.items()))
+            if pattern is None or _fits(each.path, pattern):
+                versions[f"{scheme}{host}{each.path}" if host else each.path] = f"{each.size} {each.mtime_ns}"
+    return dict(sorted(versions.items()))
 
 
 def _fits(path: str, pattern: str) -> bool:
@@ -141,30 +141,30 @@ def readable(where: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def read_all(spark: SparkSession, files: Files, folder: Path, wanted: Sequence[str | None]) -> DataFrame:
+def read_all(spark: SparkSession, files: Files, folder: Path, columns: Sequence[str | None]) -> DataFrame:
     """All rows of `files`, as `read` gives them.
 
     Raises:
         InputError: a file or a declared column is missing, or a file cannot be read.
     """
-    found = list(listed(files, folder))
-    if not found:
+    file_paths = list(listed(files, folder))
+    if not file_paths:
         where = ", ".join(paths(files, folder))
         raise InputError("no such file", where=where, cure="correct `path` in the dataset file")
-    return read(spark, files, found, wanted, base=base_of(files, folder))
+    return read(spark, files, file_paths, columns, base=base_of(files, folder))
 
 
 def base_of(files: Files, folder: Path) -> str | None:
     """The folder whose subfolders `key=value` are columns."""
-    found = paths(files, folder)
-    return found[0] if len(found) == 1 and Path(found[0]).is_dir() else None
+    file_paths = paths(files, folder)
+    return file_paths[0] if len(file_paths) == 1 and Path(file_paths[0]).is_dir() else None
 
 
 def read(
     spark: SparkSession,
     files: Files,
-    found: Sequence[str],
-    wanted: Sequence[str | None],
+    file_paths: Sequence[str],
+    columns: Sequence[str | None],
     *,
     base: str | None = None,
     unfinished: Collection[str] = (),
@@ -184,31 +184,31 @@ def read(
         InputError: a file or column is missing, or a file cannot be read.
     """
     if files.file_format == "csv":
-        groups = _csv(spark, files, found, base, unfinished)
+        groups = _csv(spark, files, file_paths, base, unfinished)
     elif files.file_format == "parquet":
-        groups = _parquet(spark, found, base)
+        groups = _parquet(spark, file_paths, base)
     else:
-        groups = _json_lines(spark, files, found, base, wanted)
+        groups = _json_lines(spark, files, file_paths, base, columns)
     frames = []
     for frame, where in groups:
-        require(frame, wanted, some(where))
+        require(frame, columns, some(where))
         frames.append(frame)
     if not frames:
-        names = [*dict.fromkeys(name for name in wanted if name is not None), CORRUPT]
+        names = [*dict.fromkeys(name for name in columns if name is not None), CORRUPT]
         return spark.createDataFrame([], T.StructType([T.StructField(name, T.StringType()) for name in names]))
     return united(frames)
 
 
 def _csv(
-    spark: SparkSession, files: Files, found: Sequence[str], base: str | None, unfinished: Collection[str]
+    spark: SparkSession, files: Files, file_paths: Sequence[str], base: str | None, unfinished: Collection[str]
 ) -> Iterator[tuple[DataFrame, list[str]]]:
     """The rows of files with the same header, and which these are."""
     alike: defaultdict[tuple[str, ...], list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
-    for path in found:
+    for path in file_paths:
         beside = partitions(path, base)
-        made = staging.staged_csv(files, staging.fetched(path), beside, without_tail=path in unfinished)
-        if made.names:
-            alike[made.names].append((path, made.paths))
+        staged = staging.staged_csv(files, staging.fetched(path), beside, without_tail=path in unfinished)
+        if staged.names:
+            alike[staged.names].append((path, staged.paths))
     for names, group in alike.items():
         rows = spark.read.parquet(*literal(path for _, paths_ in group for path in paths_))
         yield rows.toDF(*names, CORRUPT), [path for path, _ in group]
@@ -227,10 +227,10 @@ def partitions(path: str, base: str | None) -> dict[str, str]:
     return {key: unquote(value) for key, sign, value in (each.partition("=") for each in folders) if sign}
 
 
-def _parquet(spark: SparkSession, found: Sequence[str], base: str | None) -> Iterator[tuple[DataFrame, list[str]]]:
+def _parquet(spark: SparkSession, file_paths: Sequence[str], base: str | None) -> Iterator[tuple[DataFrame, list[str]]]:
     """The rows of files of one schema, and which these are."""
     alike: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for path in found:
+    for path in file_paths:
         here = staging.fetched(path)
         schema = ""
         with suppress(OSError, pa.ArrowException):  # Spark says what is wrong with it
@@ -249,18 +249,18 @@ def _reader(spark: SparkSession, paths_: Mapping[str, str], base: str | None) ->
 
 
 def _json_lines(
-    spark: SparkSession, files: Files, found: Sequence[str], base: str | None, wanted: Sequence[str | None]
+    spark: SparkSession, files: Files, file_paths: Sequence[str], base: str | None, columns: Sequence[str | None]
 ) -> Iterator[tuple[DataFrame, list[str]]]:
     """The records of all files."""
-    here = {staging.fetched_text(files, path): path for path in found}
-    declared = list(dict.fromkeys(name for name in wanted if name is not None))
-    with readable(found):
+    here = {staging.fetched_text(files, path): path for path in file_paths}
+    declared = list(dict.fromkeys(name for name in columns if name is not None))
+    with readable(file_paths):
         lines = _reader(spark, here, base).text(literal(here), lineSep="\n")
         beside = [name for name in lines.columns if name != "value"]
         lines = lines.where(_bare("value") != "")
         rows = json_rows(lines, [name for name in declared if name not in beside])
         absent = _absent(rows, [name for name in declared if name not in beside])
-        yield rows.drop(*absent), list(found)
+        yield rows.drop(*absent), list(file_paths)
 
 
 def _absent(rows: DataFrame, names: Sequence[str]) -> list[str]:
@@ -337,12 +337,12 @@ def united(frames: Sequence[DataFrame]) -> DataFrame:
     return reduce(lambda left, right: left.unionByName(right, allowMissingColumns=True), same)
 
 
-def _with_nanoseconds(frame: DataFrame, found: list[str]) -> DataFrame:
+def _with_nanoseconds(frame: DataFrame, file_paths: list[str]) -> DataFrame:
     """Spark reads times in nanoseconds as whole numbers: make them times again."""
     import pyarrow.dataset as pads
 
     longs = {field.name for field in frame.schema if isinstance(field.dataType, T.LongType)}
-    local = [path for path in found if Path(path).exists()]
+    local = [path for path in file_paths if Path(path).exists()]
     if not longs or not local:
         return frame
     for field in pads.dataset(local[0], format="parquet").schema:
@@ -352,26 +352,26 @@ def _with_nanoseconds(frame: DataFrame, found: list[str]) -> DataFrame:
     return frame
 
 
-def require(frame: DataFrame, wanted: Iterable[str | None], where: str) -> None:
+def require(frame: DataFrame, columns: Iterable[str | None], where: str) -> None:
     """Check that the declared columns are there.
 
     Raises:
         InputError: one is not; the ones that are there are named.
     """
-    there = [name for name in frame.columns if name not in (CORRUPT, FIELDS, KEYS)]
-    absent = next((name for name in wanted if name is not None and name not in there), None)
+    present = [name for name in frame.columns if name not in (CORRUPT, FIELDS, KEYS)]
+    absent = next((name for name in columns if name is not None and name not in present), None)
     if absent is None:
         return
     if KEYS in frame.columns:
-        there = [*dict.fromkeys([*there, *keys_of(frame)])]
-    if any(re.match(_DATA, name) for name in there):
+        present = [*dict.fromkeys([*present, *keys_of(frame)])]
+    if any(re.match(_DATA, name) for name in present):
         raise InputError(
-            f"no column {absent!r}: the file seems to have no header, its first line looks like data: {', '.join(there)}",
+            f"no column {absent!r}: the file seems to have no header, its first line looks like data: {', '.join(present)}",
             where=where,
             cure="put a line with the names of the columns before it",
         )
     raise InputError(
-        f"no column {absent!r}; there are: {', '.join(there)}",
+        f"no column {absent!r}; there are: {', '.join(present)}",
         where=where,
         cure="correct the column's name in the dataset file",
     )

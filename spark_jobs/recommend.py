@@ -63,22 +63,22 @@ def main() -> int:
         print("nothing to do: everybody has the champion's recommendations, or no model serves")
         return 0
     work, spark = _work(model.version), session("recommend")
-    answers, done = work / "answers", work / "done"
+    answers, finished = work / "answers", work / "done"
     horizon = load(settings().dataset_path).interval.horizon
     coming = max(storage.files(USER_HISTORIES), default=0) + 1
     users = rows_before(storage.read(spark, USER_HISTORIES), coming, horizon).select("user_id", "bucket").distinct()
     answered = functools.partial(score, folder=str(model.folder))
     sizes = {row["bucket"]: row["count"] for row in users.groupBy("bucket").count().collect()}
-    for group in _groups({bucket: size for bucket, size in sizes.items() if not (done / str(bucket)).exists()}):
+    for group in _groups({bucket: size for bucket, size in sizes.items() if not (finished / str(bucket)).exists()}):
         rows = users.where(F.col("bucket").isin(group))
         rows = rows.repartitionByRange(spark.sparkContext.defaultParallelism, "bucket", "user_id")
         scored = rows.mapInArrow(answered, "user_id string, bucket int, items array<string>, scores array<double>")
         storage.stage(scored.withColumn("model_version", F.lit(model.version)), RECOMMENDATIONS, answers, beside=True)
         for bucket in group:
-            (done / str(bucket)).touch()
+            (finished / str(bucket)).touch()
         say(f"{sum(sizes[bucket] for bucket in group):,} users answered, to bucket {group[-1]} of {max(sizes)}")
     # A commit moves the answers: killed in it, they are computed again.
-    shutil.rmtree(done)
+    shutil.rmtree(finished)
     record = {"model_version": model.version}
     num_users = storage.commit(answers, RECOMMENDATIONS, replace="all", record=record)
     shutil.rmtree(work)

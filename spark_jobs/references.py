@@ -113,7 +113,7 @@ def land_promotions(dataset: Dataset, folder: Path) -> None:
         if promotions is None:
             return storage.empty(spark, PROMOTIONS)
         columns = promotions.columns
-        wanted = [columns.item_id, columns.interval, *columns.channels, columns.place]
-        return promotion_shares(reading.read_all(spark, promotions, folder, wanted), promotions)
+        names = [columns.item_id, columns.interval, *columns.channels, columns.place]
+        return promotion_shares(reading.read_all(spark, promotions, folder, names), promotions)
 
     _refresh(PROMOTIONS, promotions, folder, build)

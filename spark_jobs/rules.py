@@ -48,8 +48,8 @@ def is_fit() -> Column:
 def reasons() -> Column:
     """Why a row of bronze is set aside, `array<string>`; empty for one that is fit."""
     # Higher-order functions are slow: only unfit rows go through them.
-    found = F.concat("problems", F.array_compact(F.array(*_tests())))
-    return F.when(is_fit(), F.array().cast("array<string>")).otherwise(found)
+    problems = F.concat("problems", F.array_compact(F.array(*_tests())))
+    return F.when(is_fit(), F.array().cast("array<string>")).otherwise(problems)
 
 
 def count_reasons(judged: DataFrame) -> list[dict[str, Any]]:
@@ -58,11 +58,11 @@ def count_reasons(judged: DataFrame) -> list[dict[str, Any]]:
     Args:
         judged: has `reasons` and, for the example, `record`.
     """
-    said = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), "record")
+    reasons_of_rows = judged.where(F.size("reasons") > 0).select(F.explode("reasons").alias("reason"), "record")
     # `price: not a number: '12,x'`: the kind is what stands before the value.
-    by_kind = said.groupBy(F.substring_index("reason", ": '", 1).alias("kind"))
-    found = by_kind.agg(F.count("*").alias("rows"), F.min("record").alias("example"))
-    return [row.asDict() for row in found.orderBy(F.desc("rows"), "kind").collect()]
+    by_kind = reasons_of_rows.groupBy(F.substring_index("reason", ": '", 1).alias("kind"))
+    counts = by_kind.agg(F.count("*").alias("rows"), F.min("record").alias("example"))
+    return [row.asDict() for row in counts.orderBy(F.desc("rows"), "kind").collect()]
 
 
 def none_usable(num_rows: int, worst: dict[str, Any]) -> str:

@@ -24,9 +24,9 @@ def scratch() -> Path:
 def _own_folder() -> Path:
     """Its name, once what killed processes have left is cleared."""
     spool = settings().home_dir / "spool"
-    for left in spool.glob("process-*"):
-        if not psutil.pid_exists(int(left.name.removeprefix("process-"))):  # it was killed
-            shutil.rmtree(left, ignore_errors=True)
+    for other in spool.glob("process-*"):
+        if not psutil.pid_exists(int(other.name.removeprefix("process-"))):  # it was killed
+            shutil.rmtree(other, ignore_errors=True)
     folder = spool / f"process-{os.getpid()}"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -320,8 +320,8 @@ def commit(
         last = opened.transaction_version(transaction.app_id)
         if last is not None and last >= transaction.version:
             return 0
-    there = {field.name for field in opened.schema().fields}
-    later = [field for field in arrow_schema(table) if field.name not in there]
+    names = {field.name for field in opened.schema().fields}
+    later = [field for field in arrow_schema(table) if field.name not in names]
     if later:
         opened.alter.add_columns(deltalake.Schema.from_arrow(pa.schema(later)).fields)
     rows_of = {path.relative_to(folder): pq.read_metadata(path).num_rows for path in sorted(folder.rglob("*.parquet"))}
@@ -363,8 +363,8 @@ def commit_metadata(table: Table, record: dict[str, Any]) -> None:
     """Commit `record` alone. No Spark needed."""
     opened = deltalake.DeltaTable(str(table.path))
     nothing = pa.Table.from_batches([], pa.schema(opened.schema().to_arrow()))
-    said = deltalake.CommitProperties(custom_metadata={"userMetadata": json.dumps(record)})
-    deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=said)
+    properties = deltalake.CommitProperties(custom_metadata={"userMetadata": json.dumps(record)})
+    deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=properties)
 
 
 def create(table: Table) -> None:

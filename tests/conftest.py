@@ -146,17 +146,17 @@ class Installation:
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this installation."""
-        found = []
+        own = []
         for process in psutil.process_iter():
             try:
                 if (
                     process.environ().get("CARTWHEEL_HOME") == str(self.home)
                     and process.status() != psutil.STATUS_ZOMBIE
                 ):
-                    found.append(process)
+                    own.append(process)
             except psutil.Error:
                 continue
-        return found
+        return own
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +165,11 @@ def install() -> Iterator[Callable[..., Installation]]:
 
     Not under pytest's own folder: a second pytest closes that to other users, and PostgreSQL runs as one where we are root.
     """
-    made: list[Installation] = []
+    installations: list[Installation] = []
     parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
 
     def make(**settings: object) -> Installation:
-        home = parent / f"home_{len(made)}" / "var"
+        home = parent / f"home_{len(installations)}" / "var"
         home.mkdir(parents=True)
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         chosen = {"home": home, "cache": REPOSITORY / "var" / "cache", **ports, **settings}
@@ -178,11 +178,11 @@ def install() -> Iterator[Callable[..., Installation]]:
         }
         own = {f"CARTWHEEL_{name.upper()}": str(value) for name, value in chosen.items()}
         installation = Installation(home, inherited | own | IMPATIENT)
-        made.append(installation)
+        installations.append(installation)
         return installation
 
     yield make
-    for installation in made:
+    for installation in installations:
         installation.run("down")
     shutil.rmtree(parent)
 

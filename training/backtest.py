@@ -65,8 +65,8 @@ def backtest(
                 where="--from, --to",
                 cure=f"name intervals of {min(shop.usable_intervals) + 1} to {max(shop.usable_intervals)}",
             )
-    wanted = sorted({*chain.from_iterable(learned.values())})
-    shards = write_examples(parts, wanted, config, retrieve, folder, say=say)
+    as_ofs = sorted({*chain.from_iterable(learned.values())})
+    shards = write_examples(parts, as_ofs, config, retrieve, folder, say=say)
     rankers = {}
     for as_of, of_intervals in learned.items():
         examples = [shard for interval in of_intervals for shard in shards[interval]]

@@ -136,13 +136,15 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
     def rows_as_of(as_of: int, columns: Sequence[str]) -> pa.Table:
         return features.to_pyarrow_table(filters=[("as_of", "=", as_of)], columns=[*columns])
 
-    wanted = [as_of for as_of in as_ofs if num_intervals is None or as_of >= as_ofs[-1] - num_intervals]
+    as_ofs_read = [as_of for as_of in as_ofs if num_intervals is None or as_of >= as_ofs[-1] - num_intervals]
     # What a history holds as of an interval, and was taken in the one before, has statistics as of that interval.
-    known = pa.chunked_array([chunk for as_of in wanted for chunk in rows_as_of(as_of, ["item_id"])["item_id"].chunks])
-    item_ids = np.sort(pc.unique(known).to_numpy(zero_copy_only=False).astype(object))
+    every_id = pa.chunked_array(
+        [chunk for as_of in as_ofs_read for chunk in rows_as_of(as_of, ["item_id"])["item_id"].chunks]
+    )
+    item_ids = np.sort(pc.unique(every_id).to_numpy(zero_copy_only=False).astype(object))
     index = pd.Index(item_ids)
     statistics = {}
-    for as_of in wanted:
+    for as_of in as_ofs_read:
         rows = rows_as_of(as_of, ["item_id", *ITEM_STATISTICS])
         array = np.zeros((len(item_ids), len(ITEM_STATISTICS)), dtype=np.float32)
         columns = [rows[name].to_numpy().astype(np.float32) for name in ITEM_STATISTICS]
@@ -170,36 +172,36 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
 def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
     """The shop with the users of some buckets (None: with all users), and their lists of the intervals it looks at."""
     histories = _open(tables.USER_HISTORIES, shop.versions)
-    wanted = sorted(shop.usable_intervals)
-    known = [("interval", ">=", min([*wanted, shop.coming]) - shop.horizon)]
+    usable = sorted(shop.usable_intervals)
+    in_horizon = [("interval", ">=", min([*usable, shop.coming]) - shop.horizon)]
     lists = _open(tables.TRAINING_LISTS, shop.versions)
     of_bucket = [] if buckets is None else [("bucket", "in", sorted(buckets))]
     index = pd.Index(shop.item_ids)
 
     def column(name: str) -> pa.ChunkedArray:
-        return histories.to_pyarrow_table(filters=[*of_bucket, *known], columns=[name])[name]
+        return histories.to_pyarrow_table(filters=[*of_bucket, *in_horizon], columns=[name])[name]
 
     # One column after the other, so that none but the last waits for the others. A user's rows follow each other, by time.
     keys = pa.table({name: column(name) for name in ("user_id", "interval")})
     order = pc.sort_indices(keys, sort_keys=[("user_id", "ascending"), ("interval", "ascending")])
     encoded = keys["user_id"].take(order).combine_chunks().dictionary_encode()
     user_ids = encoded.dictionary.to_numpy(zero_copy_only=False).astype(object)
-    of_rows, taken = _flat(column("item_ids").take(order))
+    of_rows, item_entries = _flat(column("item_ids").take(order))
     first_rows = np.searchsorted(encoded.indices.to_numpy(), np.arange(len(user_ids) + 1))
     offsets = of_rows[first_rows]
-    items = _rows(index, taken).astype(np.int32)
+    items = _rows(index, item_entries).astype(np.int32)
     at = _flat(column("at").take(order))[1].to_numpy().astype(np.float64, copy=False)
     weights = _flat(column("weights").take(order))[1].to_numpy().astype(np.float32)
     rows_of_users = pd.Index(user_ids)
     labels = {}
-    asked = lists.to_pyarrow_table(
-        filters=[*of_bucket, ("as_of", "in", wanted)], columns=["as_of", "user_id", "target_items"]
+    labels = lists.to_pyarrow_table(
+        filters=[*of_bucket, ("as_of", "in", usable)], columns=["as_of", "user_id", "target_items"]
     ).sort_by([("as_of", "ascending"), ("user_id", "ascending")])
-    for as_of in pc.unique(asked["as_of"]).to_pylist():
-        group = asked.filter(pc.equal(asked["as_of"], as_of)).combine_chunks()
+    for as_of in pc.unique(labels["as_of"]).to_pylist():
+        group = labels.filter(pc.equal(labels["as_of"], as_of)).combine_chunks()
         label_offsets, targets = _flat(group["target_items"])
         labels[as_of] = Lists(as_of, _rows(rows_of_users, group["user_id"]), label_offsets, _rows(index, targets))
-    del taken
+    del item_entries
     pa.default_memory_pool().release_unused()
     return replace(shop, user_ids=user_ids, histories=Histories(offsets, items, at, weights), lists=labels)
 

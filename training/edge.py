@@ -63,9 +63,9 @@ class EdgeModel(tf.Module):
         order = tf.gather(order, tf.where(tf.gather(item, order) >= 0)[:, 0])
         items, ages = tf.gather(item, order), tf.maximum(tf.gather(age_days, order), 0.0)
         entries = History(tf.zeros_like(items), items, ages, tf.fill(tf.shape(items), self._weight))
-        found = candidates(entries, tf.constant(1, tf.int32), self._items, self._config)
-        best, places = tf.math.top_k(self._ranker(found.features, found.items), k=self._k)
-        return {"item": tf.gather(found.items, places), "scores": best}
+        candidate = candidates(entries, tf.constant(1, tf.int32), self._items, self._config)
+        best, places = tf.math.top_k(self._ranker(candidate.features, candidate.items), k=self._k)
+        return {"item": tf.gather(candidate.items, places), "scores": best}
 
 
 def convert(ranker: Ranker, shop: Shop, config: RankerConfig) -> bytes:

@@ -118,12 +118,12 @@ def scores_by_items(shop: Shop, lists: Lists, recommended: Mapping[str, Ints], w
     best_first = np.argsort(-sold, kind="stable")
     is_popular = np.zeros(len(sold), bool)
     is_popular[best_first[np.cumsum(sold[best_first]) - sold[best_first] < sold.sum() / 2]] = True
-    found = {}
+    scores_by_name = {}
     for name, is_counted in ((POPULAR_ITEMS, is_popular), (TAIL_ITEMS, ~is_popular)):
         has_any, some = only_targets(lists, is_counted[lists.targets])
         metrics = {who: score(rows[has_any], some, len(sold)) for who, rows in recommended.items()}
-        found[name] = Scores(whole.users[has_any], whole.history_lengths[has_any], metrics)
-    return found
+        scores_by_name[name] = Scores(whole.users[has_any], whole.history_lengths[has_any], metrics)
+    return scores_by_name
 
 
 def by_users(lists: Scores) -> dict[str, Scores]:

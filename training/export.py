@@ -46,12 +46,12 @@ class ServingModel(tf.Module):
         super().__init__()
         self._config = config
         self._ranker = ranker
-        known = items_as_of(shop, shop.coming, config)
-        self._items = known._replace(
-            **{name: tf.Variable(value, trainable=False) for name, value in known._asdict().items()}
+        items = items_as_of(shop, shop.coming, config)
+        self._items = items._replace(
+            **{name: tf.Variable(value, trainable=False) for name, value in items._asdict().items()}
         )
         self._item_ids = tf.Variable(shop.item_ids.astype(str), trainable=False)
-        self._k = min(config.top_k, int(known.popular.shape[0]))
+        self._k = min(config.top_k, int(items.popular.shape[0]))
         users = np.arange(len(shop.user_ids))
         history = stored_history(shop, users, shop.coming, config)
         self._starts = tf.Variable(np.searchsorted(history.list_ids, np.arange(len(users) + 1)), trainable=False)
@@ -77,9 +77,9 @@ class ServingModel(tf.Module):
 
     def _of_users(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = self._user_rows(user_id)
-        known = tf.maximum(rows, 0)
-        starts = tf.gather(self._starts, known)
-        lengths = tf.where(rows >= 0, tf.gather(self._starts, known + 1) - starts, 0)
+        places = tf.maximum(rows, 0)
+        starts = tf.gather(self._starts, places)
+        lengths = tf.where(rows >= 0, tf.gather(self._starts, places + 1) - starts, 0)
         entries = tf.ragged.range(starts, starts + lengths)
         list_ids, flat = entries.value_rowids(), entries.flat_values
         items = tf.cast(tf.gather(self._history_items, flat), tf.int64)
@@ -136,10 +136,10 @@ class ServingModel(tf.Module):
         return self._recommend(History(places[:, 0], *entries), tf.shape(item_id, out_type=tf.int64)[0])
 
     def _recommend(self, history: History, num_lists: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = candidates(history, num_lists, self._items, self._config)
-        scores = self._ranker(found.features, found.items)
-        row_scores = tf.RaggedTensor.from_value_rowids(scores, found.list_ids, nrows=num_lists).to_tensor(-np.inf)
-        row_items = tf.RaggedTensor.from_value_rowids(found.items, found.list_ids, nrows=num_lists).to_tensor(0)
+        candidate = candidates(history, num_lists, self._items, self._config)
+        scores = self._ranker(candidate.features, candidate.items)
+        row_scores = tf.RaggedTensor.from_value_rowids(scores, candidate.list_ids, nrows=num_lists).to_tensor(-np.inf)
+        row_items = tf.RaggedTensor.from_value_rowids(candidate.items, candidate.list_ids, nrows=num_lists).to_tensor(0)
         best, places = tf.math.top_k(row_scores, k=self._k)
         items = tf.gather(self._item_ids, tf.gather(row_items, places, batch_dims=1))
         return {"items": items, "scores": best}
@@ -165,9 +165,9 @@ class _RowsById(tf.Module):
         self._rows = tf.Variable(np.append(order, -1), trainable=False)
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
-        asked = _fingerprints(ids)
-        places = tf.reshape(tf.searchsorted(self._fingerprints, tf.reshape(asked, [-1])), tf.shape(asked))
-        return tf.where(tf.gather(self._fingerprints, places) == asked, tf.gather(self._rows, places), -1)
+        fingerprints = _fingerprints(ids)
+        places = tf.reshape(tf.searchsorted(self._fingerprints, tf.reshape(fingerprints, [-1])), tf.shape(fingerprints))
+        return tf.where(tf.gather(self._fingerprints, places) == fingerprints, tf.gather(self._rows, places), -1)
 
 
 def _fingerprints(ids: tf.Tensor) -> tf.Tensor:

@@ -89,9 +89,9 @@ def feature_names(config: RankerConfig) -> list[str]:
     return own + derived + groups + user + item
 
 
-def _lookup(keys: tf.Tensor, values: tf.Tensor, wanted: tf.Tensor, default: tf.Tensor) -> tf.Tensor:
+def _lookup(keys: tf.Tensor, values: tf.Tensor, queries: tf.Tensor, default: tf.Tensor) -> tf.Tensor:
     """Rows of `values` (`[num_keys, n]`, of distinct `keys`) for each wanted key, `default` (`[n]`) where absent."""
-    _, places = tf.unique(tf.concat([keys, wanted], axis=0), out_idx=keys.dtype)
+    _, places = tf.unique(tf.concat([keys, queries], axis=0), out_idx=keys.dtype)
     places = places[tf.size(keys) :]
     padded = tf.concat([values, default[None, :]], axis=0)
     return tf.gather(padded, tf.minimum(places, tf.size(keys, out_type=keys.dtype)))
@@ -124,16 +124,16 @@ def _groups(
     values = tf.concat([sums, last[:, None]], axis=1)
     group = tf.gather(group_of, candidate.items)
     absent = tf.constant([0.0, 0.0, 0.0, NEVER])
-    found = _lookup(keys, values, candidate.list_ids * num_groups + group, absent)
+    values_found = _lookup(keys, values, candidate.list_ids * num_groups + group, absent)
     # Group 0 holds what has no group: it says nothing of substitutes.
-    known = tf.cast(group > 0, tf.float32)[:, None]
-    found = found * known + (1.0 - known) * absent
-    count, age = found[:, 0], found[:, 3]
+    has_group = tf.cast(group > 0, tf.float32)[:, None]
+    values_found = values_found * has_group + (1.0 - has_group) * absent
+    count, age = values_found[:, 0], values_found[:, 3]
     return tf.stack(
         [
             tf.math.log1p(count),
-            tf.math.log1p(found[:, 1]),
-            tf.math.log1p(found[:, 2]),
+            tf.math.log1p(values_found[:, 1]),
+            tf.math.log1p(values_found[:, 2]),
             tf.math.log1p(age),
             _ratio(own, count + 1.0),
             tf.cast((age < own_age) & (own > 0), tf.float32),

@@ -63,9 +63,9 @@ def fit(
             (config.seed, epoch, own.number), skip=first * replicas_a_worker,
         )  # fmt: skip
 
-    done, step = int(optimizer.iterations.numpy()), None
-    for epoch in range(done // num_steps, config.epochs):
-        first = max(0, done - epoch * num_steps)
+    steps_done, step = int(optimizer.iterations.numpy()), None
+    for epoch in range(steps_done // num_steps, config.epochs):
+        first = max(0, steps_done - epoch * num_steps)
         epoch_batches = strategy.distribute_datasets_from_function(pipeline)
         step = step or _compiled_step(strategy, ranker, optimizer, config, epoch_batches.element_spec)
         for place, batch in enumerate(epoch_batches, first):

@@ -60,7 +60,7 @@ def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
     is_newer = None not in (as_of, before) and (
         as_of > before or (as_of == before and evaluation.get("table_versions") != refreshed.get("table_versions"))
     )
-    kept, coverage, unfit = (refreshed.get(name) for name in ("kept_share", "coverage_ratio", "unfit_lists"))
+    kept_share, coverage, unfit = (refreshed.get(name) for name in ("kept_share", "coverage_ratio", "unfit_lists"))
     of_users = f"of {refreshed.get('num_users')} users"
     return [
         Rule("same_weights", refreshed.get("same_weights") is True, f"those of version {refreshed.get('version')}"),
@@ -73,10 +73,10 @@ def _is_sane(evaluation: Mapping[str, Any]) -> list[Rule]:
         Rule("answers_fit", unfit == 0, f"{unfit} lists {of_users} are not of distinct items that may be recommended"),
         Rule(
             "answers_kept",
-            kept is not None and kept >= MIN_KEPT_SHARE,
+            kept_share is not None and kept_share >= MIN_KEPT_SHARE,
             "not measured"
-            if kept is None
-            else f"{kept:.0%} of a list was in the one before, {of_users}; {MIN_KEPT_SHARE:.0%} must",
+            if kept_share is None
+            else f"{kept_share:.0%} of a list was in the one before, {of_users}; {MIN_KEPT_SHARE:.0%} must",
         ),
         Rule(
             "coverage",
@@ -108,8 +108,8 @@ def _beats(name: str, pair: Mapping[str, Any] | None, limits: Limits) -> Rule:
     if pair is None:
         return Rule(name, False, "not measured")
     if _lower(pair) > 0 or _upper(pair) <= 0:
-        return Rule(name, _lower(pair) > 0, _said(pair))
-    return _unsure(name, _said(pair), limits)
+        return Rule(name, _lower(pair) > 0, _in_numbers(pair))
+    return _unsure(name, _in_numbers(pair), limits)
 
 
 def _holds_beside_champion(evaluation: Mapping[str, Any], limits: Limits) -> list[Rule]:
@@ -122,7 +122,7 @@ def _holds_beside_champion(evaluation: Mapping[str, Any], limits: Limits) -> lis
         why = champion.get("why_not") or f"there is no fold that version {champion['version']} has not learned from"
         return [_unsure(name, why, limits)]
     allowed = limits.tolerance * pair["theirs"]
-    detail = f"{_said(pair)}; version {champion['version']} has {pair['theirs']:.4f}, {allowed:.4f} may be lost"
+    detail = f"{_in_numbers(pair)}; version {champion['version']} has {pair['theirs']:.4f}, {allowed:.4f} may be lost"
     if _lower(pair) >= -allowed or _upper(pair) < -allowed:
         return [Rule(name, _lower(pair) >= -allowed, detail)]
     return [_unsure(name, detail, limits)]
@@ -136,7 +136,7 @@ def _holds_in(what: str, part: Mapping[str, Any], limits: Limits) -> Rule:
     if pair["num_users"] < MIN_USERS:
         return Rule(name, True, f"too few to tell: {pair['num_users']} users", is_sure=False)
     allowed = limits.tolerance * pair["theirs"]
-    detail = f"{_said(pair)}; {other} has {pair['theirs']:.4f}, {allowed:.4f} may be lost"
+    detail = f"{_in_numbers(pair)}; {other} has {pair['theirs']:.4f}, {allowed:.4f} may be lost"
     return Rule(name, _upper(pair) >= -allowed, detail)
 
 
@@ -153,7 +153,7 @@ def _upper(pair: Mapping[str, Any]) -> float:
     return math.inf if pair["upper"] is None else float(pair["upper"])
 
 
-def _said(pair: Mapping[str, Any]) -> str:
+def _in_numbers(pair: Mapping[str, Any]) -> str:
     return (
         f"difference {pair['mean']:+.4f}, from {_lower(pair):+.4f} to {_upper(pair):+.4f}, "
         f"{pair['num_lists']} lists of {pair['num_users']} users"

@@ -53,8 +53,8 @@ def launch(work: Callable[[], None], num_workers: int) -> None:
 
 def _reason(message: str) -> str:
     """The last line of what a worker said, without the stack that Spark adds."""
-    said = [line.strip() for line in message.partition("\n\tat ")[0].splitlines()]
-    return next(line for line in reversed(said) if line and not line.startswith("SQLSTATE"))[:300]
+    lines = [line.strip() for line in message.partition("\n\tat ")[0].splitlines()]
+    return next(line for line in reversed(lines) if line and not line.startswith("SQLSTATE"))[:300]
 
 
 def _as_worker(work: Callable[[], None], _: Iterator[int]) -> Iterator[None]:

@@ -122,12 +122,12 @@ def refresh(before: Path, shop: Shop, config: RankerConfig, folder: Path) -> tup
         or bool((np.diff(row) > 0).any())
         for items, row in zip(new, scores, strict=True)
     ]
-    kept = [len({*items} & {*others}) / len(items) for items, others in zip(new, old, strict=True)]
+    overlaps = [len({*items} & {*others}) / len(items) for items, others in zip(new, old, strict=True)]
     return exported, {
         "same_weights": are_same(weights, read_weights(folder)),
         "num_users": len(users),
         "unfit_lists": sum(unfit),
-        "kept_share": float(np.mean(kept)),
+        "kept_share": float(np.mean(overlaps)),
         "coverage_ratio": len({item for items in new for item in items})
         / len({item for items in old for item in items}),
     }

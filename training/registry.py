@@ -73,8 +73,8 @@ def _identity(key: str, content: Mapping[str, Any]) -> dict[str, str]:
 
 def _finished_run(experiment_id: str, identity: Mapping[str, str]) -> str | None:
     same = " and ".join(f"tags.`{name}` = '{value}'" for name, value in identity.items())
-    found = _client().search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)
-    return str(found[0].info.run_id) if found else None
+    runs = _client().search_runs([experiment_id], f"{same} and attributes.status = 'FINISHED'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 def log_run(key: str, evaluation: Mapping[str, Any], folder: Path) -> str:
@@ -235,19 +235,19 @@ def log_verdict(run_id: str, verdict: Mapping[str, Any]) -> None:
 
 def _note(verdict: Mapping[str, Any]) -> str:
     """The verdict in Markdown, which MLflow shows as the description of the run."""
-    said, forced = _tags(verdict)["gate"], verdict.get("forced")
+    outcome, forced = _tags(verdict)["gate"], verdict.get("forced")
     rows = [
         f"| {'✓' if rule['passed'] else '✗'}{'' if rule['is_sure'] else ' ?'} | {rule['name']} | {rule['detail']} |"
         for rule in sorted(verdict["rules"], key=lambda rule: rule["passed"])
     ]
     why = [f"Forced by {forced['by']}: {forced['reason']}", ""] if forced else []
-    return "\n".join([f"### The gate: {said}", "", *why, "| | rule | |", "|---|---|---|", *rows])
+    return "\n".join([f"### The gate: {outcome}", "", *why, "| | rule | |", "|---|---|---|", *rows])
 
 
 def _tags(verdict: Mapping[str, Any]) -> dict[str, str]:
     forced = verdict.get("forced")
-    said = "passed" if verdict["passed"] else "forced" if forced else "blocked"
-    tags = {"gate": said, "gate.failed": ", ".join(failures(verdict))}
+    outcome = "passed" if verdict["passed"] else "forced" if forced else "blocked"
+    tags = {"gate": outcome, "gate.failed": ", ".join(failures(verdict))}
     return tags | ({"gate.forced": f"{forced['by']}, {forced['at']}: {forced['reason']}"} if forced else {})
 
 
@@ -270,9 +270,9 @@ def register(run_id: str, evaluation: Mapping[str, Any], verdict: Mapping[str, A
         client.get_registered_model(names.MODEL)
     except MlflowException:
         client.create_registered_model(names.MODEL)
-    known = client.search_model_versions(f"name = '{names.MODEL}' and run_id = '{run_id}'")
-    if known:
-        version = known[0].version
+    registered = client.search_model_versions(f"name = '{names.MODEL}' and run_id = '{run_id}'")
+    if registered:
+        version = registered[0].version
     else:
         source = f"{client.get_run(run_id).info.artifact_uri}/{ARTIFACT_FOLDER}"
         tags = {

@@ -123,14 +123,14 @@ def folds(shop: Shop, config: RankerConfig) -> list[int]:
     from training.trainer import possible_folds
 
     earlier = replace(config, fold_offsets=tuple(offset + 1 for offset in config.fold_offsets))
-    found = possible_folds(shop, earlier)
-    if not found:
+    possible = possible_folds(shop, earlier)
+    if not possible:
         raise InputError(
             "there is no interval to try configurations in",
             where="the table of training lists",
             cure="land more intervals, or lower CARTWHEEL_FOLD_OFFSETS",
         )
-    return found
+    return possible
 
 
 def try_one(
@@ -155,10 +155,10 @@ def try_one(
     from training.fitting import fit
     from training.trainer import Retrieval, learning_intervals, write_examples
 
-    for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if left.user_attrs.get(TASK) == task:
-            study.tell(left.number, state=TrialState.FAIL)
-            study.enqueue_trial(left.params)
+    for broken in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if broken.user_attrs.get(TASK) == task:
+            study.tell(broken.number, state=TrialState.FAIL)
+            study.enqueue_trial(broken.params)
     trial = study.ask(space(config))
     trial.set_user_attr(TASK, task)
     chosen, retrieve = at(trial.params, config), Retrieval(shop, config)
@@ -236,15 +236,15 @@ def propose(study: optuna.Study, folder: Path, config: RankerConfig, confidence:
     """
     from optuna.trial import TrialState
 
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    here = [trial for trial in done if trial.params == point(config)]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    here = [trial for trial in complete if trial.params == point(config)]
     if not here:
         raise InputError(
             "the configuration there is was not tried to its end, so nothing can be held against it",
             where=str(folder),
             cure="see the logs of the trials; run the search again, with more minutes",
         )
-    first, best = here[0], max(done, key=lambda trial: trial.value or 0.0)
+    first, best = here[0], max(complete, key=lambda trial: trial.value or 0.0)
     ours, theirs = (np.load(_scores_path(folder, trial.number)) for trial in (best, first))
     gain = paired_difference(ours["ndcg"], theirs["ndcg"], confidence, ours["users"])
     before, after = asdict(config), asdict(at(best.params, config))

@@ -92,8 +92,8 @@ class Retrieval:
             self._items[as_of] = items_as_of(self.shop, as_of, self._config)
         history = stored_history(shop, users, as_of, self._config)
         with tf.device("/CPU:0"):  # a GPU adds up in another order each time, and is no faster
-            found: Candidates = self._graph(history, tf.constant(len(users), tf.int64), self._items[as_of])
-        return found
+            candidate: Candidates = self._graph(history, tf.constant(len(users), tf.int64), self._items[as_of])
+        return candidate
 
 
 def list_candidates(
@@ -105,14 +105,14 @@ def list_candidates(
         `chosen` `[num_chosen]` places in `lists`, their candidates (list ids from 0), and `[num_candidates]` labels.
     """
     num_items = len(shop.item_ids)
-    taken = np.repeat(np.arange(len(lists)), lists.num_targets) * num_items + lists.targets
-    taken.sort()
+    target_keys = np.repeat(np.arange(len(lists)), lists.num_targets) * num_items + lists.targets
+    target_keys.sort()
     for start in range(0, len(lists), LISTS_AT_ONCE):
         chosen = np.arange(start, min(start + LISTS_AT_ONCE, len(lists)))
-        found = retrieve(shop, lists.users[chosen], lists.as_of)
-        keys = (found.list_ids.numpy() + chosen[0]) * num_items + found.items.numpy()
-        places = np.minimum(np.searchsorted(taken, keys), len(taken) - 1)
-        yield chosen, found, taken[places] == keys
+        candidate = retrieve(shop, lists.users[chosen], lists.as_of)
+        keys = (candidate.list_ids.numpy() + chosen[0]) * num_items + candidate.items.numpy()
+        places = np.minimum(np.searchsorted(target_keys, keys), len(target_keys) - 1)
+        yield chosen, candidate, target_keys[places] == keys
 
 
 def sampled_examples(
@@ -120,18 +120,18 @@ def sampled_examples(
 ) -> Iterator[Examples]:
     """Sampled candidates of the lists of one interval, which the intervals before it explain, some lists at a time."""
     count = feature_names(config).index("count")
-    for chosen, found, labels in list_candidates(shop, shop.lists[as_of], retrieve):
-        features = found.features.numpy()
+    for chosen, candidate, labels in list_candidates(shop, shop.lists[as_of], retrieve):
+        features = candidate.features.numpy()
         # Often-taken items are the hard negatives: they are kept more often (log1p(count) of 3 purchases is 1.4).
         chance = np.minimum(config.negative_share * (1.0 + features[:, count]), min(1.0, 4 * config.negative_share))
-        kept = labels | (generator.random(len(labels)) < chance)
+        in_sample = labels | (generator.random(len(labels)) < chance)
         chance = np.where(labels, 1.0, chance)
         yield Examples(
-            features[kept].astype(np.float16),
-            found.items.numpy()[kept].astype(np.int32),
-            labels[kept].astype(np.uint8),
-            np.log(chance[kept]).astype(np.float32),
-            np.bincount(found.list_ids.numpy()[kept], minlength=len(chosen)),
+            features[in_sample].astype(np.float16),
+            candidate.items.numpy()[in_sample].astype(np.int32),
+            labels[in_sample].astype(np.uint8),
+            np.log(chance[in_sample]).astype(np.float32),
+            np.bincount(candidate.list_ids.numpy()[in_sample], minlength=len(chosen)),
         )
 
 
@@ -189,13 +189,13 @@ def recommend(
         num_places: the most that a list may have; by default as many as are served.
     """
     rows = []
-    for chosen, found, _ in list_candidates(shop, lists, retrieve):
-        scores = ranker(found.features, found.items)
-        ids = found.list_ids.numpy()
+    for chosen, candidate, _ in list_candidates(shop, lists, retrieve):
+        scores = ranker(candidate.features, candidate.items)
+        ids = candidate.list_ids.numpy()
         order = np.lexsort((-scores.numpy(), ids))
         starts = np.searchsorted(ids[order], np.arange(len(chosen)))
         k = min(num_places or config.top_k, int(np.diff(np.append(starts, len(ids))).min()))
-        rows.append(found.items.numpy()[order[starts[:, None] + np.arange(k)]])
+        rows.append(candidate.items.numpy()[order[starts[:, None] + np.arange(k)]])
     k = min(row.shape[1] for row in rows)
     return np.concatenate([row[:, :k] for row in rows])
 
@@ -207,8 +207,8 @@ def learning_intervals(shop: Shop, as_of: int, config: RankerConfig) -> list[int
 
 def possible_folds(shop: Shop, config: RankerConfig) -> list[int]:
     """Intervals to evaluate on, first ones first: those with lists, and with lists before them to learn from."""
-    wanted = sorted(shop.coming - offset for offset in config.fold_offsets)
-    return [fold for fold in wanted if fold in shop.usable_intervals and learning_intervals(shop, fold, config)]
+    folds = sorted(shop.coming - offset for offset in config.fold_offsets)
+    return [fold for fold in folds if fold in shop.usable_intervals and learning_intervals(shop, fold, config)]
 
 
 def num_intervals(config: RankerConfig) -> int:

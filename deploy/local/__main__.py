@@ -88,8 +88,8 @@ def logs(
     folder = settings().home_dir / "logs"
     path = folder / f"{name}.log"
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in folder.glob("*.log"))) or "none yet"
-        raise InputError(f"no log of {name!r}", where=str(folder), cure=f"name one of these: {known}")
+        names_of_logs = ", ".join(sorted(log.stem for log in folder.glob("*.log"))) or "none yet"
+        raise InputError(f"no log of {name!r}", where=str(folder), cure=f"name one of these: {names_of_logs}")
     with suppress(KeyboardInterrupt):
         subprocess.run(["tail", "-n", str(lines), *(["-F"] if follow else []), "--", str(path)], check=True)
 

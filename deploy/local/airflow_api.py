@@ -88,18 +88,18 @@ def get_run(airflow: httpx.Client, dag_id: str, run_id: str) -> Run:
 
 def list_runs(airflow: httpx.Client, dag_id: str) -> list[Run]:
     """All runs of a DAG, the earliest first."""
-    return [_run(found) for found in _pages(airflow, f"/dags/{dag_id}/dagRuns", "dag_runs", order_by="run_after")]
+    return [_run(each) for each in _pages(airflow, f"/dags/{dag_id}/dagRuns", "dag_runs", order_by="run_after")]
 
 
 def list_tasks(airflow: httpx.Client, dag_id: str, run_id: str) -> list[Task]:
     """The task instances of a run, in order of their start; those not started come last."""
-    found = _pages(airflow, f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
+    instances = _pages(airflow, f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
     tasks = [
         Task(
             task_id=each["task_id"], map_index=each["map_index"], state=each["state"], try_number=each["try_number"],
             started=_time(each["start_date"]), seconds=float(each["duration"] or 0.0),
         )
-        for each in found
+        for each in instances
     ]  # fmt: skip
     return sorted(tasks, key=lambda task: (task.started is None, (task.started and task.started.timestamp()) or 0.0))
 
@@ -117,9 +117,9 @@ def wait_for_dag(airflow: httpx.Client, dag_id: str, *, deadline_s: float = 120.
             break
         errors = _request(airflow, "GET", "/importErrors").json()["import_errors"]
         if time.monotonic() > end:
-            said = errors[0]["stack_trace"].strip().splitlines()[-1] if errors else "Airflow has not read its file"
+            reason = errors[0]["stack_trace"].strip().splitlines()[-1] if errors else "Airflow has not read its file"
             raise InputError(
-                f"DAG {dag_id} does not appear: {said}",
+                f"DAG {dag_id} does not appear: {reason}",
                 where=errors[0]["filename"] if errors else "dags/",
                 cure="correct that file, or see `python -m deploy.local logs airflow-dag-processor`",
             )
@@ -152,19 +152,19 @@ def _request(
 
 
 def _pages(airflow: httpx.Client, path: str, key: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-    seen = 0
+    offset = 0
     while True:
-        page = _request(airflow, "GET", path, params={"limit": PAGE, "offset": seen, **parameters}).json()
+        page = _request(airflow, "GET", path, params={"limit": PAGE, "offset": offset, **parameters}).json()
         yield from page[key]
-        seen += len(page[key])
-        if not page[key] or seen >= page["total_entries"]:
+        offset += len(page[key])
+        if not page[key] or offset >= page["total_entries"]:
             return
 
 
-def _run(found: dict[str, Any]) -> Run:
+def _run(dag_run: dict[str, Any]) -> Run:
     return Run(
-        dag_id=found["dag_id"], run_id=found["dag_run_id"], state=found["state"], conf=found["conf"] or {},
-        started=_time(found["start_date"]), ended=_time(found["end_date"]),
+        dag_id=dag_run["dag_id"], run_id=dag_run["dag_run_id"], state=dag_run["state"], conf=dag_run["conf"] or {},
+        started=_time(dag_run["start_date"]), ended=_time(dag_run["end_date"]),
     )  # fmt: skip
 
 

@@ -65,16 +65,16 @@ def archive_classes(settings: Settings, java: Java) -> None:
         if not is_missing(settings, java):  # another installation has made it while we waited
             return
         archive.unlink(missing_ok=True)
-        made = archive.with_suffix(".part")
+        part = archive.with_suffix(".part")
         own = {
             "CARTWHEEL_HOME": folder,
             "CARTWHEEL_CACHE": str(settings.cache_dir),
             "JAVA_HOME": str(java.home),
-            "JDK_JAVA_OPTIONS": f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={made}",
+            "JDK_JAVA_OPTIONS": f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={part}",
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")}
         with archive.with_suffix(".log").open("wb") as log:
-            done = subprocess.run(
+            result = subprocess.run(
                 [sys.executable, "-c", _REHEARSAL],
                 cwd=REPOSITORY,
                 env=inherited | own,
@@ -82,6 +82,6 @@ def archive_classes(settings: Settings, java: Java) -> None:
                 stderr=log,
                 check=False,
             )
-        if done.returncode == 0 and made.exists():
-            made.rename(archive)
+        if result.returncode == 0 and part.exists():
+            part.rename(archive)
         write_text(_stamp(settings), _build(java))

@@ -38,11 +38,11 @@ def verify(folder: Path, lock: dict[str, str]) -> None:
     Raises:
         InputError: a file is missing, changed or unexpected.
     """
-    found = digests(folder)
+    digest_by_name = digests(folder)
     wrong = [
-        *(f"{name} is missing" for name in lock.keys() - found.keys()),
-        *(f"{name} is unexpected" for name in found.keys() - lock.keys()),
-        *(f"{name} has a wrong sha256" for name in lock.keys() & found.keys() if lock[name] != found[name]),
+        *(f"{name} is missing" for name in lock.keys() - digest_by_name.keys()),
+        *(f"{name} is unexpected" for name in digest_by_name.keys() - lock.keys()),
+        *(f"{name} has a wrong sha256" for name in lock.keys() & digest_by_name.keys() if lock[name] != digest_by_name[name]),
     ]  # fmt: skip
     if wrong:
         raise InputError(

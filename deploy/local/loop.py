@@ -76,19 +76,19 @@ class Loop:
         self._console.print(f"  [green]✓[/] {name} [dim]{stage.seconds:.0f} s[/]")
         return result
 
-    def stage(self, name: str, dag_id: str, done: Callable[[], bool], conf: dict[str, Any] | None = None) -> None:
+    def stage(self, name: str, dag_id: str, is_done: Callable[[], bool], conf: dict[str, Any] | None = None) -> None:
         """Wait until `done`, which the DAG brings about.
 
         Args:
             conf: trigger the DAG at once with these parameters; without, its asset wakes it.
         """
-        self.measured(name, lambda: self._bring_about(dag_id, done, conf))
+        self.measured(name, lambda: self._bring_about(dag_id, is_done, conf))
 
-    def _bring_about(self, dag_id: str, done: Callable[[], bool], conf: dict[str, Any] | None) -> None:
+    def _bring_about(self, dag_id: str, is_done: Callable[[], bool], conf: dict[str, Any] | None) -> None:
         started, quiet_since = datetime.now(UTC), time.monotonic()
         wake_at_once, in_vain = conf is not None, 0
         end = time.monotonic() + DEADLINE_S
-        while not done():
+        while not is_done():
             runs = airflow_api.list_runs(self._airflow, dag_id)
             active = [run for run in runs if run.state not in airflow_api.ENDED]
             failed = [run for run in runs if run.state == "failed" and run.ended and run.ended > started]
@@ -225,11 +225,11 @@ def _look_at_data(num_intervals: int) -> dict[str, Any]:
         ).returncode
     if status != 0:
         lines = log.read_text().splitlines()
-        said = next(
+        message = next(
             (line.split("error: ", 1)[1] for line in reversed(lines) if "error: " in line), "the data check failed"
         )
         raise InputError(
-            said.rstrip("."), where=str(settings().dataset_path), cure=f"see {log} and docs/bring-your-own-data.md"
+            message.rstrip("."), where=str(settings().dataset_path), cure=f"see {log} and docs/bring-your-own-data.md"
         )
     return read_json(path)
 
@@ -255,9 +255,9 @@ def run_loop(*, intervals: int | None, with_challenger: bool = False) -> int:
         airflow_api.connect(settings().airflow_url, "admin", secrets.airflow_admin_password) as airflow,
     ):
         loop = Loop(airflow, sampler, console, timings)
-        found = loop.measured("check of the data", lambda: _look_at_data(replayed))
-        last = int(found["last_complete_interval"])
-        replayed = max(0, min(replayed, last - int(found["first_interval"]) - 2))
+        facts = loop.measured("check of the data", lambda: _look_at_data(replayed))
+        last = int(facts["last_complete_interval"])
+        replayed = max(0, min(replayed, last - int(facts["first_interval"]) - 2))
         live = range(last - replayed + 1, last + 1)
         try:
             loop.measured(
@@ -270,7 +270,7 @@ def run_loop(*, intervals: int | None, with_challenger: bool = False) -> int:
                 loop.train_challenger()
             for interval in live:
                 if not progress.landed(interval):
-                    loop.open_shop(interval, found["active_users"][str(interval)], dataset)
+                    loop.open_shop(interval, facts["active_users"][str(interval)], dataset)
                 loop.advance(interval, dataset)
         except StageFailed as failure:
             console.print(f"\n[red]✗[/] {failure}", highlight=False)

@@ -92,13 +92,13 @@ def prepare(settings: Settings, secrets: Secrets) -> list[str]:
     password.write_text(secrets.postgres_password, encoding="utf-8")
     for path in (staging, password):
         os.chown(path, user.uid, user.gid)
-    done = _as(user, [
+    result = _as(user, [
         str(binaries() / "initdb"), "-D", str(staging / "data"), "-U", "postgres", "--auth=scram-sha-256",
         f"--pwfile={password}", "--encoding=UTF8", "--no-locale",
     ])  # fmt: skip
-    if done.returncode != 0:
+    if result.returncode != 0:
         raise InputError(
-            f"initdb failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}", where=str(staging),
+            f"initdb failed: {(result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]}", where=str(staging),
             cure="give it a disk with space and file owners, or name a PostgreSQL in CARTWHEEL_DATABASE_URL",
         )  # fmt: skip
     (staging / "data").rename(data)

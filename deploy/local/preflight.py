@@ -14,35 +14,35 @@ FREE_DISK_GIB = 2
 
 def ports(settings: Settings) -> dict[str, int]:
     """Setting by setting, the ports that this installation's own servers listen on."""
-    wanted = {
+    port_by_setting = {
         "airflow_port": settings.airflow_port,
         "gateway_port": settings.gateway_port,
         "gateway_metrics_port": settings.gateway_metrics_port,
     }
     if not settings.mlflow_tracking_uri:
-        wanted["mlflow_port"] = settings.mlflow_port
+        port_by_setting["mlflow_port"] = settings.mlflow_port
     if not settings.database_url:
-        wanted["postgres_port"] = settings.postgres_port
+        port_by_setting["postgres_port"] = settings.postgres_port
     if not settings.serving_url:
-        wanted["rest_port"] = settings.rest_port
-    return wanted
+        port_by_setting["rest_port"] = settings.rest_port
+    return port_by_setting
 
 
-def check_ports(host: str, wanted: dict[str, int]) -> None:
+def check_ports(host: str, port_by_setting: dict[str, int]) -> None:
     """Check that every port is free on `host` and wanted once.
 
     Raises:
         InputError: it is not; names the port and its setting.
     """
-    taken: dict[int, str] = {}
-    for setting, port in wanted.items():
+    variable_by_port: dict[int, str] = {}
+    for setting, port in port_by_setting.items():
         variable = f"CARTWHEEL_{setting.upper()}"
-        if port in taken:
+        if port in variable_by_port:
             raise InputError(
-                f"port {port} is given to both {taken[port]} and {variable}", where="the settings",
+                f"port {port} is given to both {variable_by_port[port]} and {variable}", where="the settings",
                 cure=f"give {variable} another port",
             )  # fmt: skip
-        taken[port] = variable
+        variable_by_port[port] = variable
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,11 +52,11 @@ def check_ports(host: str, wanted: dict[str, int]) -> None:
                 raise InputError(
                     f"port {port} on {host} cannot be used: {(error.strerror or str(error)).lower()}",
                     where=variable,
-                    cure=f"stop what listens there, or take another port: {variable}={_other(host, family)}",
+                    cure=f"stop what listens there, or take another port: {variable}={_free_port(host, family)}",
                 ) from None
 
 
-def _other(host: str, family: socket.AddressFamily) -> int:
+def _free_port(host: str, family: socket.AddressFamily) -> int:
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind((host, 0))

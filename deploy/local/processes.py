@@ -31,13 +31,13 @@ def marked(home: Path) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found: dict[int, psutil.Process] = {}
+    process_by_pid: dict[int, psutil.Process] = {}
     while mine:
         process = mine.pop()
-        if process.pid not in found and process.pid not in spared:
-            found[process.pid] = process
+        if process.pid not in process_by_pid and process.pid not in spared:
+            process_by_pid[process.pid] = process
             mine += children.get(process.pid, [])
-    return list(found.values())
+    return list(process_by_pid.values())
 
 
 def sweep(home: Path, *, grace_s: float = 8.0) -> int:
@@ -46,11 +46,11 @@ def sweep(home: Path, *, grace_s: float = 8.0) -> int:
     Returns:
         How many there were.
     """
-    known: set[psutil.Process] = set()
+    family: set[psutil.Process] = set()
     for force in (False, True, True):  # twice by force: a process may have been started meanwhile
         # A child without the marker is found through its parent, and must not be forgotten when that has ended.
-        known |= set(marked(home))
-        alive = [process for process in known if _alive(process)]
+        family |= set(marked(home))
+        alive = [process for process in family if _alive(process)]
         for process in alive:
             with suppress(psutil.Error):
                 # PostgreSQL waits for its clients on SIGTERM, and not on SIGINT.
@@ -61,7 +61,7 @@ def sweep(home: Path, *, grace_s: float = 8.0) -> int:
             alive = [process for process in psutil.wait_procs(alive, timeout=0.2)[1] if _alive(process)]
         if not alive and not marked(home):
             break
-    return len(known)
+    return len(family)
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -59,9 +59,9 @@ def programs(settings: Settings) -> list[Program]:
         InputError: the serving package does not say how to start the model server.
     """
     airflow = [sys.executable, "-m", "airflow"]
-    found: list[Program] = []
+    services: list[Program] = []
     if not settings.database_url:
-        found.append(
+        services.append(
             Program(
                 POSTGRES,
                 postgres.command(settings),
@@ -72,18 +72,18 @@ def programs(settings: Settings) -> list[Program]:
                 url=f"postgresql://127.0.0.1:{settings.postgres_port}",
             )
         )
-    found.append(Program(MIGRATE, [*airflow, "db", "migrate"], group="migration", one_shot=True))
+    services.append(Program(MIGRATE, [*airflow, "db", "migrate"], group="migration", one_shot=True))
     if not settings.mlflow_tracking_uri:
         server = ["server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
-        found.append(Program(MLFLOW, [sys.executable, "-m", "mlflow", *server], url=settings.mlflow_uri))
+        services.append(Program(MLFLOW, [sys.executable, "-m", "mlflow", *server], url=settings.mlflow_uri))
     if not settings.serving_url:
         url = f"{settings.serving_urls[0]}/v1/models/{MODEL}"
-        found.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
+        services.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
     gateway = shlex.split(serving_verb("command", "--gateway"))
-    found.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{MODEL}"))
+    services.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{MODEL}"))
     # Without --skip-serve-logs a log server would listen on every interface; the api-server reads the files itself.
     return [
-        *found,
+        *services,
         Program(API_SERVER, [*airflow, "api-server"], url=settings.airflow_url, needs_schema=True),
         Program(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], needs_schema=True),
         Program(DAG_PROCESSOR, [*airflow, "dag-processor"], needs_schema=True),
@@ -99,13 +99,13 @@ def serving_verb(*words: str) -> str:
         InputError: it failed.
     """
     argv = [sys.executable, "-m", "serving", *words]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-    if done.returncode != 0:
+    result = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    if result.returncode != 0:
         raise InputError(
-            f"`python -m serving {' '.join(words)}` failed: {''.join(done.stderr.strip().splitlines()[-1:])}", where="serving",
+            f"`python -m serving {' '.join(words)}` failed: {''.join(result.stderr.strip().splitlines()[-1:])}", where="serving",
             cure="run that command to see why",
         )  # fmt: skip
-    return done.stdout
+    return result.stdout
 
 
 def healthy(client: httpx.Client, program: Program, airflow_url: str, started: float) -> bool:

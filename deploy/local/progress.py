@@ -28,8 +28,8 @@ def landed(interval: int) -> bool:
         commits = DeltaTable(str(BRONZE_EVENTS.path)).history()
     except TableNotFoundError:
         return False
-    told = (json.loads(commit.get("userMetadata") or "{}").get("through") for commit in commits)
-    return next((int(through) for through in told if through is not None), interval - 1) >= interval
+    throughs = (json.loads(commit.get("userMetadata") or "{}").get("through") for commit in commits)
+    return next((int(through) for through in throughs if through is not None), interval - 1) >= interval
 
 
 def features_ready(coming: int) -> bool:

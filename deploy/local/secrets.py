@@ -35,15 +35,15 @@ def read_or_create(path: Path) -> Secrets:
     """
     with locked(path.with_name(f".{path.name}.lock")):
         try:
-            known = read_json(path)
-            made = Secrets(**{each.name: known[each.name] for each in fields(Secrets) if each.name in known})
+            stored = read_json(path)
+            complete = Secrets(**{each.name: stored[each.name] for each in fields(Secrets) if each.name in stored})
         except (InputError, TypeError) as error:
             raise InputError(
                 f"the secrets cannot be read: {type(error).__name__}",
                 where=str(path),
                 cure="restore the file, or remove the whole folder it lies in to start afresh",
             ) from None
-        if known | asdict(made) != known:
-            write_json(path, known | asdict(made), mode=0o600)
+        if stored | asdict(complete) != stored:
+            write_json(path, stored | asdict(complete), mode=0o600)
         path.chmod(0o600)
-        return made
+        return complete

@@ -111,8 +111,8 @@ def up(settings: Settings, console: Console) -> dict[str, str]:
     with locked(home / "run" / "up.lock", what="this installation is being started already"):
         secrets = read_or_create(settings.secrets_path)
         added = added_environment(settings, java)
-        wanted = catalogue.programs(settings)
-        configuration = catalogue.render(wanted, home, socket_path(home))
+        programs = catalogue.programs(settings)
+        configuration = catalogue.render(programs, home, socket_path(home))
         # The PATH differs from terminal to terminal and is no reason to restart.
         compared = {name: value for name, value in added.items() if name != "PATH"}
         fingerprint = hashlib.sha256(json.dumps([configuration, compared], sort_keys=True).encode()).hexdigest()
@@ -140,7 +140,7 @@ def up(settings: Settings, console: Console) -> dict[str, str]:
                     catalogue.serving_verb("initialise")
                 supervisor = launch(home, home / "run" / "supervisord.conf", added)
                 write_text(home / "run" / "fingerprint", fingerprint)
-            _start(settings, secrets, supervisor, wanted, console)
+            _start(settings, secrets, supervisor, programs, console)
         except BaseException:
             with undisturbed():
                 down(settings, console)
@@ -149,9 +149,9 @@ def up(settings: Settings, console: Console) -> dict[str, str]:
 
 
 def _start(
-    settings: Settings, secrets: Secrets, supervisor: Supervisor, wanted: list[Program], console: Console
+    settings: Settings, secrets: Secrets, supervisor: Supervisor, programs: list[Program], console: Console
 ) -> None:
-    home, named = settings.home_dir, {program.name: program for program in wanted}
+    home, named = settings.home_dir, {program.name: program for program in programs}
     if catalogue.POSTGRES in named:
         supervisor.start(named[catalogue.POSTGRES].address)
     with step(console, "PostgreSQL"):
@@ -159,7 +159,7 @@ def _start(
         embedded = [catalogue.POSTGRES] if catalogue.POSTGRES in named else []
         postgres.wait_and_create(settings, secrets, databases, lambda: _check_alive(home, supervisor, embedded))
 
-    services = [program for program in wanted if program.group == catalogue.SERVICES]
+    services = [program for program in programs if program.group == catalogue.SERVICES]
     for program in services:
         if not program.needs_schema:
             supervisor.start(program.address)

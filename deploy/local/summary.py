@@ -36,15 +36,15 @@ WHO = {
 
 def task_seconds(airflow: httpx.Client) -> list[dict[str, Any]]:
     """How long each task of the latest runs took that did something, in order of the loop."""
-    found = []
+    rows = []
     for dag_id in names.DAGS:
         for run in airflow_api.list_runs(airflow, dag_id)[-5:]:
             for task in airflow_api.list_tasks(airflow, dag_id, run.run_id):
                 if task.state == "success":
-                    found.append(
+                    rows.append(
                         {"dag": dag_id, "run": run.run_id, "task": task.task_id, "seconds": round(task.seconds, 1)}
                     )
-    return found
+    return rows
 
 
 def examples(interval: int) -> dict[str, dict[str, Any]]:
@@ -85,7 +85,7 @@ def build(
     evaluation = progress.evaluation_of(version) if version is not None else {}
     shown = examples(max(live)) if live else {}
     rest = f"{chosen.gateway_url}/v1/models/{names.MODEL}:predict"
-    asked = shown["best"]["user_id"] if shown else "somebody"
+    example_user = shown["best"]["user_id"] if shown else "somebody"
     home = (
         ""
         if chosen.home == type(chosen).model_fields["home"].default
@@ -120,7 +120,7 @@ def build(
         "urls": {"airflow": chosen.airflow_url, "mlflow": chosen.mlflow_uri, "endpoint": rest},
         "login": {"user": "admin", "password_in": str(chosen.secrets_path)},
         "curl": f'curl -s -H "Authorization: Bearer {token}" '
-        f"{rest} -d '{json.dumps({'instances': [{'user_id': asked}]})}'",
+        f"{rest} -d '{json.dumps({'instances': [{'user_id': example_user}]})}'",
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -134,20 +134,20 @@ def gain(mean: float, half_width: float | None) -> str:
 
 def gains_of_evaluation(evaluation: dict[str, Any]) -> dict[str, str]:
     """By baseline."""
-    found = {}
+    gains = {}
     for who, paired in evaluation["paired"].items():
         mean, lower = paired[NDCG]["mean"], paired[NDCG]["lower"]
-        found[who] = gain(mean, None if lower is None else mean - lower)
-    return found
+        gains[who] = gain(mean, None if lower is None else mean - lower)
+    return gains
 
 
 def live_gains(live: dict[str, Any]) -> dict[str, str]:
     """By baseline; `ndcg_behind` is the lower bound of what the baseline has more than the model."""
-    means, found = live["means"], {}
+    means, gains = live["means"], {}
     for who, behind in live["ndcg_behind"].items():
         ahead = means["model"][NDCG] - means[who][NDCG]
-        found[who] = gain(ahead, None if behind is None else -ahead - behind)
-    return found
+        gains[who] = gain(ahead, None if behind is None else -ahead - behind)
+    return gains
 
 
 def _metrics(title: str, means: dict[str, dict[str, float]], gains: dict[str, str]) -> Table:
@@ -207,8 +207,8 @@ MARKS = {
 
 
 def _rollout(changes: list[dict[str, Any]]) -> Table:
-    told = [change for change in changes if change["what"] in MARKS]
-    reasons = [f"version {change['version']} {change['what']}: {change['why']}" for change in told if change["why"]]
+    marks = [change for change in changes if change["what"] in MARKS]
+    reasons = [f"version {change['version']} {change['what']}: {change['why']}" for change in marks if change["why"]]
     table = Table(
         title="How versions came to their traffic",
         title_justify="left",
@@ -219,11 +219,11 @@ def _rollout(changes: list[dict[str, Any]]) -> Table:
     table.add_column("")
     for name in ("predictions", "failed", "hit rate", "champion's"):
         table.add_column(name, justify="right")
-    for change in told:
-        seen = change["evidence"]
+    for change in marks:
+        evidence = change["evidence"]
         role = f" as {change['state']} at {change['share']:.0%}" if change["share"] else ""
-        rates = [f"{seen[name]:.3f}" if name in seen else "" for name in ("hit_rate", "stable_hit_rate")]
-        counts = [f"{seen[name]:,}" if name in seen else "" for name in ("requests", "failed")]
+        rates = [f"{evidence[name]:.3f}" if name in evidence else "" for name in ("hit_rate", "stable_hit_rate")]
+        counts = [f"{evidence[name]:,}" if name in evidence else "" for name in ("requests", "failed")]
         table.add_row(f"{MARKS[change['what']]} version {change['version']} {change['what']}{role}", *counts, *rates)
     return table
 
@@ -257,19 +257,19 @@ def show(
         intervals = ", ".join(str(fold["as_of"]) for fold in summary["evaluation"]["folds"])
         title = f"Evaluation on intervals {intervals}, none of them seen in training"
         console.print(_metrics(title, means, gains_of_evaluation(summary["evaluation"])))
-    for interval, seen in summary["live"].items():
-        for version, metrics in (seen["metrics"] or {}).items():
+    for interval, watch in summary["live"].items():
+        for version, metrics in (watch["metrics"] or {}).items():
             title = (
-                f"Live in interval {interval} from {seen['start'][:10]}, version {version}: {metrics['num_users']} users, "
+                f"Live in interval {interval} from {watch['start'][:10]}, version {version}: {metrics['num_users']} users, "
                 f"p50 {metrics['latency_p50_ms']:.1f} ms, p99 {metrics['latency_p99_ms']:.1f} ms"
             )
             if metrics["means"]:
                 console.print(_metrics(title, metrics["means"], live_gains(metrics)))
             else:
                 console.print(f"{title}; nobody took anything, so there is nothing to measure by")
-        if seen["decision"]:
+        if watch["decision"]:
             console.print(
-                f"Monitoring: {_verb(seen['decision'])}: {'; '.join(seen['decision']['reasons'])}\n",
+                f"Monitoring: {_verb(watch['decision'])}: {'; '.join(watch['decision']['reasons'])}\n",
                 highlight=False,
             )
     if summary["rollout"]:
@@ -311,8 +311,8 @@ def numbers(summary: dict[str, Any]) -> str:
         "",
         *table(evaluation["means"]),
     ]
-    for interval, seen in summary["live"].items():
-        for live in seen["metrics"].values():
+    for interval, watch in summary["live"].items():
+        for live in watch["metrics"].values():
             lines += ["", f"Live in week {interval}, {live['num_users']:,} households:", "", *table(live["means"])]
             lines += [
                 "",

@@ -35,8 +35,8 @@ def socket_path(home: Path) -> Path:
     name = f"cartwheel-{os.geteuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:12]}"
     folder = Path("/tmp", name)  # noqa: S108 - checked below to be ours and private
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    stats = folder.lstat()
+    if not stat.S_ISDIR(stats.st_mode) or stats.st_uid != os.geteuid() or stats.st_mode & 0o077:
         raise InputError(
             "this is not a private folder of ours", where=str(folder),
             cure="remove it, or set CARTWHEEL_HOME to a shorter path",
@@ -108,5 +108,5 @@ def launch(home: Path, configuration: Path, environment: Mapping[str, str], dead
         time.sleep(0.1)
     process.kill()
     process.wait()
-    said = errors.read_text(errors="replace").strip().splitlines()[-1:]
-    raise InputError(f"supervisord did not start: {''.join(said)}", where=str(errors), cure="read that file")
+    last_line = errors.read_text(errors="replace").strip().splitlines()[-1:]
+    raise InputError(f"supervisord did not start: {''.join(last_line)}", where=str(errors), cure="read that file")

@@ -94,10 +94,10 @@ def data_docs(path: str) -> Response:
     """
     folder = status.docs_folder().resolve()
     try:
-        found = (folder / path).resolve()
+        file = (folder / path).resolve()
     except (OSError, ValueError):  # a null byte, a loop of links
         raise HTTPException(404) from None
-    if not found.is_relative_to(folder) or not found.is_file():
+    if not file.is_relative_to(folder) or not file.is_file():
         raise HTTPException(404)
     scripts = f"{_NO_CONTENT_FROM_ELSEWHERE}; script-src 'unsafe-inline'"
-    return FileResponse(found, headers=_HEADERS | {"Content-Security-Policy": scripts})
+    return FileResponse(file, headers=_HEADERS | {"Content-Security-Policy": scripts})

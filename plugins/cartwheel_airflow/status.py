@@ -106,27 +106,29 @@ def gates() -> list[GateVerdict]:
 
 def decision() -> dict[str, Any]:
     """What monitoring decided last: interval, retrain, reasons; empty when it has not yet."""
-    found = [path for path in (settings().reports_dir / "monitoring").glob("*.json") if path.stem.lstrip("-").isdigit()]
-    if not found:
+    reports = [
+        path for path in (settings().reports_dir / "monitoring").glob("*.json") if path.stem.lstrip("-").isdigit()
+    ]
+    if not reports:
         return {}
-    told = read_json(max(found, key=lambda path: int(path.stem)))
-    return {"interval": _label(int(told["interval"])), **told["decision"]}
+    report = read_json(max(reports, key=lambda path: int(path.stem)))
+    return {"interval": _label(int(report["interval"])), **report["decision"]}
 
 
 def rollout() -> dict[str, Any]:
     """The document of the rollout: which version serves, which is on its way, and the last change; empty before the first."""
-    found: dict[str, Any] = read_json(settings().serving_dir / "rollout.json")
-    return found
+    document: dict[str, Any] = read_json(settings().serving_dir / "rollout.json")
+    return document
 
 
 def changes() -> list[dict[str, Any]]:
     """The last changes of what serves whom, newest first. A torn line counts as not written."""
     path = settings().serving_dir / "history.jsonl"
-    found: list[dict[str, Any]] = []
+    newest_first: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines()[-SHOWN_CHANGES:] if path.exists() else []:
         with suppress(ValueError):
-            found.insert(0, json.loads(line))
-    return found
+            newest_first.insert(0, json.loads(line))
+    return newest_first
 
 
 def _label(interval: int) -> str:
@@ -207,16 +209,16 @@ def _redrive(source: str, reason: str) -> str:
 
 
 def _verdict(name: str, path: Path) -> GateVerdict:
-    found = read_json(path)
-    if not found:
+    content = read_json(path)
+    if not content:
         return GateVerdict(name, None, "no verdict yet", None, (), ())
-    suites = [suite for table in found.get("table_versions", {}) for suite in (table, f"{table}_facts")]
+    suites = [suite for table in content.get("table_versions", {}) for suite in (table, f"{table}_facts")]
     return GateVerdict(
         name=name,
-        passed=found.get("passed") is True,
-        line=str(found.get("line", "")),
+        passed=content.get("passed") is True,
+        line=str(content.get("line", "")),
         time=datetime.fromtimestamp(path.stat().st_mtime, UTC),
-        failures=tuple(_failure(failure) for failure in found.get("failures", [])),
+        failures=tuple(_failure(failure) for failure in content.get("failures", [])),
         suites=tuple(_with_page(suites)),
     )
 

@@ -49,10 +49,10 @@ def arms(step: int) -> dict[str, Arm]:
             count = counts.setdefault(series["arm"], [0, 0])
             count[0] += value
             count[1] += value * (series["status"] != "200" or bool(series["fallback"]))
-    for name, found in percentiles.items():
+    for name, quantiles_ms in percentiles.items():
         series = _SERIES.fullmatch(name)
         if series and int(series["step"]) == step and series["status"] == "200" and not series["fallback"]:
-            latencies_ms[series["arm"]] = found
+            latencies_ms[series["arm"]] = quantiles_ms
     answered = {}
     for arm in ("stable", "canary"):
         num_requests, num_failed = counts.get(arm, (0, 0))

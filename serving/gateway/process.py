@@ -32,10 +32,10 @@ def executable() -> str:
         InputError: there is none.
     """
     beside = Path(sys.executable).parent / "envoy"
-    found = str(beside) if beside.exists() else shutil.which("envoy")
-    if not found:
+    path = str(beside) if beside.exists() else shutil.which("envoy")
+    if not path:
         raise InputError("there is no envoy", where="the PATH", cure="run `make setup`")
-    return found
+    return path
 
 
 def command() -> list[str]:
@@ -96,11 +96,11 @@ def validate(state: Traffic) -> None:
         path = Path(folder) / "bootstrap.json"
         write_json(path, rendered(state))
         argv = [executable(), "--mode", "validate", "--config-path", str(path), "--log-level", "error"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = (done.stdout + done.stderr).strip().splitlines() or ["it says nothing"]
+        result = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        lines = (result.stdout + result.stderr).strip().splitlines() or ["it says nothing"]
         raise InputError(
-            f"Envoy refuses the gateway's configuration: {said[-1][:400]}",
+            f"Envoy refuses the gateway's configuration: {lines[-1][:400]}",
             where=str(settings().gateway_dir),
             cure="what serves is unchanged; correct the setting that it names",
         )
@@ -127,13 +127,13 @@ def put(state: Traffic) -> None:
 
 def _follows(state: Traffic) -> bool:
     """Whether the gateway has these routes in time. Nobody there counts as yes."""
-    wanted = traffic.rendered(state)["version_info"]
+    version = traffic.rendered(state)["version_info"]
     end_s = time.monotonic() + SWAP_DEADLINE_S
     try:
         with admin(timeout_s=SWAP_DEADLINE_S) as gateway:
             while time.monotonic() < end_s:
                 answer = gateway.get("/config_dump", params={"resource": "dynamic_route_configs"}).raise_for_status()
-                if any(each["version_info"] == wanted for each in answer.json().get("configs", ())):
+                if any(each["version_info"] == version for each in answer.json().get("configs", ())):
                     return True
                 time.sleep(0.01)
     except httpx.ConnectError:

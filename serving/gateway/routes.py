@@ -76,13 +76,13 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
     decided = {"headers": [{"name": DECIDED, "present_match": True}]}
     # No direct response: Envoy would skip the rules for other origins on it.
     undecided = {"cluster": NOWHERE_CLUSTER}
-    found: list[dict[str, Any]] = [
+    entries: list[dict[str, Any]] = [
         {"match": {"path": "/livez"}, "direct_response": {"status": 200, "body": {"inline_string": "live\n"}}}
     ]
     for verb, to in ((":predict", mirrored), ("(/metadata)?", action)):
         match = {"safe_regex": {"regex": model + which + verb}}
-        found += [{"match": match | decided, "route": to} | base, {"match": match, "route": undecided} | base]
-    return {"name": ROUTES, "virtual_hosts": [{"name": ROUTES, "domains": ["*"], "routes": found}]}
+        entries += [{"match": match | decided, "route": to} | base, {"match": match, "route": undecided} | base]
+    return {"name": ROUTES, "virtual_hosts": [{"name": ROUTES, "domains": ["*"], "routes": entries}]}
 
 
 def _cors(settings: Settings) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def issue(client: str, scope: str = PREDICT, *, lifetime_s: float = 90 * DAY_S) 
             cure=f"name the client, one of the scopes {', '.join(SCOPES)}, and a lifetime above zero",
         )
     key, private = _generated(client, scope, lifetime_s)
-    _change(lambda kept: [*kept, key])
+    _change(lambda keys: [*keys, key])
     claims = {"iss": OURS, "sub": client, "scope": scope, "iat": int(time.time()), "exp": key.expires_s}
     return jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": key.kid})
 
@@ -84,14 +84,14 @@ def of_client(client: str) -> list[Key]:
     Raises:
         InputError: it has none.
     """
-    held = [key for key in valid_keys() if key.client == client]
-    if not held:
+    keys = [key for key in valid_keys() if key.client == client]
+    if not keys:
         raise InputError(
             f"no client {client!r} has a token",
             where=str(_keys_path()),
             cure="`python -m serving token list` names keys and clients",
         )
-    return held
+    return keys
 
 
 def revoke(name: str) -> list[Key]:
@@ -104,13 +104,13 @@ def revoke(name: str) -> list[Key]:
         InputError: there is none.
     """
     removed = [key for key in valid_keys() if key.kid == name] or of_client(name)
-    _change(lambda kept: [key for key in kept if key not in removed])
+    _change(lambda keys: [key for key in keys if key not in removed])
     return removed
 
 
 def publish() -> None:
     """Write the file that the gateway reads, from the keys that are kept."""
-    _change(lambda kept: kept)
+    _change(lambda keys: keys)
 
 
 def _keys_path() -> Path:
@@ -119,9 +119,9 @@ def _keys_path() -> Path:
 
 def _change(change: Callable[[list[Key]], list[Key]]) -> None:
     with locked(settings().gateway_dir / ".tokens.lock"):
-        kept = change(valid_keys())
-        write_json(_keys_path(), [vars(key) for key in kept], mode=0o600)
+        keys = change(valid_keys())
+        write_json(_keys_path(), [vars(key) for key in keys], mode=0o600)
         # Envoy takes no empty set: then a key stands there whose private half nobody has.
-        checked = kept or [_generated("nobody", PREDICT, DAY_S)[0]]
+        checked = keys or [_generated("nobody", PREDICT, DAY_S)[0]]
         jwks = json.dumps({"keys": [key.jwk for key in checked]})
         write_json(bootstrap.jwt_path(settings()), bootstrap.jwt_discovery(jwks))

@@ -58,8 +58,8 @@ def read() -> Traffic:
     if not path.exists():
         return Traffic()
     try:
-        found: dict[str, Any] = routes.state(json.loads(path.read_text(encoding="utf-8")))
-        return Traffic(**found)
+        content: dict[str, Any] = routes.state(json.loads(path.read_text(encoding="utf-8")))
+        return Traffic(**content)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"not the routes of our gateway: {type(error).__name__}: {error}",

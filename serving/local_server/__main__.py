@@ -214,18 +214,18 @@ def _poll_config(versions: Any, args: argparse.Namespace, applied: str) -> None:
     """Apply the config file whenever it changed, and again while it was refused; a broken one is only logged."""
     from serving.local_server.status import StatusError
 
-    pause, said = threading.Event(), ""
+    pause, last_error = threading.Event(), ""
     while not pause.wait(args.model_config_file_poll_wait_seconds):
         try:
             text = _read_config(args)
             if text == applied:
                 continue
             versions.apply(parse_config(text, str(args.model_config_file)))
-            applied, said = text, ""
+            applied, last_error = text, ""
         except (InputError, StatusError) as error:
-            if str(error) != said:
+            if str(error) != last_error:
                 log.error("Failed to reload the config: %s", error)
-            said = str(error)
+            last_error = str(error)
 
 
 def _read_config(args: argparse.Namespace) -> str:

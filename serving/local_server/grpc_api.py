@@ -33,10 +33,10 @@ def server(versions: Versions, *, threads: int) -> grpc.Server:
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
     ]
-    made = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(versions), made)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(versions), made)
-    return made
+    grpc_server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(versions), grpc_server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(versions), grpc_server)
+    return grpc_server
 
 
 def _answered(context: grpc.ServicerContext, call: Callable[[], Any]) -> Any:
@@ -92,14 +92,14 @@ def _predict(versions: Versions, request: Any) -> Any:
     with versions.use(name, number, label) as (version, model):
         signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
         signature = model.signature(signature_name)
-        wanted = list(request.output_filter) or list(signature.outputs)
-        if unknown := set(wanted) - signature.outputs.keys():
+        output_names = list(request.output_filter) or list(signature.outputs)
+        if unknown := set(output_names) - signature.outputs.keys():
             raise invalid(f"output tensor alias not found in signature: {sorted(unknown)}")
         outputs = signature.run({key: array_of(tensor) for key, tensor in request.inputs.items()})
     response = predict_pb2.PredictResponse()
     response.model_spec.name, response.model_spec.signature_name = name, signature_name
     response.model_spec.version.value = version
-    for key in wanted:
+    for key in output_names:
         response.outputs[key].CopyFrom(proto_of(outputs[key]))
     return response
 

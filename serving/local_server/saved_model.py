@@ -41,10 +41,10 @@ class Signature:
         if inputs.keys() != self.inputs.keys():
             raise invalid(f"Inputs {sorted(inputs)} do not match the signature's {sorted(self.inputs)}")
         for name, info in self.inputs.items():
-            given, expected = tf.as_dtype(inputs[name].dtype), tf.as_dtype(info.dtype)
+            actual, expected = tf.as_dtype(inputs[name].dtype), tf.as_dtype(info.dtype)
             # A Session would cast silently where TF Serving refuses.
-            if given != expected:
-                raise invalid(f"Input {name!r} must be {expected.name}, not {given.name}")
+            if actual != expected:
+                raise invalid(f"Input {name!r} must be {expected.name}, not {actual.name}")
             if not tf.TensorShape(info.tensor_shape).is_compatible_with(inputs[name].shape):
                 raise invalid(f"Input {name!r} has shape {inputs[name].shape}, not {tf.TensorShape(info.tensor_shape)}")
         try:

@@ -67,7 +67,7 @@ class Versions:
         self._configs: dict[str, Any] = {}
         self._versions: dict[str, dict[int, Version]] = {}
         self._labels: dict[str, dict[str, int]] = {}
-        self._said: dict[str, str] = {}
+        self._messages: dict[str, str] = {}
         self._loading: Version | None = None
         self._changed = threading.Condition()
         self._reloading = threading.Lock()
@@ -197,8 +197,8 @@ class Versions:
                 self._wake.clear()
 
     def _waiting_for_load(self) -> list[Version]:
-        found = [v for versions in self._versions.values() for v in versions.values() if v.state in (START, LOADING)]
-        return sorted(found, key=lambda version: (version.next_attempt_s, -version.number))
+        waiting = [v for versions in self._versions.values() for v in versions.values() if v.state in (START, LOADING)]
+        return sorted(waiting, key=lambda version: (version.next_attempt_s, -version.number))
 
     def _aspire(self, folders: dict[str, dict[int, Path] | OSError]) -> None:
         """Compare the folders of each model with the config: discover versions, unload those no longer aspired."""
@@ -270,9 +270,9 @@ class Versions:
 
     def _say(self, name: str, message: str) -> None:
         """Warn once, not at every poll."""
-        if message and self._said.get(name) != message:
+        if message and self._messages.get(name) != message:
             log.warning(message)
-        self._said[name] = message
+        self._messages[name] = message
 
 
 def _validate(models: Any, by_name: dict[str, Any]) -> None:
@@ -299,13 +299,13 @@ def _shortfall(model: Any, aspired: dict[int, Path]) -> str:
 
 def _folders(configs: dict[str, Any]) -> dict[str, dict[int, Path] | OSError]:
     """`_aspired` of each model, or why it cannot be told."""
-    found: dict[str, dict[int, Path] | OSError] = {}
+    folders_by_model: dict[str, dict[int, Path] | OSError] = {}
     for name, model in configs.items():
         try:
-            found[name] = _aspired(model)
+            folders_by_model[name] = _aspired(model)
         except OSError as error:
-            found[name] = error
-    return found
+            folders_by_model[name] = error
+    return folders_by_model
 
 
 def _aspired(model: Any) -> dict[int, Path]:
@@ -314,7 +314,7 @@ def _aspired(model: Any) -> dict[int, Path]:
     Raises:
         OSError: there is no base path.
     """
-    found = {
+    folders = {
         int(child.name): child
         for child in Path(model.base_path).iterdir()
         if child.name.isascii() and child.name.isdigit() and int(child.name) <= LARGEST_VERSION and child.is_dir()
@@ -322,9 +322,9 @@ def _aspired(model: Any) -> dict[int, Path]:
     policy = model.model_version_policy
     match policy.WhichOneof("policy_choice"):
         case "all":
-            return found
+            return folders
         case "specific":
-            return {number: path for number, path in found.items() if number in _listed(model)}
+            return {number: path for number, path in folders.items() if number in _listed(model)}
         case _:
-            latest = sorted(found)[-(policy.latest.num_versions or 1) :]
-            return {number: found[number] for number in latest}
+            latest = sorted(folders)[-(policy.latest.num_versions or 1) :]
+            return {number: folders[number] for number in latest}

@@ -129,19 +129,19 @@ def judge(
     gain, low, high = difference(
         (ours.num_users, ours.hit_rate, ours.variance), (theirs.num_users, theirs.hit_rate, theirs.variance), alpha
     )
-    said = f"hit rate {ours.hit_rate:.3f} of {ours.num_users} users, the champion's {theirs.hit_rate:.3f} of {theirs.num_users}"
+    hit_rates = f"hit rate {ours.hit_rate:.3f} of {ours.num_users} users, the champion's {theirs.hit_rate:.3f} of {theirs.num_users}"
     if ours.num_users and theirs.num_users:
         evidence |= {"users": ours.num_users, "stable_users": theirs.num_users}
         evidence |= {"hit_rate": ours.hit_rate, "stable_hit_rate": theirs.hit_rate, "gain": [low, gain, high]}
     if high < 0:
-        faults.append(f"shoppers take less of it: {said}")
+        faults.append(f"shoppers take less of it: {hit_rates}")
     elif is_last and low < -settings.rollout_max_lost_hit_rate:
-        doubts.append(f"it may lose more than {settings.rollout_max_lost_hit_rate:g} of the hit rate: {said}")
+        doubts.append(f"it may lose more than {settings.rollout_max_lost_hit_rate:g} of the hit rate: {hit_rates}")
     if faults:
         return Verdict(STOP, tuple(faults), evidence)
     if not doubts:
         borne = f"{challenger.num_requests} predictions, {challenger.num_failed} failed"
-        return Verdict(PASS, (borne, said) if ours.num_users else (borne,), evidence)
+        return Verdict(PASS, (borne, hit_rates) if ours.num_users else (borne,), evidence)
     if waited_h < settings.rollout_patience_h or settings.rollout_undecided == "wait":
         return Verdict(WAIT, tuple(doubts), evidence)
     late = f"undecided after {waited_h:.1f} hours"
@@ -179,14 +179,14 @@ def _slow(challenger: Arm, stable: Arm, settings: Settings, evidence: dict[str, 
 
 
 def _odd(ours: Outcomes, theirs: Outcomes, evidence: dict[str, Any]) -> list[str]:
-    found = []
+    oddities = []
     if ours.num_bad_scores:
-        found.append(f"{ours.num_bad_scores} of {ours.num_lists} lists have scores that are no finite numbers")
+        oddities.append(f"{ours.num_bad_scores} of {ours.num_lists} lists have scores that are no finite numbers")
     if ours.num_compared >= MANY_REQUESTS // 10:
         evidence |= {"distinct_items": ours.num_distinct_items, "stable_distinct_items": theirs.num_distinct_items}
         if ours.num_distinct_items < MIN_COVERAGE_RATIO * theirs.num_distinct_items:
-            found.append(
+            oddities.append(
                 f"in {ours.num_compared} lists it shows {ours.num_distinct_items} different items, "
                 f"the champion {theirs.num_distinct_items}"
             )
-    return found
+    return oddities

@@ -375,7 +375,7 @@ def status() -> dict[str, Any]:
         with Backend(url, deadline_s=2) as backend, endpoint.endpoint_errors():
             return {str(version): vars(state) for version, state in backend.states().items()}
 
-    def said(ask: Callable[[], Any]) -> Any:
+    def or_error(ask: Callable[[], Any]) -> Any:
         try:
             return ask()
         except (InputError, DeploymentError) as error:
@@ -388,10 +388,10 @@ def status() -> dict[str, Any]:
 
     return {
         "rollout": document.as_json(now),
-        "verdict": said(lambda: vars(found) if (found := judgement()) else None),
-        "config": said(lambda: vars(desired.read())),
-        "traffic": said(lambda: vars(traffic.read())),
-        "endpoints": {url: said(partial(states, url)) for url in settings().serving_urls},
-        "mlflow": said(registry.aliases),
-        "deleted_in_mlflow": said(deleted),
+        "verdict": or_error(lambda: vars(verdict) if (verdict := judgement()) else None),
+        "config": or_error(lambda: vars(desired.read())),
+        "traffic": or_error(lambda: vars(traffic.read())),
+        "endpoints": {url: or_error(partial(states, url)) for url in settings().serving_urls},
+        "mlflow": or_error(registry.aliases),
+        "deleted_in_mlflow": or_error(deleted),
     }

@@ -107,15 +107,15 @@ def read() -> Rollout:
     Raises:
         InputError: the file is not ours.
     """
-    found = read_json(document_path())
-    if not found:
+    content = read_json(document_path())
+    if not content:
         served = desired.read()
         others = [version for version in served.versions if version not in served.labels.values()]
         return Rollout(champion=served.stable, previous=others[-1] if others else None)
     try:
-        rejected = {int(version): why for version, why in found["rejected"].items()}
+        rejected = {int(version): why for version, why in content["rejected"].items()}
         return Rollout(
-            **found | {"rejected": rejected, "change": Change(**found["change"]) if found["change"] else None}
+            **content | {"rejected": rejected, "change": Change(**content["change"]) if content["change"] else None}
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

@@ -81,16 +81,16 @@ def differences(answers: list[Recommendation], case: dict[str, Any]) -> list[str
     expected = list(zip(case["items"], case["scores"], strict=True))
     if len(answers) != len(expected):
         return [f"{len(answers)} answers instead of {len(expected)}"]
-    found = []
+    lines = []
     for row, (answer, (items, scores)) in enumerate(zip(answers, expected, strict=True)):
         if list(answer.items) != items:
-            found.append(f"row {row}: items {list(answer.items)} instead of {items}")
+            lines.append(f"row {row}: items {list(answer.items)} instead of {items}")
         elif len(answer.scores) != len(scores) or not all(
-            math.isclose(seen, wanted, rel_tol=0, abs_tol=SCORE_TOLERANCE)
-            for seen, wanted in zip(answer.scores, scores, strict=True)
+            math.isclose(score, golden, rel_tol=0, abs_tol=SCORE_TOLERANCE)
+            for score, golden in zip(answer.scores, scores, strict=True)
         ):
-            found.append(f"row {row}: scores {list(answer.scores)} instead of {scores}")
-    return found
+            lines.append(f"row {row}: scores {list(answer.scores)} instead of {scores}")
+    return lines
 
 
 # Waiting, until every model server says yes

@@ -17,13 +17,13 @@ def history_path() -> Path:
 
 def changes() -> list[Change]:
     """All changes, oldest first. A line torn by a crash counts as not written."""
-    found = []
+    entries = []
     for line in history_path().read_text(encoding="utf-8").splitlines() if history_path().exists() else []:
         try:
-            found.append(Change(**json.loads(line)))
+            entries.append(Change(**json.loads(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return entries
 
 
 def catch_up(rollout: Rollout) -> None:

@@ -25,14 +25,14 @@ def of_step(step: int) -> dict[str, Outcomes]:
     shown = exposed.to_pandas(columns=columns, filters=[("step", "=", step), ("arm", "in", ARMS)])
     if shown.empty:
         return {}
-    taken = DeltaTable(str(ATTRIBUTIONS.path)).to_pandas(
+    attributions = DeltaTable(str(ATTRIBUTIONS.path)).to_pandas(
         columns=["request_id", "user_id", "taken_items"],
         filters=[("interval", "in", sorted(map(int, shown["interval"].unique())))],
     )
-    return summarise(shown, taken)
+    return summarise(shown, attributions)
 
 
-def summarise(shown: pd.DataFrame, taken: pd.DataFrame) -> dict[str, Outcomes]:
+def summarise(shown: pd.DataFrame, attributions: pd.DataFrame) -> dict[str, Outcomes]:
     """Outcomes by arm.
 
     Args:
@@ -41,13 +41,13 @@ def summarise(shown: pd.DataFrame, taken: pd.DataFrame) -> dict[str, Outcomes]:
     """
     by_arm = {arm: shown[shown["arm"] == arm] for arm in ARMS}
     num_compared = min(len(rows) for rows in by_arm.values())
-    found = {}
+    outcomes_by_arm = {}
     for arm, rows in by_arm.items():
-        judged = rows.merge(taken[taken["taken_items"].map(len) > 0], on="request_id")
+        judged = rows.merge(attributions[attributions["taken_items"].map(len) > 0], on="request_id")
         hits = pd.Series(score_lists(list(judged["items"]), list(judged["taken_items"]))[HIT_RATE])
         by_user = hits.groupby(judged["user_id"].to_numpy()).mean()
         first = rows["items"].iloc[:num_compared]
-        found[arm] = Outcomes(
+        outcomes_by_arm[arm] = Outcomes(
             num_users=len(by_user),
             hit_rate=float(by_user.mean()) if len(by_user) else 0.0,
             variance=float(by_user.var(ddof=0)) if len(by_user) else 0.0,
@@ -56,4 +56,4 @@ def summarise(shown: pd.DataFrame, taken: pd.DataFrame) -> dict[str, Outcomes]:
             num_compared=num_compared,
             num_bad_scores=sum(not np.isfinite(np.asarray(scores, dtype=float)).all() for scores in rows["scores"]),
         )
-    return found
+    return outcomes_by_arm

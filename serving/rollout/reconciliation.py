@@ -23,11 +23,11 @@ def begin_to_load(rollout: Rollout) -> None:
     Raises:
         InputError: a version is missing and MLflow has no copy that passed its gate.
     """
-    wanted, before = rollout.desired, desired.read()
-    for version in set(wanted.versions) - artifact.versions_on_disk():
+    target, before = rollout.desired, desired.read()
+    for version in set(target.versions) - artifact.versions_on_disk():
         artifact.place(version, *registry.deployable(version))
     # A label in use moves only to a version that is AVAILABLE: load first, label then.
-    loaded = {*wanted.versions, *traffic.read().versions}
+    loaded = {*target.versions, *traffic.read().versions}
     desired.write(Desired(tuple(loaded), {name: number for name, number in before.labels.items() if number in loaded}))
 
 
@@ -40,10 +40,10 @@ def reconcile(rollout: Rollout, *, deadline_s: float = endpoint.DEADLINE_S) -> N
         DeploymentError: a model server does not follow in time.
     """
     begin_to_load(rollout)
-    wanted, asked = rollout.desired, traffic.read()
-    for version in sorted(rollout.traffic.versions - asked.versions):
+    target, routed = rollout.desired, traffic.read()
+    for version in sorted(rollout.traffic.versions - routed.versions):
         endpoint.wait_available(version, deadline_s)
-    if rollout.traffic != asked:
+    if rollout.traffic != routed:
         gateway.put(rollout.traffic)
     history.catch_up(rollout)
     if rollout.champion is not None:
@@ -52,8 +52,8 @@ def reconcile(rollout: Rollout, *, deadline_s: float = endpoint.DEADLINE_S) -> N
     registry.drop_alias(
         CHALLENGER, {version for version in (rollout.champion, *rollout.rejected) if version is not None}
     )
-    desired.write(wanted)
-    for label, version in wanted.labels.items():
+    desired.write(target)
+    for label, version in target.labels.items():
         endpoint.wait_labelled(label, version, deadline_s)
     _remove_retired(rollout)
 

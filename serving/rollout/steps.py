@@ -180,18 +180,18 @@ def roll_back(now: Rollout, why: str) -> Rollout:
     Raises:
         InputError: there is no previous one.
     """
-    left, target = now.champion, now.previous
-    if left is None or target is None:
+    current, target = now.champion, now.previous
+    if current is None or target is None:
         raise InputError(
-            "nothing was deployed yet" if left is None else f"there is no version before version {left}",
+            "nothing was deployed yet" if current is None else f"there is no version before version {current}",
             where=_WHERE,
             cure="name a version with --to",
         )
-    rejected = {number: reason for number, reason in now.rejected.items() if number != target} | {left: why}
+    rejected = {number: reason for number, reason in now.rejected.items() if number != target} | {current: why}
     return _changed(
         now,
         ROLLED_BACK,
-        left,
+        current,
         why=why,
         champion=target,
         popular=now.previous_popular or now.popular,

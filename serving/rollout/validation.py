@@ -103,8 +103,8 @@ def scratch_server(deadline_s: float) -> Iterator[tuple[str, psutil.Process, Cal
     with tempfile.TemporaryDirectory(prefix="cartwheel-") as temporary:
         config, log = Path(temporary) / "models.config", Path(temporary) / "server.log"
 
-        def configure(wanted: desired.Desired) -> None:
-            write_text(config, desired.render(wanted, base_path().resolve()))
+        def configure(target: desired.Desired) -> None:
+            write_text(config, desired.render(target, base_path().resolve()))
 
         configure(desired.Desired())
         [port] = free_ports(1)

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from contracts.dataset import Events
 from spark_jobs import reading
 from spark_jobs.ledger import Position
-from spark_jobs.parsing import wanted_columns
+from spark_jobs.parsing import declared_columns
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
 
@@ -33,7 +33,7 @@ class Reader:
     def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
         assert source.files is not None
         self._source, self._files, self._folder = source, source.files, folder
-        self._wanted = wanted_columns(source)
+        self._columns = declared_columns(source)
 
     def news(self, position: Position) -> bool:
         return bool(self._to_read(position))
@@ -50,7 +50,7 @@ class Reader:
             say(f"{path}: its last line has no line feed, and waits until the file is {UNFINISHED_S // 60} minutes old")
         with reading.readable(list(to_read)):
             base = reading.base_of(self._files, self._folder)
-            rows = reading.read(spark, self._files, list(to_read), self._wanted, base=base, unfinished=unfinished)
+            rows = reading.read(spark, self._files, list(to_read), self._columns, base=base, unfinished=unfinished)
             # What is unfinished is read again until it is whole.
             stamps = {path: f"{stamp} unfinished" if path in unfinished else stamp for path, stamp in to_read.items()}
             land(Batch(rows, stamps, reading.some(list(to_read))))

@@ -33,7 +33,7 @@ from contracts.errors import InputError
 from contracts.files import read_json, sync, write_json
 from contracts.settings import settings
 from spark_jobs.ledger import Position
-from spark_jobs.parsing import wanted_columns
+from spark_jobs.parsing import declared_columns
 from spark_jobs.paths import literal
 from spark_jobs.reading import json_rows
 from spark_jobs.session import say
@@ -222,7 +222,7 @@ class Reader:
 
     def __init__(self, name: str, source: Events, options: Options, folder: Path) -> None:
         self._name, self._source, self._options = name, source, options
-        self._wanted = list(dict.fromkeys(column for column in wanted_columns(source) if column is not None))
+        self._columns = list(dict.fromkeys(column for column in declared_columns(source) if column is not None))
         self._asked_s = float("-inf")
 
     def news(self, position: Position) -> bool:
@@ -230,10 +230,10 @@ class Reader:
 
     def run(self, spark: SparkSession, position: Position, land: Land) -> None:
         spool = settings().home_dir / "spool" / self._name
-        asked: set[Ask] = set()
+        answered: set[Ask] = set()
         with self._client() as client:
             while True:
-                pages = self._gathered(client, spool, position, asked)
+                pages = self._gathered(client, spool, position, answered)
                 reached, before = _Read(**pages[-1].reached), self._before(position)
                 if reached.done and before.done and reached.digest in ("", before.digest):
                     break  # a whole read without records, or with the very records of the last one
@@ -244,7 +244,7 @@ class Reader:
                     break
         shutil.rmtree(spool, ignore_errors=True)
 
-    def _gathered(self, client: httpx.Client, spool: Path, position: Position, asked: set[Ask]) -> list[_Spooled]:
+    def _gathered(self, client: httpx.Client, spool: Path, position: Position, answered: set[Ask]) -> list[_Spooled]:
         """The pages of the next batch: those that are in the spool already, and those after them, which join them.
 
         Args:
@@ -256,14 +256,14 @@ class Reader:
         before: list[bytes] = []
         resumed = read.ask is not None and not read.done
         while not (pages and read.done) and len(pages) < self._options.pages_a_batch:
-            if read.ask in asked:
+            if read.ask in answered:
                 self._refuse_circle(read.ask)
-            asked.add(read.ask)
+            answered.add(read.ask)
             answer = self._ask(client, read, may_be_forgotten=resumed)
             resumed = False
             if answer is None:
                 say(f"{self._name}: the page reached before is not known any more, so all are asked for again")
-                asked.clear()
+                answered.clear()
                 read = _Read(None, read.since, read.watermark, done=False, digest=read.digest)
                 continue
             records = self._records(answer)
@@ -290,10 +290,10 @@ class Reader:
         if not last.done:
             return last
         since = self._options.since
-        asked: str | None = None
+        since_value: str | None = None
         if since is not None:
-            asked = _earlier(last.watermark, since.overlap) if last.watermark is not None else since.first or None
-        return _Read(last.ask, asked, last.watermark, done=False, digest=_digest(""))
+            since_value = _earlier(last.watermark, since.overlap) if last.watermark is not None else since.first or None
+        return _Read(last.ask, since_value, last.watermark, done=False, digest=_digest(""))
 
     def _last(self, ask: Ask, records: list[bytes]) -> Ask:
         """Where the next read starts, after one that ended with the page `ask`."""
@@ -361,14 +361,14 @@ class Reader:
                     cure=f"only {_origin(first)} is asked, for the sake of secrets: correct url, or the API's own address",
                 )
             return url
-        asked: dict[str, str | int] = dict(options.parameters)
+        parameters: dict[str, str | int] = dict(options.parameters)
         if options.since is not None and read.since is not None:
-            asked[options.since.parameter] = read.since
+            parameters[options.since.parameter] = read.since
         if options.page is not None:
-            asked[options.page.parameter] = options.page.first if read.ask is None else read.ask
+            parameters[options.page.parameter] = options.page.first if read.ask is None else read.ask
         if options.cursor is not None and read.ask is not None:
-            asked[options.cursor.parameter] = read.ask
-        return first.copy_merge_params(asked)
+            parameters[options.cursor.parameter] = read.ask
+        return first.copy_merge_params(parameters)
 
     def _ask(self, client: httpx.Client, read: _Read, *, may_be_forgotten: bool) -> _Answer | None:
         """One page, asked for as often as need be. None: the API does not know it any more.
@@ -481,16 +481,16 @@ class Reader:
         Raises:
             InputError: no record has any declared column, or a watermark.
         """
-        there = list(dict.fromkeys(chain.from_iterable(map(_names, records))))
-        wanted = {name.partition(".")[0] for name in self._wanted} | {*self._wanted}
-        if there and not wanted & {*there}:
+        names = list(dict.fromkeys(chain.from_iterable(map(_names, records))))
+        declared = {name.partition(".")[0] for name in self._columns} | {*self._columns}
+        if names and not declared & {*names}:
             raise InputError(
-                f"no record has one of the declared columns; there are: {', '.join(there)}",
+                f"no record has one of the declared columns; there are: {', '.join(names)}",
                 where=self._where,
                 cure="correct columns or records in the dataset file",
             )
         since = self._options.since
-        if since is not None and there and self._watermark(None, records) is None:
+        if since is not None and names and self._watermark(None, records) is None:
             kind = "number" if isinstance(since.overlap, Decimal) else "time in ISO 8601"
             raise InputError(
                 f"no record has a {kind} at {since.field!r}",
@@ -546,7 +546,7 @@ class Reader:
     def _rows(self, spark: SparkSession, spool: Path, pages: list[_Spooled]) -> DataFrame:
         """Each record as a row; see `reading.json_rows`."""
         files = literal(_file(spool, number) for number in range(1, len(pages) + 1))
-        return json_rows(spark.read.text(files, lineSep="\n"), self._wanted, with_paths=True)
+        return json_rows(spark.read.text(files, lineSep="\n"), self._columns, with_paths=True)
 
 
 # The spool: page n is `n.jsonl.gz` with its records, then `n.json` (_Spooled), whose presence says that it is whole.

@@ -29,7 +29,7 @@ from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs import reading
 from spark_jobs.ledger import Position
-from spark_jobs.parsing import wanted_columns
+from spark_jobs.parsing import declared_columns
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
 
@@ -105,8 +105,8 @@ class Reader:
         options = self._options
         with _utc(spark), self._plain_failures(spark):
             columns = self._load(spark, _select("*", self._from))
-            wanted = [*wanted_columns(self._source), options.watermark, options.partition_column or None]
-            reading.require(columns, wanted, self._where)
+            names = [*declared_columns(self._source), options.watermark, options.partition_column or None]
+            reading.require(columns, names, self._where)
             kind = self._kind(columns, options.watermark)
             before = self._before(position, kind)
             low = self._start(kind, before, position.get("settled", ALL))
@@ -129,14 +129,14 @@ class Reader:
             InputError: it has gone back by more than the overlap.
         """
         watermark = _quoted(spark, self._options.url, self._options.watermark)
-        asked = f"MAX({watermark}) AS highest"
-        highest = self._bounds(spark, _select(asked, self._from), kind)[0]
+        maximum = f"MAX({watermark}) AS highest"
+        highest = self._bounds(spark, _select(maximum, self._from), kind)[0]
         if highest is not None and kind != "number":
             limit = _limit()
             if _sortable(kind, highest) > limit:
                 say(f"{self._name}: rows with {self._options.watermark} after {limit:%Y-%m-%d %H:%M} wait until then")
                 in_time = f"{watermark} <= {_literal(kind, _written(kind, limit))}"
-                highest = self._bounds(spark, _select(asked, self._from, in_time), kind)[0]
+                highest = self._bounds(spark, _select(maximum, self._from, in_time), kind)[0]
         if before is None or low is None or highest is None:
             return highest if highest is not None else before
         if _sortable(kind, highest) < _sortable(kind, low):
@@ -167,8 +167,8 @@ class Reader:
         if not options.url.startswith("jdbc:postgresql:") or not options.table:
             return ALL
         name = options.table.replace("'", "''")
-        asked = _select("relkind::text AS kind", "pg_class", f"oid = to_regclass('{name}')")
-        if [row["kind"] for row in self._load(spark, asked).collect()] not in (["r"], ["p"]):  # a view has no xmin
+        query = _select("relkind::text AS kind", "pg_class", f"oid = to_regclass('{name}')")
+        if [row["kind"] for row in self._load(spark, query).collect()] not in (["r"], ["p"]):  # a view has no xmin
             return ALL
         watermark = _quoted(spark, options.url, options.watermark)
         tests = ["age(xmin) > age((pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text::xid)"]
@@ -193,10 +193,10 @@ class Reader:
 
     def _overlap_of(self, kind: str) -> timedelta | Decimal:
         default, type_ = (_OVERLAP_NUMBER, Decimal) if kind == "number" else (_OVERLAP, timedelta)
-        given = self._options.overlap
-        if given is None or isinstance(given, type_):
-            return default if given is None else given
-        if given == 0 and kind != "number":
+        overlap = self._options.overlap
+        if overlap is None or isinstance(overlap, type_):
+            return default if overlap is None else overlap
+        if overlap == 0 and kind != "number":
             return timedelta(0)
         raise InputError(
             f"overlap does not fit {self._options.watermark}, which is a {kind}",
@@ -213,8 +213,8 @@ class Reader:
             self._kind(columns, options.partition_column),
             _quoted(spark, options.url, options.partition_column),
         )
-        asked = f"MIN({name}) AS lowest, MAX({name}) AS highest"
-        low, high = self._bounds(spark, _select(asked, f"({window}) bounded"), kind)
+        bounds = f"MIN({name}) AS lowest, MAX({name}) AS highest"
+        low, high = self._bounds(spark, _select(bounds, f"({window}) bounded"), kind)
         if low is None or high is None or low == high:
             return None
         first, last = _sortable(kind, low), _sortable(kind, high)
@@ -223,9 +223,9 @@ class Reader:
         between = [f"{name} >= {a} AND {name} < {b}" for a, b in pairwise(literals)]
         return [f"{name} < {literals[0]} OR {name} IS NULL", *between, f"{name} >= {literals[-1]}"]
 
-    def _bounds(self, spark: SparkSession, asked: str, kind: str) -> Sequence[str | None]:
+    def _bounds(self, spark: SparkSession, select: str, kind: str) -> Sequence[str | None]:
         """The one row of a query, each value as exact text."""
-        frame = self._load(spark, asked)
+        frame = self._load(spark, select)
         exact = "double" if frame.schema[0].dataType == T.FloatType() else frame.schema[0].dataType
         row = frame.select(*[reading.column(name).cast(exact).cast("string") for name in frame.columns]).collect()[0]
         for value in row:

@@ -37,7 +37,7 @@ from contracts.dataset import Events, Many, resolve
 from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs.ledger import Position
-from spark_jobs.parsing import MESSAGE_ID, wanted_columns
+from spark_jobs.parsing import MESSAGE_ID, declared_columns
 from spark_jobs.reading import CORRUPT, FIELDS, KEYS, json_rows
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
@@ -117,7 +117,7 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Options:
-        schemas = sum(given is not None for given in (self.avro_schema, self.schema_registry))
+        schemas = sum(schema is not None for schema in (self.avro_schema, self.schema_registry))
         if self.format == "avro" and schemas != 1:
             raise ValueError("format avro needs either avro_schema or schema_registry")
         if self.format == "json" and schemas:
@@ -139,21 +139,21 @@ class Options(BaseModel):
         Raises:
             InputError: the secret or the file of the authority is missing.
         """
-        told = {"bootstrap.servers": ",".join(self.servers), "security.protocol": self._protocol}
+        options = {"bootstrap.servers": ",".join(self.servers), "security.protocol": self._protocol}
         if self.ca_file is not None:
-            told |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": resolve(self.ca_file, folder)}
+            options |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": resolve(self.ca_file, folder)}
         if self.sasl_mechanism is not None and self.username is not None and self.password_secret is not None:
             module = "plain.PlainLoginModule" if self.sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
             username, password = (
                 text.replace("\\", "\\\\").replace('"', '\\"')
                 for text in (self.username, settings().secret(self.password_secret))
             )
-            told |= {
+            options |= {
                 "sasl.mechanism": self.sasl_mechanism,
                 "sasl.jaas.config": f"org.apache.kafka.common.security.{module} required "
                 f'username="{username}" password="{password}";',
             }
-        return told
+        return options
 
     def asking(self, folder: Path) -> dict[str, Any]:
         """The same for librdkafka, which asks for news: it needs no JVM.
@@ -161,13 +161,17 @@ class Options(BaseModel):
         Raises:
             InputError: the secret or the file of the authority is missing.
         """
-        told = {"bootstrap.servers": ",".join(self.servers), "security.protocol": self._protocol}
+        options = {"bootstrap.servers": ",".join(self.servers), "security.protocol": self._protocol}
         if self.ca_file is not None:
-            told |= {"ssl.ca.location": resolve(self.ca_file, folder)}
+            options |= {"ssl.ca.location": resolve(self.ca_file, folder)}
         if self.sasl_mechanism is not None and self.username is not None and self.password_secret is not None:
             password = settings().secret(self.password_secret)
-            told |= {"sasl.mechanism": self.sasl_mechanism, "sasl.username": self.username, "sasl.password": password}
-        return told
+            options |= {
+                "sasl.mechanism": self.sasl_mechanism,
+                "sasl.username": self.username,
+                "sasl.password": password,
+            }
+        return options
 
 
 # --- What the broker has -------------------------------------------------------------------------------------------
@@ -181,27 +185,27 @@ class Kept:
     end: int
 
 
-def kept(options: Options, folder: Path) -> dict[str, dict[int, Kept]]:
+def offsets_kept(options: Options, folder: Path) -> dict[str, dict[int, Kept]]:
     """What the broker has, by topic and partition. Messages of transactions that are still open are not counted.
 
     Raises:
         InputError: the broker does not answer, refuses us, or has no such topic.
     """
-    told: list[KafkaError] = []
-    asked = ", ".join(options.topics)
+    errors: list[KafkaError] = []
+    topic_name = ", ".join(options.topics)
     try:
         # What goes wrong on a connection is told to `error_cb` only; librdkafka's own log is for its developers.
-        admin = AdminClient(options.asking(folder) | {"error_cb": told.append, "log_level": 0})
-        wanted = {}
+        admin = AdminClient(options.asking(folder) | {"error_cb": errors.append, "log_level": 0})
+        partitions = {}
         described = admin.describe_topics(TopicCollection(list(options.topics)), request_timeout=ANSWER_S)
-        for asked in options.topics:
-            wanted[asked] = [
-                TopicPartition(asked, part.id) for part in _answer(admin, described[asked], told).partitions
+        for topic_name in options.topics:
+            partitions[topic_name] = [
+                TopicPartition(topic_name, part.id) for part in _answer(admin, described[topic_name], errors).partitions
             ]
-        asked = ", ".join(options.topics)
+        topic_name = ", ".join(options.topics)
         first, end = (
             admin.list_offsets(
-                {part: spec for parts in wanted.values() for part in parts},
+                {part: spec for parts in partitions.values() for part in parts},
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=ANSWER_S,
             )
@@ -209,20 +213,20 @@ def kept(options: Options, folder: Path) -> dict[str, dict[int, Kept]]:
         )
         return {
             topic: {
-                part.partition: Kept(*(int(_answer(admin, found[part], told).offset) for found in (first, end)))
+                part.partition: Kept(*(int(_answer(admin, each[part], errors).offset) for each in (first, end)))
                 for part in parts
             }
-            for topic, parts in wanted.items()
+            for topic, parts in partitions.items()
         }
     except KafkaException as error:
-        raise _refusal(error.args[0], told, options, asked) from None
+        raise _refusal(error.args[0], errors, options, topic_name) from None
 
 
-def _answer(admin: AdminClient, future: Future[Any], told: list[KafkaError]) -> Any:
+def _answer(admin: AdminClient, future: Future[Any], errors: list[KafkaError]) -> Any:
     """Wait for an answer, but not for one that cannot come: a refused login is not a failure to librdkafka."""
     while not future.done():
         admin.poll(0.05)
-        for error in told:
+        for error in errors:
             if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
                 raise KafkaException(error)
     return future.result()
@@ -243,9 +247,9 @@ _REFUSALS = {
 """What a failure means, by a pattern of its name; the first that fits counts."""
 
 
-def _refusal(error: KafkaError, told: list[KafkaError], options: Options, topics: str) -> Exception:
+def _refusal(error: KafkaError, errors: list[KafkaError], options: Options, topics: str) -> Exception:
     """A failure of librdkafka in our words: its own might quote the configuration."""
-    reasons = [found[1] for each in told if (found := re.search(r"failed: ([\w ]+\w)|Failed to resolve", each.str()))]
+    reasons = [match[1] for each in errors if (match := re.search(r"failed: ([\w ]+\w)|Failed to resolve", each.str()))]
     why = f" ({reasons[-1] or 'its name is not known'})" if reasons else ""
     for pattern, (what, cure) in _REFUSALS.items():
         if re.search(pattern, error.name()):
@@ -263,23 +267,23 @@ def offsets_of(position: Position) -> Offsets:
     return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in position.items()}
 
 
-def gaps(next_: Offsets, there: Mapping[str, Mapping[int, Kept]]) -> list[str]:
+def gaps(next_: Offsets, available: Mapping[str, Mapping[int, Kept]]) -> list[str]:
     """In words, what was not read and is gone, of the topics that `there` has."""
-    found = []
-    for topic, parts in there.items():
+    lines = []
+    for topic, parts in available.items():
         for part, offset in next_.get(topic, {}).items():
             where = f"topic {topic!r}, partition {part}"
             has = parts.get(part)
             if has is None:
-                found.append(f"{where}: is gone, read up to offset {offset:,}")
+                lines.append(f"{where}: is gone, read up to offset {offset:,}")
             elif offset < has.first:
-                found.append(f"{where}: offsets {offset:,} to {has.first - 1:,} were deleted before they were read")
+                lines.append(f"{where}: offsets {offset:,} to {has.first - 1:,} were deleted before they were read")
             elif offset > has.end:
-                found.append(f"{where}: was made anew, it ends at offset {has.end:,} and was read up to {offset:,}")
-    return found
+                lines.append(f"{where}: was made anew, it ends at offset {has.end:,} and was read up to {offset:,}")
+    return lines
 
 
-def start_of(next_: Offsets, there: Mapping[str, Mapping[int, Kept]], starting: str) -> Offsets:
+def start_of(next_: Offsets, available: Mapping[str, Mapping[int, Kept]], starting: str) -> Offsets:
     """Where to read on: where we stopped, else the first message there is; `starting` is for topics not read before."""
 
     def begin(topic: str, part: int, has: Kept) -> int:
@@ -288,14 +292,14 @@ def start_of(next_: Offsets, there: Mapping[str, Mapping[int, Kept]], starting: 
         offset = next_.get(topic, {}).get(part, has.first)
         return offset if has.first <= offset <= has.end else has.first
 
-    return {topic: {part: begin(topic, part, has) for part, has in parts.items()} for topic, parts in there.items()}
+    return {topic: {part: begin(topic, part, has) for part, has in parts.items()} for topic, parts in available.items()}
 
 
-def end_of_batch(start: Offsets, there: Mapping[str, Mapping[int, Kept]], max_records: int) -> Offsets:
+def end_of_batch(start: Offsets, available: Mapping[str, Mapping[int, Kept]], max_records: int) -> Offsets:
     """Where a batch ends: at the end of all partitions, or the same share of each that has `max_records` in all."""
-    lag = {(t, p): max(has.end - start[t][p], 0) for t, parts in there.items() for p, has in parts.items()}
+    lag = {(t, p): max(has.end - start[t][p], 0) for t, parts in available.items() for p, has in parts.items()}
     share = min(1.0, max_records / max(sum(lag.values()), 1))
-    end: Offsets = {topic: {} for topic in there}
+    end: Offsets = {topic: {} for topic in available}
     for (topic, part), num_records in lag.items():
         end[topic][part] = start[topic][part] + math.ceil(num_records * share)
     return end
@@ -423,14 +427,14 @@ def fetch_schema(registry: str, schema_id: int) -> str | None:
                 if unknown(response):
                     return None
                 response.raise_for_status()
-        told = response.json()
-        if told.get("schemaType", "AVRO") != "AVRO" or told.get("references"):
+        answer = response.json()
+        if answer.get("schemaType", "AVRO") != "AVRO" or answer.get("references"):
             raise InputError(
                 f"schema {schema_id} is of another kind than Avro, or refers to others", where=url,
                 cure="have it written as one Avro schema, or read the messages as JSON",
             )  # fmt: skip
-        avro(json.loads(told["schema"]))
-        return str(told["schema"])
+        avro(json.loads(answer["schema"]))
+        return str(answer["schema"])
     except httpx.HTTPStatusError as error:
         raise InputError(f"the schema registry says {error.response.status_code}", where=url, cure=cure) from None
     except httpx.HTTPError as error:
@@ -494,30 +498,30 @@ class Reader:
 
     def __init__(self, name: str, declared: Events, options: Options, folder: Path) -> None:
         self.name, self.options, self.folder = name, options, folder
-        self.declared = list(dict.fromkeys(name for name in wanted_columns(declared) if name is not None))
+        self.declared = list(dict.fromkeys(name for name in declared_columns(declared) if name is not None))
         self.where = f"Kafka at {', '.join(options.servers)}, {', '.join(options.topics)}"
 
     def news(self, position: Position) -> bool:
-        there = kept(self.options, self.folder)
+        available = offsets_kept(self.options, self.folder)
         next_ = offsets_of(position)
-        if self.options.starting == "latest" and there.keys() - next_.keys():
+        if self.options.starting == "latest" and available.keys() - next_.keys():
             return True  # where the first run starts is written down by it
         return any(
             next_.get(topic, {}).get(part, has.first) != has.end
-            for topic, parts in there.items()
+            for topic, parts in available.items()
             for part, has in parts.items()
-        ) or bool(gaps(next_, there))
+        ) or bool(gaps(next_, available))
 
     def run(self, spark: SparkSession, position: Position, land: Land) -> None:
-        next_, there = offsets_of(position), kept(self.options, self.folder)
-        self._check(next_, there)
-        start = start_of(next_, there, self.options.starting)
+        next_, available = offsets_of(position), offsets_kept(self.options, self.folder)
+        self._check(next_, available)
+        start = start_of(next_, available, self.options.starting)
         if self.options.starting == "latest" and start.keys() - next_.keys():
             # The end of a topic is where we start: unless that is written down, what comes before the next run is lost.
             land(Batch(self._nothing(spark), dict(start), where=self.where))
         schema = schema_of_file(resolve(self.options.avro_schema, self.folder)) if self.options.avro_schema else None
         schemas: dict[int, str] | None = {} if self.options.schema_registry is not None else None
-        while start != (end := end_of_batch(start, there, self.options.max_records_a_batch)):
+        while start != (end := end_of_batch(start, available, self.options.max_records_a_batch)):
             with self._broken_off(start):
                 messages = self._messages(spark, start, end)
                 if schemas is not None:
@@ -528,17 +532,17 @@ class Reader:
                 land(Batch(self._rows(messages), dict(end), where=self.where))
             start = end
             if self.options.on_data_loss == "continue":  # Spark goes on without a word
-                now = kept(self.options, self.folder)
+                now = offsets_kept(self.options, self.folder)
                 self._check(start, now)
                 start = start_of(start, now, self.options.starting)
 
-    def _check(self, next_: Offsets, there: Mapping[str, Mapping[int, Kept]]) -> None:
+    def _check(self, next_: Offsets, available: Mapping[str, Mapping[int, Kept]]) -> None:
         """Messages that are gone stop us, or are told.
 
         Raises:
             InputError: some are, and the dataset file does not say to go on.
         """
-        for gap in gaps(next_, there):
+        for gap in gaps(next_, available):
             if self.options.on_data_loss == "fail":
                 raise InputError(
                     f"messages are lost: {gap}",
@@ -552,10 +556,10 @@ class Reader:
         """A column for each declared name; see `reading.json_rows`."""
         meta = {name: own for name, own in META.items() if name in self.declared}
         beside = [F.col(own).alias(name) for name, own in meta.items()]
-        kept = [name for name in (_DAMAGED, MESSAGE_ID) if name in messages.columns]
-        texts = messages.select(F.col("value").cast("string"), *beside, *kept)
+        columns = [name for name in (_DAMAGED, MESSAGE_ID) if name in messages.columns]
+        texts = messages.select(F.col("value").cast("string"), *beside, *columns)
         rows = json_rows(texts, [name for name in self.declared if name not in meta])
-        if _DAMAGED in kept:
+        if _DAMAGED in columns:
             rows = rows.withColumn(CORRUPT, F.coalesce(_DAMAGED, CORRUPT)).drop(_DAMAGED)
         return rows
 
@@ -594,13 +598,13 @@ class Reader:
         except (Py4JError, PySparkException) as error:
             if not re.search("org.apache.kafka|KafkaIllegalState|KAFKA_DATA_LOSS", str(error)):
                 raise
-            self._check(start, kept(self.options, self.folder))
+            self._check(start, offsets_kept(self.options, self.folder))
             raise InputError("the broker broke off while we read", where=self.where, cure="run it again") from None
 
-    def _schemas(self, raw: DataFrame, known: Mapping[int, str]) -> dict[int, str]:
+    def _schemas(self, raw: DataFrame, cached: Mapping[int, str]) -> dict[int, str]:
         """The schemas of a batch that are not known yet, by id. An id that the registry does not know is left out."""
         assert self.options.schema_registry is not None
         heads = raw.select(F.substring("value", 1, 5).alias("head")).distinct().collect()
-        ids = {schema_id_of(bytes(row["head"])) for row in heads if row["head"] is not None} - known.keys() - {None}
+        ids = {schema_id_of(bytes(row["head"])) for row in heads if row["head"] is not None} - cached.keys() - {None}
         fetched = {number: fetch_schema(self.options.schema_registry, number) for number in sorted(filter(None, ids))}
         return {number: text for number, text in fetched.items() if text is not None}

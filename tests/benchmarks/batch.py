@@ -104,8 +104,8 @@ def main() -> None:
         command = [sys.executable, "-m", "tests.benchmarks.batch", case]
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
         with Family(process.pid) as family:
-            said, _ = process.communicate()
-        record = {"case": case, **json.loads(said.splitlines()[-1]), "peak_mib": round(family.peak_mib)}
+            output, _ = process.communicate()
+        record = {"case": case, **json.loads(output.splitlines()[-1]), "peak_mib": round(family.peak_mib)}
         print(record, flush=True)
         records.append(record)
     write_json(RESULT, records)

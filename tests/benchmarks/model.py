@@ -69,7 +69,7 @@ def als(shop: Shop, lists: Lists, rank: int = 64, regularisation: float = 0.1, a
     users, items, _, _ = history_as_of(shop, np.arange(len(shop.user_ids)), lists.as_of, max_entries=2**31)
     spark = session("bench")
     pairs, counts = np.unique(users * len(shop.item_ids) + items, return_counts=True)
-    taken = spark.createDataFrame(
+    ratings = spark.createDataFrame(
         pd.DataFrame(
             {"user": pairs // len(shop.item_ids), "item": pairs % len(shop.item_ids), "count": counts.astype(float)}
         )
@@ -77,11 +77,11 @@ def als(shop: Shop, lists: Lists, rank: int = 64, regularisation: float = 0.1, a
     model = ALS(
         rank=rank, maxIter=10, regParam=regularisation, alpha=alpha, implicitPrefs=True, seed=0,
         userCol="user", itemCol="item", ratingCol="count",
-    ).fit(taken)  # fmt: skip
+    ).fit(ratings)  # fmt: skip
     of_users, of_items = np.zeros((len(shop.user_ids), rank)), np.zeros((len(shop.item_ids), rank))
     for factors, rows in ((of_users, model.userFactors), (of_items, model.itemFactors)):
-        found = rows.toPandas()
-        factors[found["id"].to_numpy()] = np.stack(found["features"].to_numpy())
+        rows_of_factors = rows.toPandas()
+        factors[rows_of_factors["id"].to_numpy()] = np.stack(rows_of_factors["features"].to_numpy())
     return baselines.best(shop, lists, K, lambda rows: of_users[lists.users[rows]] @ of_items.T)
 
 
@@ -138,11 +138,11 @@ def segments(shop: Shop, lists: Lists) -> Iterator[tuple[str, np.ndarray[Any, An
 def part(lists: Lists, counts: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> tuple[Lists, Ints]:
     """The lists that count, with the targets that do, without those left with none; and their places."""
     owner = np.repeat(np.arange(len(lists)), lists.num_targets)
-    kept = targets & counts[owner]
-    lengths = np.bincount(owner[kept], minlength=len(lists))
+    in_part = targets & counts[owner]
+    lengths = np.bincount(owner[in_part], minlength=len(lists))
     places = np.flatnonzero(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths[places])])
-    return Lists(lists.as_of, lists.users[places], offsets, lists.targets[kept]), places
+    return Lists(lists.as_of, lists.users[places], offsets, lists.targets[in_part]), places
 
 
 def measured(shop: Shop, weeks: list[int], names: list[str]) -> Iterator[dict[str, Any]]:

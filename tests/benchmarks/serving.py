@@ -106,9 +106,9 @@ class Serving:
         before = {each.pid: _cpu_s(each) for each in servers}
         threads = str(min(2, clients))
         argv = ["wrk", "-t", threads, "-c", str(clients), "-d", f"{seconds:g}s", "-s", str(self.script), url]
-        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
-        match = re.search(r"^RESULT (\d+) (\d+) (\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
-        assert match, done.stdout
+        result = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+        match = re.search(r"^RESULT (\d+) (\d+) (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
+        assert match, result.stdout
         requests, duration_us, p50_us, p99_us, failed = map(int, match.groups())
         assert failed == 0, f"{failed} of {requests} requests failed"
         spent_ms = {each.pid: 1e3 * (_cpu_s(each) - before[each.pid]) / requests for each in servers}
@@ -153,9 +153,9 @@ def model_server(folder: Path, config: str) -> Iterator[tuple[str, psutil.Proces
     (folder / "serving" / "models.config").write_text(config)
     for words in (["initialise"], ["command"]):
         argv = [sys.executable, "-m", "serving", *words]
-        done = subprocess.run(argv, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        result = subprocess.run(argv, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     server = psutil.Popen(
-        shlex.split(done.stdout), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        shlex.split(result.stdout), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -214,23 +214,23 @@ def soak(folder: Path, users: list[str], requests: int) -> dict[str, Any]:
     with plain_envoy(folder, constant) as (url, _):
         serving = Serving(folder, url, 1, users)
         try:
-            asked, start_s, memory_mib = 0, time.monotonic(), {}
-            while asked < requests:
+            num_requests, start_s, memory_mib = 0, time.monotonic(), {}
+            while num_requests < requests:
                 record = serving.load("gateway", serving.url, 32, 5, serving.gateway)
-                asked += round(5 * record["rps"])
-                memory_mib[asked] = serving.gateway.memory_info().rss / 2**20
-                print(f"{asked:,} requests: {memory_mib[asked]:.1f} MiB", flush=True)
+                num_requests += round(5 * record["rps"])
+                memory_mib[num_requests] = serving.gateway.memory_info().rss / 2**20
+                print(f"{num_requests:,} requests: {memory_mib[num_requests]:.1f} MiB", flush=True)
             log = folder / "exposures" / "gateway.jsonl"
             lines = sum(1 for _ in log.open("rb")) if log.exists() else 0
             first = next(count for count in memory_mib if count >= requests / 10)
             return {
                 "case": "soak",
                 "clients": 32,
-                "requests": asked,
+                "requests": num_requests,
                 "exposures": lines,
-                "rps": round(asked / (time.monotonic() - start_s)),
+                "rps": round(num_requests / (time.monotonic() - start_s)),
                 "mib_after_a_tenth": round(memory_mib[first], 1),
-                "mib_at_the_end": round(memory_mib[asked], 1),
+                "mib_at_the_end": round(memory_mib[num_requests], 1),
                 "proxy_cpu_ms_per_request": round(record["proxy_cpu_ms_per_request"], 4),
             }
         finally:
@@ -308,13 +308,13 @@ def main() -> None:
                                 rounds.setdefault((case, clients), []).append(record)
                 finally:
                     serving.stop()
-    for found in [floors, *rounds.values()]:
+    for measured in [floors, *rounds.values()]:
         middle = {
-            name: round(statistics.median(each[name] for each in found), 4)
-            for name in found[0]
+            name: round(statistics.median(each[name] for each in measured), 4)
+            for name in measured[0]
             if name not in ("case", "clients")
         }
-        records.append({"case": found[0]["case"], "clients": found[0]["clients"]} | middle)
+        records.append({"case": measured[0]["case"], "clients": measured[0]["clients"]} | middle)
         print(json.dumps(records[-1]), flush=True)
     write_json(chosen.write, records)
 

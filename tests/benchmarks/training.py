@@ -100,10 +100,10 @@ def measured(scale: int) -> dict[str, Any]:
             "CARTWHEEL_TRAINING_EPOCHS": "1",
         }
         command = [sys.executable, "-m", "tests.benchmarks.training", "--measure"]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        result = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         ids = DeltaTable(str(folder / "tables" / USER_HISTORIES.name)).to_pyarrow_table(columns=["user_id"])["user_id"]
         users = len(pc.unique(ids))
-        return {"scale": scale, "users": users, **json.loads(done.stdout.splitlines()[-1])}
+        return {"scale": scale, "users": users, **json.loads(result.stdout.splitlines()[-1])}
 
 
 def main() -> None:

@@ -125,9 +125,9 @@ EVENTS = SMALLEST.partition("[events]")[2]
         ("name = shop", "not valid TOML: "),
     ],
 )
-def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, message: str) -> None:
     """Each refusal begins with the key it is about and says what is wrong with it."""
-    assert refused(tmp_path, text).startswith(said)
+    assert refused(tmp_path, text).startswith(message)
 
 
 def test_a_file_that_is_not_utf8_is_no_toml(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_a_length_is_a_number_and_a_unit(written: str, length: timedelta) -> Non
         ("a.snappy.parquet", "parquet"),
     ],
 )
-def test_the_ending_tells_the_format(name: str, known: str) -> None:
+def test_the_ending_tells_the_format(name: str, format_name: str) -> None:
     """The format is told by the ending, whatever its case and compression."""
-    assert datasets.Files(path=(name,)).file_format == known
+    assert datasets.Files(path=(name,)).file_format == format_name
 
 
 MONDAY = Interval(length=timedelta(days=7), first=datetime(2016, 12, 26))

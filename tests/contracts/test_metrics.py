@@ -28,24 +28,24 @@ BY_HAND = {HIT_RATE: [1, 1, 0], RECALL: [0.5, 1.0, 0.0], NDCG: [0.530721, 1.0, 0
 
 def test_three_users_by_hand() -> None:
     """Hit rate, recall and NDCG of the three users above."""
-    found = score_lists(SHOWN, TAKEN, k=3)
-    assert set(found) == set(METRICS)
+    scores = score_lists(SHOWN, TAKEN, k=3)
+    assert set(scores) == set(METRICS)
     for metric, expected in BY_HAND.items():
-        assert found[metric] == pytest.approx(expected, abs=1e-6), metric
+        assert scores[metric] == pytest.approx(expected, abs=1e-6), metric
 
 
 def test_lists_are_cut_at_k_and_repeated_targets_count_once() -> None:
     """With k = 1 only the first place counts; taking bread twice is taking it once."""
-    found = score_lists([["milk", "bread"], ["bread", "milk"]], [["bread", "bread"], ["bread", "bread"]], k=1)
-    assert found[RECALL].tolist() == [0.0, 1.0]
-    assert found[NDCG].tolist() == [0.0, 1.0]
+    scores = score_lists([["milk", "bread"], ["bread", "milk"]], [["bread", "bread"], ["bread", "bread"]], k=1)
+    assert scores[RECALL].tolist() == [0.0, 1.0]
+    assert scores[NDCG].tolist() == [0.0, 1.0]
 
 
 def test_a_list_shorter_than_k_is_measured_against_the_full_ideal() -> None:
     """One right item where three were possible: 1 / (1 + 0.63093 + 0.5)."""
-    found = score_lists([["bread"]], [["bread", "milk", "eggs"]], k=3)
-    assert found[NDCG][0] == pytest.approx(1 / (1 + 1 / math.log2(3) + 0.5))
-    assert found[RECALL][0] == pytest.approx(1 / 3)
+    scores = score_lists([["bread"]], [["bread", "milk", "eggs"]], k=3)
+    assert scores[NDCG][0] == pytest.approx(1 / (1 + 1 / math.log2(3) + 0.5))
+    assert scores[RECALL][0] == pytest.approx(1 / 3)
 
 
 def test_as_many_answers_as_questions() -> None:
@@ -58,9 +58,9 @@ def test_as_many_answers_as_questions() -> None:
 def test_a_perfect_list_has_ndcg_one(num_targets: int, k: int) -> None:
     """Every place that can hit does: NDCG is 1 however many targets there are."""
     hits = [[place < num_targets for place in range(k)]]
-    found = list_metrics(hits, [num_targets])
-    assert found[NDCG][0] == pytest.approx(1.0)
-    assert found[RECALL][0] == pytest.approx(min(k, num_targets) / num_targets)
+    scores = list_metrics(hits, [num_targets])
+    assert scores[NDCG][0] == pytest.approx(1.0)
+    assert scores[RECALL][0] == pytest.approx(min(k, num_targets) / num_targets)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
@@ -69,21 +69,21 @@ def test_the_bound_is_that_of_a_one_sided_paired_t_test(confidence: float) -> No
     generator = np.random.default_rng(7)
     ours, theirs = generator.random(200), generator.random(200)
     expected = stats.ttest_1samp(ours - theirs, 0.0, alternative="greater")
-    found = paired_difference(ours, theirs, confidence)
-    assert found.num_users == 200
-    assert found.mean == pytest.approx((ours - theirs).mean())
-    assert found.lower == pytest.approx(expected.confidence_interval(confidence).low)
+    pair = paired_difference(ours, theirs, confidence)
+    assert pair.num_users == 200
+    assert pair.mean == pytest.approx((ours - theirs).mean())
+    assert pair.lower == pytest.approx(expected.confidence_interval(confidence).low)
 
 
 def test_lists_of_one_user_are_not_independent() -> None:
     """ann's two lists differ by 0.2, bob's by -0.1, cat's by 0: the mean is 0.075, their sums of what differs from it are
     0.25, -0.175, -0.075, so the error is sqrt(0.09875 * 3 / 2) / 4 = 0.09622, and t(0.95, 2) is 2.92.
     """
-    found = paired_difference(np.array([0.2, 0.2, -0.1, 0.0]), np.zeros(4), 0.95, ["ann", "ann", "bob", "cat"])
-    assert (found.num_lists, found.num_users) == (4, 3)
-    assert found.mean == pytest.approx(0.075)
-    assert found.lower == pytest.approx(0.075 - 2.91999 * 0.0962175, abs=1e-5)
-    assert found.upper == pytest.approx(0.075 + 2.91999 * 0.0962175, abs=1e-5)
+    pair = paired_difference(np.array([0.2, 0.2, -0.1, 0.0]), np.zeros(4), 0.95, ["ann", "ann", "bob", "cat"])
+    assert (pair.num_lists, pair.num_users) == (4, 3)
+    assert pair.mean == pytest.approx(0.075)
+    assert pair.lower == pytest.approx(0.075 - 2.91999 * 0.0962175, abs=1e-5)
+    assert pair.upper == pytest.approx(0.075 + 2.91999 * 0.0962175, abs=1e-5)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.integers(1, 4))
@@ -106,6 +106,6 @@ def test_the_bound_agrees_with_the_p_value() -> None:
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_too_few_users_prove_nothing(values: list[float]) -> None:
     """Without two users there is no spread: the bound is minus infinity and no gate opens."""
-    found = paired_difference(np.array(values), np.zeros(len(values)), 0.95)
-    assert found.lower == -math.inf
-    assert found.num_users == len(values)
+    pair = paired_difference(np.array(values), np.zeros(len(values)), 0.95)
+    assert pair.lower == -math.inf
+    assert pair.num_users == len(values)

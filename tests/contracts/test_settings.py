@@ -54,8 +54,8 @@ def touches_environment(path: Path) -> bool:
 def test_only_settings_and_a_few_named_modules_touch_the_environment() -> None:
     """The modules that use os.environ are exactly those listed above; a setting is read in one place."""
     files = [path for folder in CODE for path in sorted((REPOSITORY / folder).rglob("*.py"))]
-    found = {str(path.relative_to(REPOSITORY)) for path in files if touches_environment(path)}
-    assert found == set(MAY_TOUCH_THE_ENVIRONMENT)
+    modules = {str(path.relative_to(REPOSITORY)) for path in files if touches_environment(path)}
+    assert modules == set(MAY_TOUCH_THE_ENVIRONMENT)
 
 
 def test_every_setting_says_what_it_is_and_has_a_default() -> None:
@@ -128,8 +128,8 @@ def test_reading_settings_loads_nothing_heavy() -> None:
         "import sys, contracts.settings, contracts.names, contracts.tables, contracts.dataset; "
         "print({'tensorflow', 'pyspark', 'mlflow', 'airflow', 'great_expectations', 'scipy'}.isdisjoint(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True"
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
 
 
 def test_a_secret_is_in_the_environment_or_in_a_private_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

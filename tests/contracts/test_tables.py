@@ -56,7 +56,7 @@ def test_tables_lie_in_the_home_folder(tmp_path) -> None:
     """A table's place follows CARTWHEEL_HOME."""
     script = "from contracts.tables import ITEMS; print(ITEMS.path)"
     environment = os.environ | {"CARTWHEEL_HOME": str(tmp_path)}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == str(tmp_path / "tables" / "items")
+    assert result.stdout.strip() == str(tmp_path / "tables" / "items")

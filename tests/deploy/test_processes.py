@@ -65,8 +65,8 @@ def test_a_sweep_ends_an_orphan(tmp_path: Path) -> None:
         "print(child.pid)"
     )
     environment = {**os.environ, MARKER: str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    orphan = psutil.Process(int(done.stdout))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    orphan = psutil.Process(int(result.stdout))
     assert sweep(tmp_path, grace_s=2.0) == 1
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
 
@@ -75,8 +75,8 @@ def test_a_sweep_spares_who_calls_it(tmp_path: Path) -> None:
     """A process that carries the marker itself may sweep and lives on."""
     code = f"from pathlib import Path; from deploy.local.processes import sweep; print(sweep(Path({str(tmp_path)!r})))"
     environment = {**os.environ, MARKER: str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "0\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout == "0\n"
 
 
 def test_a_stage_sees_the_memory_of_marked_processes(tmp_path: Path) -> None:

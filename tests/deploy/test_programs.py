@@ -25,21 +25,21 @@ def test_supervisord_reads_what_we_render(tmp_path: Path, make_settings: Callabl
     (home / "run").mkdir(parents=True)
     (home / "logs").mkdir()
     settings = make_settings(home=home, serving_url="http://elsewhere")
-    wanted = programs.programs(settings)
-    options = parse(programs.render(wanted, home, home / "run" / "s"), home)
-    found = {process.name: process for group in options.process_group_configs for process in group.process_configs}
-    assert {name: shlex.split(process.command) for name, process in found.items()} == {
-        program.name: program.argv for program in wanted
+    expected = programs.programs(settings)
+    options = parse(programs.render(expected, home, home / "run" / "s"), home)
+    processes = {process.name: process for group in options.process_group_configs for process in group.process_configs}
+    assert {name: shlex.split(process.command) for name, process in processes.items()} == {
+        program.name: program.argv for program in expected
     }
-    assert not any(process.autostart for process in found.values())
+    assert not any(process.autostart for process in processes.values())
 
 
 def test_services_stop_before_the_database(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     """supervisord stops groups from the highest priority down: the database comes last."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "run").mkdir()
-    wanted = programs.programs(make_settings(serving_url="http://elsewhere"))
-    options = parse(programs.render(wanted, tmp_path, tmp_path / "s"), tmp_path)
+    own = programs.programs(make_settings(serving_url="http://elsewhere"))
+    options = parse(programs.render(own, tmp_path, tmp_path / "s"), tmp_path)
     order = sorted(options.process_group_configs, key=lambda group: group.priority)
     assert [group.name for group in order] == ["database", "migration", "services"]
 

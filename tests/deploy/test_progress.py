@@ -45,9 +45,9 @@ def test_an_empty_home_has_come_nowhere(ask) -> None:
 def test_landed_as_far_as_the_newest_commit_says(ask, tmp_path: Path) -> None:
     """Intervals 1 and 2 are there as a whole; events of 3 have come, and nothing says that these are all."""
     frame = pd.DataFrame({"interval": [1, 2, 3], "event_id": ["a", "b", "c"]})
-    told = CommitProperties(custom_metadata={"userMetadata": json.dumps({"through": 2})})
+    properties = CommitProperties(custom_metadata={"userMetadata": json.dumps({"through": 2})})
     table = tmp_path / "tables" / "bronze_events"
-    write_deltalake(table, frame, partition_by=["interval"], commit_properties=told)
+    write_deltalake(table, frame, partition_by=["interval"], commit_properties=properties)
     write_deltalake(table, frame, partition_by=["interval"], mode="append")
     assert [ask(f"landed({interval})") for interval in (1, 2, 3)] == [True, True, False]
 

@@ -88,9 +88,9 @@ def test_each_service_has_a_health_check_or_ends(service: dict[str, Any]) -> Non
 def test_each_service_waits_for_something_that_can_happen() -> None:
     """Conditions name services that have a health check, or that end."""
     for name, service in SERVICES.items():
-        for other, wanted in service.get("depends_on", {}).items():
+        for other, dependency in service.get("depends_on", {}).items():
             ends = SERVICES[other]["restart"] == "no"
-            assert wanted["condition"] == ("service_completed_successfully" if ends else "service_healthy"), (
+            assert dependency["condition"] == ("service_completed_successfully" if ends else "service_healthy"), (
                 name,
                 other,
             )
@@ -120,11 +120,11 @@ def test_no_secret_is_written_down_and_none_has_a_default() -> None:
 @each_service
 def test_every_setting_exists(service: dict[str, Any]) -> None:
     """A misspelt CARTWHEEL_ variable would be ignored in silence."""
-    known = {f"CARTWHEEL_{name.upper()}" for name in Settings.model_fields} | {
+    variables = {f"CARTWHEEL_{name.upper()}" for name in Settings.model_fields} | {
         "CARTWHEEL_SECRET_PSEUDONYM_KEY",
         "CARTWHEEL_SECRET_VERDICT_KEY",
     }
-    assert {name for name in service.get("environment", {}) if name.startswith("CARTWHEEL_")} <= known
+    assert {name for name in service.get("environment", {}) if name.startswith("CARTWHEEL_")} <= variables
 
 
 def test_every_setting_of_a_stage_reaches_it() -> None:
@@ -170,8 +170,8 @@ def command_line(*words: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CARTWHEEL_")}
     environment |= {"CARTWHEEL_HOME": "/state", "PATH": ""}
     argv = [sys.executable, "-m", "serving", "command", *words]
-    done = subprocess.run(argv, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
-    return shlex.split(done.stdout)
+    result = subprocess.run(argv, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    return shlex.split(result.stdout)
 
 
 def test_the_model_server_gets_the_flags_of_the_serving_package() -> None:
@@ -225,8 +225,8 @@ def test_secrets_are_made_once_private_and_usable(tmp_path: Path) -> None:
     file.write_text("CARTWHEEL_TOP_K=5\nPOSTGRES_PASSWORD=mine")  # no end of line
     for _ in range(2):
         subprocess.run(["sh", SCRIPTS / "secrets.sh", file], check=True, capture_output=True)
-    found = dict(line.split("=", 1) for line in file.read_text().splitlines())
-    assert list(found) == [
+    variables = dict(line.split("=", 1) for line in file.read_text().splitlines())
+    assert list(variables) == [
         "CARTWHEEL_TOP_K",
         "POSTGRES_PASSWORD",
         "AIRFLOW_ADMIN_PASSWORD",
@@ -235,9 +235,9 @@ def test_secrets_are_made_once_private_and_usable(tmp_path: Path) -> None:
         "PSEUDONYM_KEY",
         "VERDICT_KEY",
     ]
-    assert found["POSTGRES_PASSWORD"] == "mine"
-    assert re.fullmatch(r"[\w-]{20}", found["AIRFLOW_ADMIN_PASSWORD"])
-    assert len(base64.urlsafe_b64decode(found["AIRFLOW_FERNET_KEY"])) == 32
+    assert variables["POSTGRES_PASSWORD"] == "mine"
+    assert re.fullmatch(r"[\w-]{20}", variables["AIRFLOW_ADMIN_PASSWORD"])
+    assert len(base64.urlsafe_b64decode(variables["AIRFLOW_FERNET_KEY"])) == 32
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -281,10 +281,10 @@ def test_health_is_what_the_server_says(server: str, path: str, component: list[
 
 def test_a_server_that_is_not_there_is_not_healthy() -> None:
     """A refused connection is exit 1, without a traceback."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, SCRIPTS / "healthy.py", "http://127.0.0.1:1/health"], capture_output=True, check=False
     )
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (result.returncode, result.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize(("service", "inside"), [("serving", "8501"), ("gateway", "8600")])

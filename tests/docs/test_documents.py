@@ -83,12 +83,12 @@ def test_modules_named_in_commands_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_settings_named_in_documents_exist(path: Path) -> None:
     """Each CARTWHEEL_ variable in a document is a setting."""
-    known = {generator.variable(name) for name in Settings.model_fields} | {
+    variables = {generator.variable(name) for name in Settings.model_fields} | {
         "CARTWHEEL_SECRET_NAME",
         "CARTWHEEL_SECRET_SHOP_DB",
         "CARTWHEEL_TEST_REES46_DIR",
     }
-    assert set(re.findall(r"CARTWHEEL_[A-Z0-9_]+[A-Z0-9]", path.read_text(encoding="utf-8"))) <= known
+    assert set(re.findall(r"CARTWHEEL_[A-Z0-9_]+[A-Z0-9]", path.read_text(encoding="utf-8"))) <= variables
 
 
 def test_the_readme_table_of_settings_is_up_to_date() -> None:
@@ -191,14 +191,14 @@ def our_files() -> dict[str, str]:
         listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    found = {}
+    content_by_name = {}
     for name in filter(None, listed):
         path = REPOSITORY / name
         if path.is_file():
             content = path.read_bytes()
             if b"\0" not in content[:8192]:
-                found[name] = content.decode("utf-8", errors="replace")
-    return found
+                content_by_name[name] = content.decode("utf-8", errors="replace")
+    return content_by_name
 
 
 def test_no_file_holds_a_path_of_a_machine() -> None:

@@ -78,10 +78,10 @@ def shop_slice(tmp_path: Path) -> Path:
 def shell(command: str, **added: str) -> str:
     """What a command line prints, with these variables added."""
     environment = os.environ | added
-    done = subprocess.run(
+    result = subprocess.run(
         ["sh", "-c", command], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
-    return done.stdout
+    return result.stdout
 
 
 def wait_while(process: subprocess.Popen[str], installation: Installation, reached: Callable[[], bool]) -> None:
@@ -238,8 +238,8 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
 
     # One click, and the first model answers again.
     roll_back(installation, summary["urls"]["airflow"])
-    asked = {"instances": [{"user_id": min(active)}]}
-    answer = httpx.post(summary["urls"]["endpoint"], headers={"authorization": f"Bearer {token}"}, json=asked)
+    request = {"instances": [{"user_id": min(active)}]}
+    answer = httpx.post(summary["urls"]["endpoint"], headers={"authorization": f"Bearer {token}"}, json=request)
     assert answer.headers["x-cartwheel-model-version"] == "1"
 
     changes = (installation.home / "serving" / "history.jsonl").read_text().removeprefix(history).splitlines()

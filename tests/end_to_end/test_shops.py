@@ -114,8 +114,8 @@ def as_clients_send_it(url: str) -> None:
     odd = [{"user_id": f"A/B 🧦 {number}"} for number in range(2000)]
     assert len(ask({"instances": odd}).json()["predictions"]) == 2000
     history = {"signature_name": "history"}
-    known = history | {"instances": [{"item_id": ["no such", items[0]], "age_days": [2.0, 9.0]}]}
-    assert len(ask(known).json()["predictions"][0]["items"]) == 10
+    request = history | {"instances": [{"item_id": ["no such", items[0]], "age_days": [2.0, 9.0]}]}
+    assert len(ask(request).json()["predictions"][0]["items"]) == 10
     for wrong in (
         {"instances": [{"user_id": 1}]}, {"instances": [{"user_id": ["user3"]}]}, {"instances": [{"userId": "user3"}]},
         {"instances": []}, {"instances": [{"user_id": None}]},
@@ -189,9 +189,9 @@ def test_a_shop_goes_through_every_stage(
     }
 
     def verb(*command: str) -> str:
-        done = run_verb(*command, environment=environment)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout
+        result = run_verb(*command, environment=environment)
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout
 
     verb("spark_jobs.land", "--through", str(last))
     verb("expectations", "gate", "raw")

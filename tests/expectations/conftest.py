@@ -122,13 +122,15 @@ def save(frames: Frames, through: int | None = None) -> None:
             columns = [column for column in table.columns if column.name in frame]
             schema = pa.schema([(column.name, _ARROW[column.type]) for column in columns])
             data = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
-            told = {"userMetadata": json.dumps({"through": through})} if table is BRONZE_EVENTS and through else None
+            metadata = (
+                {"userMetadata": json.dumps({"through": through})} if table is BRONZE_EVENTS and through else None
+            )
             write_deltalake(
                 table.path,
                 data,
                 partition_by=list(table.partition_by) or None,
                 mode="overwrite",
-                commit_properties=CommitProperties(custom_metadata=told),
+                commit_properties=CommitProperties(custom_metadata=metadata),
             )
 
 

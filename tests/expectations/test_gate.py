@@ -418,10 +418,10 @@ def test_a_page_loads_nothing_from_elsewhere() -> None:
         "<style>b { background: url('https://x.example/p.png') }</style></head>"
         '<body><img class="l" src="https://x.example/l.png" alt="x"><a href="https://x.example/">told</a></body>'
     )
-    told = data_docs.offline(page)
-    assert told.count("https://") == 1
-    assert '<a href="https://x.example/">told</a>' in told
-    assert ".nav-tabs" in told
+    offline_page = data_docs.offline(page)
+    assert offline_page.count("https://") == 1
+    assert '<a href="https://x.example/">told</a>' in offline_page
+    assert ".nav-tabs" in offline_page
 
 
 def test_a_failed_partition_is_checked_until_it_passes(frames: Frames, saved: Save) -> None:

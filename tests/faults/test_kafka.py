@@ -55,29 +55,29 @@ class Stream:
 
     def __init__(self, seed: int, size: int) -> None:
         self._chance, self._size = random.Random(seed), size
-        self.sent: Counter[str] = Counter()
+        self.num_sent: Counter[str] = Counter()
         """How often each kind was delivered."""
         self.ids: set[str] = set()
         """Of the sound events."""
 
     def values(self) -> Iterator[tuple[str, bytes]]:
         """Each message with its kind: sound, again, untimed, broken."""
-        kept: list[bytes] = []
+        earlier: list[bytes] = []
         for number in range(self._size):
             drawn = self._chance.random()
             if drawn < 0.005:
                 yield "broken", b'{"id": "' + str(number).encode() + b'", "who": '
             elif drawn < 0.015:
                 yield "untimed", json.dumps({"id": f"u{number}", "who": "ann", "what": "x", "when": "soon"}).encode()
-            elif drawn < 0.05 and kept:
-                yield "again", self._chance.choice(kept)
+            elif drawn < 0.05 and earlier:
+                yield "again", self._chance.choice(earlier)
             else:
                 day = 1 + self._chance.randrange(20)
                 when = f"2024-01-{day:02d}T{number % 24:02d}:00:00Z"
                 value = json.dumps(
                     {"id": str(number), "who": f"u{number % 500}", "what": f"i{number % 90}", "when": when}
                 ).encode()
-                kept = [*kept[-200:], value]
+                earlier = [*earlier[-200:], value]
                 self.ids.add(str(number))
                 yield "sound", value
 
@@ -104,14 +104,14 @@ def produce(stream: Stream, address: str, until: threading.Event, seconds: float
     producer = Producer({"bootstrap.servers": address, "enable.idempotence": True, "message.timeout.ms": 600_000})
     failed: list[Any] = []
 
-    def sent(error: Any, message: Any) -> None:
+    def count(error: Any, message: Any) -> None:
         if error is not None:
             failed.append(error)
 
     pause_s = seconds / max(1, stream._size // 500)
     for place, (kind, value) in enumerate(stream.values()):
-        producer.produce(TOPICS[place % 2], value, on_delivery=sent)
-        stream.sent[kind] += 1
+        producer.produce(TOPICS[place % 2], value, on_delivery=count)
+        stream.num_sent[kind] += 1
         producer.poll(0)
         if place % 500 == 499:
             until.wait(pause_s)
@@ -121,21 +121,21 @@ def produce(stream: Stream, address: str, until: threading.Event, seconds: float
 
 def targets(kind: str, processes: list[psutil.Process]) -> list[psutil.Process]:
     """The processes of an installation that are of a kind."""
-    found = []
+    victims = []
     for process in processes:
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
             if kind == "driver" and ("spark_jobs/land.py" in line or "SparkSubmit" in line):
-                found.append(process)
+                victims.append(process)
             if (
                 kind == "scheduler"
                 and "airflow scheduler" in line
                 and "airflow" not in " ".join(process.parent().cmdline())
             ):
-                found.append(process)
+                victims.append(process)
             if kind == "worker" and "airflow" in line and "worker" in line and "scheduler" not in line:
-                found.append(process)
-    return found
+                victims.append(process)
+    return victims
 
 
 def landed(home: Path, table: str) -> Any:
@@ -152,8 +152,8 @@ def accounted(home: Path) -> int:
 def test_kafka_to_delta_under_fire(stack: Any, broker: Any) -> None:
     """Driver, Airflow's worker and scheduler, and the broker die by -9; the tables end equal to what was sent."""
     chance, home = random.Random(SEED), stack.home
-    stream, done = Stream(SEED, NUM_EVENTS), threading.Event()
-    sender = threading.Thread(target=produce, args=(stream, broker.address, done, 10.0 * NUM_KILLS))
+    stream, all_sent = Stream(SEED, NUM_EVENTS), threading.Event()
+    sender = threading.Thread(target=produce, args=(stream, broker.address, all_sent, 10.0 * NUM_KILLS))
     sender.start()
     kills: Counter[str] = Counter()
     try:
@@ -161,7 +161,7 @@ def test_kafka_to_delta_under_fire(stack: Any, broker: Any) -> None:
             airflow_api.wait_for_dag(airflow, INGEST_EVENTS)
             next_kill, deadline, run_number = time.monotonic() + 8, time.monotonic() + 3000, 0
             while True:
-                assert time.monotonic() < deadline, (kills, accounted(home), stream.sent)
+                assert time.monotonic() < deadline, (kills, accounted(home), stream.num_sent)
                 with suppress(httpx.HTTPError):
                     runs = airflow_api.list_runs(airflow, INGEST_EVENTS)
                     if all(run.state in airflow_api.ENDED for run in runs):
@@ -181,7 +181,7 @@ def test_kafka_to_delta_under_fire(stack: Any, broker: Any) -> None:
                         next_kill = time.monotonic() + chance.uniform(3, 15)
                 time.sleep(0.5)
     finally:
-        done.set()
+        all_sent.set()
         sender.join()
     print(f"seed {SEED}: {NUM_EVENTS} messages, killed {dict(kills)}, {run_number} runs")
 
@@ -190,7 +190,7 @@ def test_kafka_to_delta_under_fire(stack: Any, broker: Any) -> None:
     # None lost, none doubled: the sets are equal.
     assert everything.event_id.is_unique
     assert set(bronze.event_id) == {f"shop:{number}" for number in stream.ids}
-    aside = stream.sent["untimed"] + stream.sent["broken"]
+    aside = stream.num_sent["untimed"] + stream.sent["broken"]
     assert len(untimed) == aside
     # Every record is accounted for, in every batch.
     assert (ledger.read == ledger.landed + ledger.quarantined + ledger.duplicates).all()
@@ -198,8 +198,8 @@ def test_kafka_to_delta_under_fire(stack: Any, broker: Any) -> None:
     sums = ledger[["read", "landed", "quarantined", "duplicates"]].sum()
     assert sums.to_dict() == {
         "read": NUM_EVENTS,
-        "landed": stream.sent["sound"],
+        "landed": stream.num_sent["sound"],
         "quarantined": aside,
-        "duplicates": stream.sent["again"],
+        "duplicates": stream.num_sent["again"],
     }
     assert set(kills) == set(KINDS[:NUM_KILLS])

@@ -72,5 +72,5 @@ def test_each_version_by_itself() -> None:
     """Rows of two versions are never mixed."""
     rows = _rows(("a", "x", "x", "x", "x"), ("b", "y", "x", "x", "x"))
     rows["model_version"] = [3, 4]
-    found = by_version(rows, 0.95)
-    assert {version: live.means[MODEL][NDCG] for version, live in found.items()} == {3: 1.0, 4: 0.0}
+    live_by_version = by_version(rows, 0.95)
+    assert {version: live.means[MODEL][NDCG] for version, live in live_by_version.items()} == {3: 1.0, 4: 0.0}

@@ -27,14 +27,16 @@ class Home:
 
     def run(self, *words: str, expect: int = 0) -> list[str]:
         environment = {"CARTWHEEL_HOME": str(self.folder), "CARTWHEEL_MLFLOW_TRACKING_URI": self.registry}
-        done = run_verb("monitoring", *words, environment=environment)
-        assert done.returncode == expect, done.stdout + done.stderr
-        lines = (done.stdout if expect != 2 else done.stderr).splitlines()
+        result = run_verb("monitoring", *words, environment=environment)
+        assert result.returncode == expect, result.stdout + result.stderr
+        lines = (result.stdout if expect != 2 else result.stderr).splitlines()
         return [re.sub(r"(as_of_\d+_v\d+)_[0-9a-f]{8}", r"\1", line) for line in lines]
 
     def record(self, interval: int) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.folder / "reports" / "monitoring" / f"{interval}.json").read_text())
-        return found
+        content: dict[str, object] = json.loads(
+            (self.folder / "reports" / "monitoring" / f"{interval}.json").read_text()
+        )
+        return content
 
     def write(self, table: str, rows: list[dict[str, object]], partition: str) -> None:
         data = pa.Table.from_pylist(rows)
@@ -141,9 +143,9 @@ def test_the_first_model(home: Home) -> None:
 
 def test_a_registry_that_does_not_answer_is_said_in_one_line(home: Home) -> None:
     """Without MLflow nobody knows which model is deployed: no decision, one line, exit 2, and no file."""
-    with socket.socket() as taken:  # bound but not listening: every connection is refused
-        taken.bind(("127.0.0.1", 0))
-        home.registry = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as listener:  # bound but not listening: every connection is refused
+        listener.bind(("127.0.0.1", 0))
+        home.registry = f"http://127.0.0.1:{listener.getsockname()[1]}"
         home.lists(52)
         lines = home.run("decide", expect=2)
     assert lines[-1].startswith("cartwheel: error: the model registry does not answer")
@@ -165,8 +167,8 @@ def test_a_model_that_fares_well_is_kept(home: Home) -> None:
     assert observation["live"]["means"]["model"][NDCG] == 1.0
     assert observation["live_by_version"]["1"]["latency_p50_ms"] == 2.0
     assert observation["drift"] == 0.0
-    found = json.loads("\n".join(home.run("observe", "--interval", "52")))
-    assert found["1"]["num_users"] == 20
+    live = json.loads("\n".join(home.run("observe", "--interval", "52")))
+    assert live["1"]["num_users"] == 20
 
 
 def test_a_request_stays_open_until_a_training_has_finished(home: Home) -> None:

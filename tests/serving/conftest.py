@@ -183,23 +183,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def base_of(exported: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a base path that holds the given versions."""
 
-    def made(*versions: int) -> Path:
+    def make(*versions: int) -> Path:
         base = tmp_path_factory.mktemp("base")
         for version in versions:
             shutil.copytree(exported(version), base / str(version))
         return base
 
-    return made
+    return make
 
 
 @pytest.fixture(scope="module", params=["local", *(["real"] if REAL_SERVER else [])])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that started with an empty config."""
-    made = Server(request.param, tmp_path_factory.mktemp("server"))
+    running = Server(request.param, tmp_path_factory.mktemp("server"))
     try:
-        yield made
+        yield running
     finally:
-        made.stop()
+        running.stop()
 
 
 @pytest.fixture(scope="session")

@@ -76,9 +76,9 @@ class Shop:
 
     def verb(self, *words: str, code: int = 0) -> Ended:
         """Run `python -m serving ...` and require its exit status."""
-        done = run_verb("serving", *words, environment=self.settings)
-        assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
+        result = run_verb("serving", *words, environment=self.settings)
+        assert result.returncode == code, f"{words} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}"
+        return result
 
     def server_command(self) -> list[str]:
         """As an installation starts it, but that it looks at its files more often."""
@@ -115,12 +115,12 @@ class Shop:
         for child in (saved / models).iterdir():
             if not (self.folder / models / child.name).exists():
                 shutil.copytree(child, self.folder / models / child.name)
-        wanted, now = (parse((folder / "serving" / "models.config").read_text(), "") for folder in (saved, self.folder))
+        before, now = (parse((folder / "serving" / "models.config").read_text(), "") for folder in (saved, self.folder))
         # A label moves only to what is loaded.
-        config = render(Desired((*wanted.versions, *now.versions), now.labels), self.folder / models)
+        config = render(Desired((*before.versions, *now.versions), now.labels), self.folder / models)
         (self.folder / "beside").write_text(config)
         (self.folder / "beside").rename(self.serving / "models.config")
-        for version in wanted.versions:
+        for version in before.versions:
             self.server.wait_state(MODEL, version, "AVAILABLE")
         for file in ("serving/rollout.json", "serving/history.jsonl", "gateway/routes.json", "serving/models.config"):
             shutil.copy(saved / file, self.folder / "beside")
@@ -155,7 +155,7 @@ class Shop:
         answer = self.server.predict(f"{MODEL}/labels/{label}", {"instances": ["x"]}).json()
         return round(answer["predictions"][0]["scores"][0], 4)
 
-    def asked(self) -> tuple[int | None, float]:
+    def answering(self) -> tuple[int | None, float]:
         """The version that the gateway would ask, and its first score for user x: it must answer at any time."""
         routes = json.loads((self.folder / "gateway" / "routes.json").read_text())
         version = state(routes)["stable"]

@@ -45,12 +45,15 @@ def taking(hit_rate: float, num_users: int, **more) -> Outcomes:
         (Arm(100, 0), Arm(900, 0), PASS, ""),  # the gateway has put no times together yet
     ],
 )
-def test_errors_and_latency(challenger: Arm, stable: Arm, answer: str, said: str) -> None:
+def test_errors_and_latency(challenger: Arm, stable: Arm, answer: str, reason: str) -> None:
     """Failures are compared with the champion's; slow is what is much slower and can be noticed."""
-    found = verdict(challenger, stable)
-    assert found.answer == answer, found
-    assert said in "; ".join(found.reasons)
-    assert (found.evidence["requests"], found.evidence["stable_failed"]) == (challenger.num_requests, stable.num_failed)
+    judged = verdict(challenger, stable)
+    assert judged.answer == answer, judged
+    assert reason in "; ".join(judged.reasons)
+    assert (judged.evidence["requests"], judged.evidence["stable_failed"]) == (
+        challenger.num_requests,
+        stable.num_failed,
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,11 +76,11 @@ def test_errors_and_latency(challenger: Arm, stable: Arm, answer: str, said: str
         ),
     ],
 )  # fmt: skip
-def test_what_shoppers_take(ours: Outcomes, theirs: Outcomes, is_last: bool, answer: str, said: str) -> None:
+def test_what_shoppers_take(ours: Outcomes, theirs: Outcomes, is_last: bool, answer: str, reason: str) -> None:
     """Worse for certain stops at any share; before promotion it must be certain that it is not much worse."""
-    found = verdict(Arm(1000, 0, FAST), Arm(1000, 0, FAST), {"canary": ours, "stable": theirs}, is_last=is_last)
-    assert found.answer == answer, found
-    assert said in "; ".join(found.reasons)
+    judged = verdict(Arm(1000, 0, FAST), Arm(1000, 0, FAST), {"canary": ours, "stable": theirs}, is_last=is_last)
+    assert judged.answer == answer, judged
+    assert reason in "; ".join(judged.reasons)
 
 
 @pytest.mark.parametrize(("undecided", "answer"), [("promote", PASS), ("reject", STOP), ("wait", WAIT)])
@@ -147,7 +150,7 @@ def test_outcomes_by_hand() -> None:
         ],
         columns=["request_id", "arm", "items", "scores"],
     )
-    taken = pd.DataFrame(
+    attributions = pd.DataFrame(
         [
             ("r1", "ann", ["a"]),
             ("r2", "ann", ["x"]),
@@ -157,10 +160,12 @@ def test_outcomes_by_hand() -> None:
         ],
         columns=["request_id", "user_id", "taken_items"],
     )
-    found = summarise(shown, taken)
-    assert found["canary"] == Outcomes(1, 0.5, 0.0, num_lists=3, num_distinct_items=3, num_compared=2, num_bad_scores=1)
-    assert found["stable"] == Outcomes(2, 0.5, 0.25, num_lists=2, num_distinct_items=4, num_compared=2)
-    assert summarise(shown, taken.iloc[:0])["canary"].num_users == 0
+    by_arm = summarise(shown, attributions)
+    assert by_arm["canary"] == Outcomes(
+        1, 0.5, 0.0, num_lists=3, num_distinct_items=3, num_compared=2, num_bad_scores=1
+    )
+    assert by_arm["stable"] == Outcomes(2, 0.5, 0.25, num_lists=2, num_distinct_items=4, num_compared=2)
+    assert summarise(shown, attributions.iloc[:0])["canary"].num_users == 0
 
 
 def test_times_at_their_best() -> None:

@@ -70,15 +70,15 @@ class OpenShop(Shop):
 
     def shoppers(self, count: int) -> Counter[tuple[int, str, str]]:
         """Let shoppers ask; how many were answered with which status, in which arm, by which version."""
-        found: Counter[tuple[int, str, str]] = Counter()
+        counts: Counter[tuple[int, str, str]] = Counter()
         for number in range(count):
             answer = self.ask(f"user-{number}")
             headers = answer.headers
-            found[
+            counts[
                 answer.status_code, headers.get("x-cartwheel-arm", ""), headers.get("x-cartwheel-model-version", "")
             ] += 1
         time.sleep(0.2)
-        return found
+        return counts
 
     def advance(self, version: int, to: str, code: int) -> str:
         return self.verb("advance", "--version", str(version), "--to", to, code=code).stderr
@@ -132,7 +132,7 @@ def test_a_good_challenger_becomes_champion(shop: OpenShop) -> None:
 
 
 @pytest.mark.parametrize(("kind", "said"), [("failing", "50 of 50 predictions failed"), ("slow", "p90 is")])
-def test_a_bad_challenger_is_stopped_as_shadow(shop: OpenShop, kind: str, said: str) -> None:
+def test_a_bad_challenger_is_stopped_as_shadow(shop: OpenShop, kind: str, reason: str) -> None:
     """It fails, or takes long, for shoppers that no golden request is of; not one of them has noticed."""
     champion = str(shop.rollout()["champion"])
     version = shop.register(3, kind)
@@ -142,7 +142,7 @@ def test_a_bad_challenger_is_stopped_as_shadow(shop: OpenShop, kind: str, said: 
     shop.advance(version, "shadow", NOTHING_TO_DO)
     assert shop.shoppers(50) == {(200, "stable", champion): 50}
     time.sleep(6)
-    assert said in shop.advance(version, "shadow", 1)
+    assert reason in shop.advance(version, "shadow", 1)
     assert shop.history()[-1] == (version, "rejected", int(champion))
     assert shop.rollout()["change"]["evidence"]["requests"] == 50
     shop.verb("pending", code=NOTHING_TO_DO)
@@ -169,7 +169,7 @@ def test_a_share_that_a_kill_has_kept_back(shop: OpenShop) -> None:
     version = shop.register(2)
     shop.bring(version)
     shop.killed_at("gateway.process.put", "advance", "--version", str(version), "--to", "canary")
-    assert (shop.rollout()["state"], shop.asked()[0]) == ("canary", shop.rollout()["champion"])
+    assert (shop.rollout()["state"], shop.answering()[0]) == ("canary", shop.rollout()["champion"])
     shop.advance(version, "canary", NOTHING_TO_DO)
     assert shop.shoppers(300)[200, "canary", str(version)] > 10
 
@@ -187,12 +187,12 @@ def test_a_canary_that_shoppers_take_less_of_is_stopped(shop: OpenShop, monkeypa
     })  # fmt: skip
     # A fifth of the canary's users take what they are shown, and half of the champion's.
     hits = [user % 5 == 0 if user % 3 == 0 else user % 2 == 0 for user in users]
-    taken = shown[["interval", "request_id"]].assign(
+    attributions = shown[["interval", "request_id"]].assign(
         user_id=[f"u{user}" for user in users], taken_items=[["a"] if hit else ["x"] for hit in hits]
     )
     monkeypatch.setenv("CARTWHEEL_HOME", str(shop.folder))
     settings.cache_clear()
-    for table, rows in ((EXPOSURES, shown), (ATTRIBUTIONS, taken)):
+    for table, rows in ((EXPOSURES, shown), (ATTRIBUTIONS, attributions)):
         write_deltalake(table.path, rows, partition_by=["interval"], mode="overwrite")
     settings.cache_clear()
     assert "shoppers take less of it: hit rate 0.200 of 1000 users" in shop.advance(version, "canary", 1)
@@ -296,14 +296,16 @@ def test_outcomes_of_a_step_are_read_from_the_tables(tmp_path: Path, monkeypatch
         scores=[[1.0]] * 4
     )
     write_deltalake(EXPOSURES.path, exposures.drop(columns="step"), partition_by=["interval"])
-    taken = pd.DataFrame({"interval": [7, 8, 7], "request_id": ["r1", "r2", "r3"], "user_id": ["ann", "bob", "cid"]})
-    taken = taken.assign(taken_items=[["a"], ["x"], ["a"]])
-    write_deltalake(ATTRIBUTIONS.path, taken, partition_by=["interval"])
+    attributions = pd.DataFrame(
+        {"interval": [7, 8, 7], "request_id": ["r1", "r2", "r3"], "user_id": ["ann", "bob", "cid"]}
+    )
+    attributions = attributions.assign(taken_items=[["a"], ["x"], ["a"]])
+    write_deltalake(ATTRIBUTIONS.path, attributions, partition_by=["interval"])
     assert outcomes.of_step(3) == {}
     write_deltalake(EXPOSURES.path, exposures, partition_by=["interval"], mode="overwrite", schema_mode="overwrite")
-    found = outcomes.of_step(3)
+    by_arm = outcomes.of_step(3)
     settings.cache_clear()
-    assert {arm: (each.num_lists, each.num_users, each.hit_rate) for arm, each in found.items()} == {
+    assert {arm: (each.num_lists, each.num_users, each.hit_rate) for arm, each in by_arm.items()} == {
         "canary": (1, 1, 1.0), "stable": (1, 1, 0.0),
     }  # fmt: skip
-    assert json.dumps(vars(found["canary"]))
+    assert json.dumps(vars(by_arm["canary"]))

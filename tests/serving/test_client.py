@@ -68,7 +68,7 @@ def test_pseudonyms_leave_instead_of_ids() -> None:
             with Client("token", url, pseudonym_key=key) as client:
                 assert len(client.recommend(ids)) == 2
         server.shutdown()
-    sent = [[each["user_id"] for each in json.loads(body)["instances"]] for body in bodies]
+    users = [[each["user_id"] for each in json.loads(body)["instances"]] for body in bodies]
     pseudonyms = [pseudonym(each, "secret") for each in ids]
-    assert sent == [pseudonyms, pseudonyms, ids]
+    assert users == [pseudonyms, pseudonyms, ids]
     assert b"example" not in bodies[0]

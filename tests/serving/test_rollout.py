@@ -82,7 +82,7 @@ def test_on_its_way_and_back(shop: Shop) -> None:
     assert status["traffic"]["stable"] == version
 
     assert shop.verb("rollback", "--why", "it is bad").stdout == f"{previous}\n"
-    assert (shop.served(), shop.asked()) == (before, (previous, before))
+    assert (shop.served(), shop.answering()) == (before, (previous, before))
     assert shop.aliases() == {CHAMPION: previous}
     assert shop.history()[-1] == (version, "rolled back", previous)
     assert f"version {version} rolled back, by " in shop.verb("history").stdout.splitlines()[-1]
@@ -99,8 +99,8 @@ def test_a_share_of_the_traffic(shop: Shop) -> None:
     champion, before = shop.aliases()[CHAMPION], shop.served()
 
     def traffic() -> tuple[Any, ...]:
-        found = json.loads(shop.verb("status").stdout)["traffic"]
-        return tuple(found[name] for name in ("stable", "canary", "canary_share", "shadow", "shadow_share"))
+        content = json.loads(shop.verb("status").stdout)["traffic"]
+        return tuple(content[name] for name in ("stable", "canary", "canary_share", "shadow", "shadow_share"))
 
     version = shop.register(5)
     share = ("--version", str(version), "--share", "0.25")
@@ -148,10 +148,10 @@ def test_killed_between_any_two_writes(shop: Shop, verb: str) -> None:
     shop.save()
     write = 1
     while shop.killed_before(write, *words):
-        assert shop.asked() in ((previous, before), (version, 3.6))
+        assert shop.answering() in ((previous, before), (version, 3.6))
         again = run_verb("serving", *words, environment=shop.settings)
         assert again.returncode in (0, NOTHING_TO_DO), again.stderr
-        assert (shop.asked(), shop.served()) == ((champion, score), score), write
+        assert (shop.answering(), shop.served()) == ((champion, score), score), write
         assert shop.history() == history, write
         assert shop.aliases() == {CHAMPION: champion} | ({CHALLENGER: version} if verb in ("load", "canary") else {})
         assert {int(name) for name in shop.on_disk()} >= {previous, champion}
@@ -189,7 +189,7 @@ def test_a_promotion_that_broke_off_is_undone(shop: Shop) -> None:
     shop.bring(version)
     shop.killed_at("gateway.process.put", "promote", "--version", str(version))
     assert shop.verb("rollback").stdout == f"{previous}\n"
-    assert (shop.asked(), shop.served()) == ((previous, before), before)
+    assert (shop.answering(), shop.served()) == ((previous, before), before)
     assert shop.aliases() == {CHAMPION: previous}
     shop.verb("pending", code=NOTHING_TO_DO)
     shop.verb("rollback", code=NOTHING_TO_DO)
@@ -231,8 +231,11 @@ def test_a_challenger_that_was_deleted_in_mlflow(shop: Shop) -> None:
     """There is nothing to deploy, or one line says what is missing."""
     version = shop.register(5)
     shop.mlflow.delete_model_version(MODEL, str(version))
-    done = run_verb("serving", "pending", environment=shop.settings)
-    assert done.returncode == NOTHING_TO_DO or (done.returncode, f"no version {version}" in done.stderr) == (2, True)
+    result = run_verb("serving", "pending", environment=shop.settings)
+    assert result.returncode == NOTHING_TO_DO or (result.returncode, f"no version {version}" in result.stderr) == (
+        2,
+        True,
+    )
 
 
 def _tampered(folder: Path) -> None:

@@ -75,9 +75,9 @@ def test_what_is_done_changes_nothing() -> None:
         (lambda now: steps.stage(steps.reject(now, 2, "slow"), 2), "was rejected: slow"),
     ],
 )
-def test_what_is_refused(change, said: str) -> None:
+def test_what_is_refused(change, reason: str) -> None:
     """Each refusal names what is so instead."""
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=reason):
         change(steps.stage(SERVING, 2))
 
 

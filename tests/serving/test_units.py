@@ -98,6 +98,6 @@ def test_configured_server_must_exist(tmp_path: Path) -> None:
     """A configured model server that is not there is one clear line and exit 2."""
     env = {"CARTWHEEL_MODEL_SERVER": "/nonexistent", "CARTWHEEL_HOME": str(tmp_path)}
     argv = [sys.executable, "-m", "serving", "command"]
-    done = subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "CARTWHEEL_MODEL_SERVER" in done.stderr
+    result = subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "CARTWHEEL_MODEL_SERVER" in result.stderr

@@ -166,11 +166,11 @@ class Shop:
         """All rows in the order of the table's key, without times of landing."""
         arrow = deltalake.DeltaTable(str(table.path)).to_pyarrow_table()
         order = [c.name for c in table.columns if c.type in ("int", "string", "double")]
-        told = [{k: v for k, v in row.items() if not k.endswith("ingested_at")} for row in arrow.to_pylist()]
-        for row in told:
+        rows_of_table = [{k: v for k, v in row.items() if not k.endswith("ingested_at")} for row in arrow.to_pylist()]
+        for row in rows_of_table:
             if "row" in row:
                 row["row"] = json.dumps({k: v for k, v in json.loads(row["row"]).items() if k != "ingested_at"})
-        return sorted(told, key=lambda row: [str(row[name]) for name in order])
+        return sorted(rows_of_table, key=lambda row: [str(row[name]) for name in order])
 
     def values(self, table: Table, *columns: str) -> list[tuple[Any, ...]]:
         return sorted(tuple(row[column] for column in columns) for row in self.rows(table))

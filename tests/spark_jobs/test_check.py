@@ -16,14 +16,14 @@ def test_report(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, problems with an example, range, counts and coverage are told and written."""
     path = shop.folder / "out" / "check.json"
     assert check.main(shop.dataset, shop.folder, path, users_of_last=1) == 0
-    found = json.loads(path.read_text())
-    assert [found[name] for name in ("rows", "usable_rows", "priced_rows", "users", "items")] == [15, 7, 6, 2, 2]
-    assert (found["first_interval"], found["last_interval"], found["last_complete_interval"]) == (1, 3, 2)
-    assert found["active_users"] == {"2": ["ann", "bob"], "3": ["ann"]}
-    assert found["events_by_interval"] == {"1": 3, "2": 2, "3": 2}
-    assert found["events_by_type"] == {"purchase": 5, "view": 2}
-    assert found["items_described"] == 2
-    assert "busiest_user" not in found
+    facts = json.loads(path.read_text())
+    assert [facts[name] for name in ("rows", "usable_rows", "priced_rows", "users", "items")] == [15, 7, 6, 2, 2]
+    assert (facts["first_interval"], facts["last_interval"], facts["last_complete_interval"]) == (1, 3, 2)
+    assert facts["active_users"] == {"2": ["ann", "bob"], "3": ["ann"]}
+    assert facts["events_by_interval"] == {"1": 3, "2": 2, "3": 2}
+    assert facts["events_by_type"] == {"purchase": 5, "view": 2}
+    assert facts["items_described"] == 2
+    assert "busiest_user" not in facts
     printed = capsys.readouterr().out
     assert "1 row   quantity: not a number\n              e.g. {" in printed
     assert "from 2024-01-01 06:00:00 to 2024-01-03 12:00:00" in printed
@@ -62,7 +62,7 @@ def orders(rows: int = 60) -> list[tuple[str, str, str, str, str]]:
     ]  # fmt: skip
 
 
-def told(shop: Any, capsys: pytest.CaptureFixture[str], toml: str, rows: list[tuple[str, ...]]) -> str:
+def output_of(shop: Any, capsys: pytest.CaptureFixture[str], toml: str, rows: list[tuple[str, ...]]) -> str:
     text = "order,who,what,when,cancelled\n" + "".join(",".join(row) + "\n" for row in rows)
     shop.write(shop__toml=toml, a__csv=text)
     capsys.readouterr()
@@ -73,21 +73,21 @@ def told(shop: Any, capsys: pytest.CaptureFixture[str], toml: str, rows: list[tu
 def test_what_is_legal_but_hardly_meant(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Guests under one id, an order's number as event_id, a status on the first line of each order, too many bad rows."""
     plain = LINES.format(more="")
-    assert "warning: user" not in told(shop, capsys, plain, orders())
+    assert "warning: user" not in output_of(shop, capsys, plain, orders())
     guests = [(order, "0" if int(order) % 3 == 0 else who, what, when, no) for order, who, what, when, no in orders()]
-    assert "warning: user '0' has 35% of all events" in told(shop, capsys, plain, guests)
-    assert "warning: 40 of 60 rows would count as duplicates: is order unique?" in told(
+    assert "warning: user '0' has 35% of all events" in output_of(shop, capsys, plain, guests)
+    assert "warning: 40 of 60 rows would count as duplicates: is order unique?" in output_of(
         shop,
         capsys,
         plain + 'event_id = "order"\n',
         [(*row[:3], f"2024-01-0{1 + int(row[0]) % 5}T12:00:00", "") for row in orders()],
     )
     exclude = '[[events.exclude]]\nreason = "cancelled"\ncolumn = "cancelled"\nmatches = "."\n'
-    assert "'cancelled' is filled in on one line of each 'order' only" in told(
+    assert "'cancelled' is filled in on one line of each 'order' only" in output_of(
         shop, capsys, plain + 'session_id = "order"\n' + exclude, orders()
     )
     late = [(*row[:3], "soon" if number % 2 else row[3], "") for number, row in enumerate(orders())]
-    assert "50% of the rows have problems: the gate raw stops the run at 20%" in told(shop, capsys, plain, late)
+    assert "50% of the rows have problems: the gate raw stops the run at 20%" in output_of(shop, capsys, plain, late)
 
 
 def test_times_of_another_unit_than_declared(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,9 +101,9 @@ def test_times_of_another_unit_than_declared(shop: Any, capsys: pytest.CaptureFi
     mixed = [
         (*row[:3], str(seconds(row[3]) * (1 if number % 20 == 0 else 1000)), "") for number, row in enumerate(orders())
     ]
-    assert "from 2024-01-01 12:00:00 to 2024-01-05 12:00:59" in told(shop, capsys, toml, mixed)
+    assert "from 2024-01-01 12:00:00 to 2024-01-05 12:00:59" in output_of(shop, capsys, toml, mixed)
     with pytest.raises(InputError, match="'when' looks like microseconds, and time_format says epoch_ms"):
-        told(shop, capsys, toml, [(*row[:3], str(seconds(row[3]) * 1_000_000), "") for row in orders()])
+        output_of(shop, capsys, toml, [(*row[:3], str(seconds(row[3]) * 1_000_000), "") for row in orders()])
 
 
 def test_a_list_is_no_id(shop: Any) -> None:

@@ -156,15 +156,15 @@ def ann(spark: Any, folder_of_ann: Path, open_shop: Callable[[Path], Any], tmp_p
 
 def traces(folder: Path) -> set[str]:
     """Files that hold WHO, or as much of it as Delta's statistics keep: in their bytes, or in a Parquet file's values."""
-    found = set()
+    names = set()
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             if path.suffix == ".parquet":
                 content += str(pq.read_table(path, partitioning=None).to_pylist()).encode()
             if WHO.encode()[:32] in content or WHO.replace("'", "\\'").encode() in content:
-                found.add(str(path.relative_to(folder)))
-    return found
+                names.add(str(path.relative_to(folder)))
+    return names
 
 
 def rows_of_others(shop: Any) -> dict[str, list[dict[str, Any]]]:
@@ -180,8 +180,8 @@ def test_an_erased_user_is_in_no_file(ann: Any, capsys: pytest.CaptureFixture[st
     assert len(traces(home)) > 20
     states = {table.name: storage.recorded(table) for table in TABLES}
     assert erase.main(WHO, None) == 0
-    told = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
-    assert {place.strip(): int(count.replace(",", "")) for place, count in told.items()} == {
+    counts = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert {place.strip(): int(count.replace(",", "")) for place, count in counts.items()} == {
         "table bronze_events": 12,
         "table silver_events": 4,
         "table users": 1,
@@ -289,24 +289,24 @@ def personal(open_shop: Callable[[Path], Any], tmp_path: Path) -> Any:
     shop = open_shop(tmp_path / "shop")
     text = (shop.folder / "shop.toml").read_text(encoding="utf-8")
     shop.write(shop__toml=text.replace("[interval]", "personal_user_id = true\n[interval]", 1))
-    told = {name: pseudonym(f"{name}@example.org", KEY) for name in ("ann", "bob")}
+    pseudonyms = {name: pseudonym(f"{name}@example.org", KEY) for name in ("ann", "bob")}
     numbers = [("interval", pa.int32()), ("bucket", pa.int32())]
     schema = pa.schema([("user_id", pa.string()), ("item_ids", pa.list_(pa.string())), *numbers])
     histories = pa.Table.from_pylist(
-        [{"user_id": each, "item_ids": ["x"], "interval": 1, "bucket": 0} for each in told.values()], schema
+        [{"user_id": each, "item_ids": ["x"], "interval": 1, "bucket": 0} for each in pseudonyms.values()], schema
     )
     deltalake.write_deltalake(str(USER_HISTORIES.path), histories, partition_by=["interval"])
     aside = [
-        {"interval": 0, "event_id": "e1", "row": json.dumps({"who": told["ann"]})},
-        {"interval": 1, "event_id": "e2", "row": json.dumps({"user_id": told["bob"], "x": told["ann"]})},
+        {"interval": 0, "event_id": "e1", "row": json.dumps({"who": pseudonyms["ann"]})},
+        {"interval": 1, "event_id": "e2", "row": json.dumps({"user_id": pseudonyms["bob"], "x": pseudonyms["ann"]})},
         {"interval": 1, "event_id": "e3", "row": json.dumps({"user_id": None})},
     ]
     deltalake.write_deltalake(str(QUARANTINE.path), pa.Table.from_pylist(aside), partition_by=["interval"])
     one = {"interval": 1, "items": ["bread"]}
     shop.log_exposures(
         one | {"request_id": "r1", "user_id": "ann@example.org"},  # a caller who did not know better
-        one | {"request_id": "r2", "user_id": told["ann"]},
-        one | {"request_id": "r3", "user_id": told["bob"]},
+        one | {"request_id": "r2", "user_id": pseudonyms["ann"]},
+        one | {"request_id": "r3", "user_id": pseudonyms["bob"]},
     )
     return shop
 
@@ -333,9 +333,9 @@ def test_personal_ids(personal: Any, by_pseudonym: bool) -> None:
 
 def test_what_is_refused(personal: Any, open_shop: Callable[[Path], Any], tmp_path: Path) -> None:
     """No user, two users, or a pseudonym where ids are stored as they are: one line each, and nothing is touched."""
-    for user_id, told in ((None, None), ("  ", None), ("ann", "0" * 32)):
+    for user_id, stored_id in ((None, None), ("  ", None), ("ann", "0" * 32)):
         with pytest.raises(InputError, match="give either"):
-            erase.person_of(personal.dataset, user_id, told)
+            erase.person_of(personal.dataset, user_id, stored_id)
     plain = open_shop(tmp_path / "plain")
     with pytest.raises(InputError, match="stored as they are"):
         erase.person_of(plain.dataset, None, "0" * 32)

@@ -92,13 +92,13 @@ def lands_all(shop: Any, good: list[bytes], malformed: list[bytes], odd: list[by
     assert sums["read"] == sums["landed"] + sums["quarantined"] + sums["duplicates"]
     assert len({row["event_id"] for row in everything}) == len(everything)
     # What is sound has landed, each once, as it was.
-    wanted = {(row["who"], row["what"], row["when"][:19], row["pieces"]) for row in map(json.loads, good)}
-    there = {
+    expected = {(row["who"], row["what"], row["when"][:19], row["pieces"]) for row in map(json.loads, good)}
+    landed = {
         (row["user_id"], row["item_id"], row["occurred_at"].isoformat()[:19], row["quantity"])
         for row in bronze
         if not row["problems"]
     }
-    assert wanted <= there
+    assert expected <= landed
     now = datetime.now(UTC) + timedelta(days=2)
     assert all(datetime(1970, 1, 3, tzinfo=UTC) < row["occurred_at"] < now for row in bronze)
     assert all(row["problems"] and row["record"] for row in aside)
@@ -135,8 +135,8 @@ def test_an_id_is_of_what_the_row_says(spark: Any, tmp_path: Path) -> None:
             frame = spark.createDataFrame(shuffled, ", ".join(f"{name} string" for name in order))
             ids.setdefault(order, {}).clear()
             parsed = parse(frame, described.events[0], described, datetime(2030, 1, 1, tzinfo=UTC)).collect()
-            for row, told in zip(rows, parsed, strict=True):
-                assert ids[order].setdefault(told["event_id"], row) == row
+            for row, event in zip(rows, parsed, strict=True):
+                assert ids[order].setdefault(event["event_id"], row) == row
         assert ids["abcd"] == ids["dcba"]
         assert len(ids["abcd"]) == len(set(rows))
 

@@ -95,9 +95,9 @@ def test_a_folder_named_by_a_detour_is_read_once(drop: Any, way: str, tmp_path_f
     put(drop, "odd %20#name ü.csv", MONDAY.format("ann"), TUESDAY.format("bob"))
     elsewhere = drop.folder / "deep" / "er"
     elsewhere.mkdir(parents=True)
-    there = tmp_path_factory.mktemp("detour") if "link" in way else elsewhere.parent
-    (there / "link").symlink_to(elsewhere.parent)
-    detour = Path(way.format(there=there, name="."))
+    folder = tmp_path_factory.mktemp("detour") if "link" in way else elsewhere.parent
+    (folder / "link").symlink_to(elsewhere.parent)
+    detour = Path(way.format(there=folder, name="."))
     assert detour.resolve() == drop.folder
     for day in (1, 2):
         assert land.main(drop.dataset, detour, None, day, drop.now) == 0
@@ -350,9 +350,9 @@ def test_redriven_rows_land_once(set_aside: Any, capsys: pytest.CaptureFixture[s
     dataset = set_aside.dataset
     capsys.readouterr()
     assert quarantine.main(dataset, "list", "", "", set_aside.now) == 0
-    told = capsys.readouterr().out
-    assert "1  tiny             occurred_at: not a time" in told
-    assert "1  tiny             returned" in told
+    output = capsys.readouterr().out
+    assert "1  tiny             occurred_at: not a time" in output
+    assert "1  tiny             returned" in output
     columns = {"time_format": "dd.MM.yyyy HH:mm", "decimal_comma": True}
     mended = dataset.events[0].model_copy(update=columns | {"type_names": {"bought": "purchase"}})
     mended = datasets.Events.model_validate(mended.model_dump())
@@ -539,8 +539,8 @@ def test_a_column_that_joins_a_table_later(copied_shop: Any) -> None:
     before = storage.read(session("tests"), wider)
     assert {row["channel"] for row in before.select("channel").distinct().collect()} == {None}
     storage.write(before.where("interval = 1").withColumn("channel", F.lit("web")), wider, replace=[1])
-    there = {row["interval"]: row["channel"] for row in copied_shop.rows(wider)}
-    assert (there[1], there[2]) == ("web", None)
+    channels = {row["interval"]: row["channel"] for row in copied_shop.rows(wider)}
+    assert (channels[1], channels[2]) == ("web", None)
 
 
 @pytest.mark.parametrize("event_id", ["", 'event_id = "id"\n'])

@@ -20,9 +20,14 @@ COLUMNS = {"user_id": "who", "item_id": "what", "occurred_at": "when"}
 
 
 def dataset(columns: dict[str, str] | None = None, zone: str = "UTC", **events: Any) -> Dataset:
-    told = {"path": "x.csv", "columns": COLUMNS | (columns or {})} | events
+    declaration = {"path": "x.csv", "columns": COLUMNS | (columns or {})} | events
     return Dataset.model_validate(
-        {"name": "tiny", "time_zone": zone, "interval": {"length": "1d", "first": datetime(2024, 1, 1)}, "events": told}
+        {
+            "name": "tiny",
+            "time_zone": zone,
+            "interval": {"length": "1d", "first": datetime(2024, 1, 1)},
+            "events": declaration,
+        }
     )
 
 

@@ -61,8 +61,8 @@ def test_rows_set_aside(built_shop: Any) -> None:
 
 def test_silver(built_shop: Any) -> None:
     """Sound rows carry the weight of their type and whether it is a target."""
-    told = built_shop.values(SILVER_EVENTS, "at", "user_id", "item_id", "weight", "target", "quantity")
-    assert told == [
+    values = built_shop.values(SILVER_EVENTS, "at", "user_id", "item_id", "weight", "target", "quantity")
+    assert values == [
         (0.25, "ann", "apple", 5.0, True, 2.0),
         (0.5, "ann", "apple", 1.0, False, 1.0),
         (0.75, "bob", "bread", 1.0, False, 1.0),
@@ -158,8 +158,8 @@ def test_schemas_are_those_of_the_contract(built_shop: Any, spark: Any) -> None:
     for table in TABLES:
         if storage.exists(table):
             declared = StructType.fromDDL(table.ddl)
-            there = storage.read(spark, table).schema
-            assert [(f.name, f.dataType.simpleString()) for f in there] == [
+            schema = storage.read(spark, table).schema
+            assert [(f.name, f.dataType.simpleString()) for f in schema] == [
                 (f.name, f.dataType.simpleString()) for f in declared
             ]
 
@@ -322,10 +322,10 @@ def test_killed_between_commits(shop: Any, built: Path) -> None:
     assert kills > 5
     assert not pending.features().any()
     tables = (QUARANTINE, SILVER_EVENTS, ITEMS, *FEATURE_TABLES)
-    found = {table.name: shop.rows(table) for table in tables}
+    rows_by_table = {table.name: shop.rows(table) for table in tables}
     never_killed = replace(shop, folder=built)
     never_killed.use()
-    assert {table.name: never_killed.rows(table) for table in tables} == found
+    assert {table.name: never_killed.rows(table) for table in tables} == rows_by_table
 
 
 def test_what_is_known_of_items_changes(copied_shop: Any, capsys: pytest.CaptureFixture[str]) -> None:

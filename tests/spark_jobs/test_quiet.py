@@ -48,8 +48,8 @@ def test_an_interval_without_events(shop: Any) -> None:
     values = (settings().home, settings().dataset, "1,2", "2")
     environment = {f"CARTWHEEL_{name}": str(value) for name, value in zip(names, values, strict=True)}
     for gate in ("lists", "features"):
-        done = run_verb("expectations", "gate", gate, environment=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = run_verb("expectations", "gate", gate, environment=environment)
+        assert result.returncode == 0, result.stdout + result.stderr
     shop.build(through=5)
     checked_features()
     assert progress.features_ready(6)

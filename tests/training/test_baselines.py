@@ -38,14 +38,14 @@ def test_baskets_in_groups(shop: Shop) -> None:
     five = Histories(np.array([0, 5, 5, 5]), np.arange(5), np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.ones(5, np.float32))
     other = dataclasses.replace(shop, histories=five)
     vectors = baselines.basket_vectors(other, 3, basket_decay=0.9, group_decay=0.5, num_groups=2)
-    wanted = [0.81 / 3 * 0.5 / 2, 0.9 / 3 * 0.5 / 2, 1 / 3 * 0.5 / 2, 0.9 / 2 / 2, 1 / 2 / 2]
-    assert vectors.toarray()[0] == pytest.approx(wanted)
+    expected = [0.81 / 3 * 0.5 / 2, 0.9 / 3 * 0.5 / 2, 1 / 3 * 0.5 / 2, 0.9 / 2 / 2, 1 / 2 / 2]
+    assert vectors.toarray()[0] == pytest.approx(expected)
 
 
 def test_tifu_knn(shop: Shop) -> None:
     """ann's only neighbour took fuel, which is not recommended; cat is nearest to ann, who has the shorter vector."""
-    found = baselines.tifu_knn(shop, shop.lists[3], 3, num_neighbours=1, group_decay=0.5)
-    assert found.tolist() == [[0, 1, 3], [0, 1, 3]]
+    lists = baselines.tifu_knn(shop, shop.lists[3], 3, num_neighbours=1, group_decay=0.5)
+    assert lists.tolist() == [[0, 1, 3], [0, 1, 3]]
 
 
 def test_tifu_knn_learns_from_neighbours_only_what_is_their_share(shop: Shop) -> None:
@@ -58,8 +58,8 @@ def test_tifu_knn_learns_from_neighbours_only_what_is_their_share(shop: Shop) ->
 
 def test_ease_weights() -> None:
     """Two items, taken by 2 and 3 users, by 1 together, regularised by 1: from one to the other 1/(2+1) and 1/(3+1)."""
-    taken = sparse.csr_matrix(np.array([[1, 1], [1, 0], [0, 1], [0, 1]], dtype=float))
-    weights = baselines.ease_weights(taken, 1.0)
+    matrix = sparse.csr_matrix(np.array([[1, 1], [1, 0], [0, 1], [0, 1]], dtype=float))
+    weights = baselines.ease_weights(matrix, 1.0)
     np.testing.assert_allclose(weights, [[0, 1 / 3], [1 / 4, 0]])
 
 

@@ -60,19 +60,19 @@ def test_the_champion_counts_where_it_was_scored() -> None:
         fold(4, [0, 1], model=[0.2, 0.4], popularity=[0.1, 0.1]),
         fold(5, [0, 1], model=[0.4, 0.2], popularity=[0.1, 0.1], champion=[0.5, 0.1]),
     ]
-    found = report(folds, 0.95)
-    assert found["means"]["model"][NDCG] == pytest.approx(0.3)
-    assert "champion" not in found["means"]
-    assert found["folds"][1]["means"]["champion"][NDCG] == pytest.approx(0.3)
-    assert found["paired"]["champion"][NDCG]["num_lists"] == 2
-    assert found["paired"]["champion"][NDCG]["theirs"] == pytest.approx(0.3)
-    pair = found["paired"]["popularity"][NDCG]
+    evaluation = report(folds, 0.95)
+    assert evaluation["means"]["model"][NDCG] == pytest.approx(0.3)
+    assert "champion" not in evaluation["means"]
+    assert evaluation["folds"][1]["means"]["champion"][NDCG] == pytest.approx(0.3)
+    assert evaluation["paired"]["champion"][NDCG]["num_lists"] == 2
+    assert evaluation["paired"]["champion"][NDCG]["theirs"] == pytest.approx(0.3)
+    pair = evaluation["paired"]["popularity"][NDCG]
     assert (pair["num_lists"], pair["num_users"]) == (4, 2)
     # Each user's two lists add up to the same: whom we ask changes nothing.
     assert pair["lower"] == pytest.approx(pair["mean"]) == pytest.approx(0.2)
-    assert [one["paired"].keys() for one in found["folds"]] == [{"popularity"}, {"popularity", "champion"}]
-    assert found["segments"].keys() == {"new_users", "light_users", TAIL_ITEMS}
-    assert found["segments"]["new_users"]["paired"]["popularity"][NDCG] == {
+    assert [one["paired"].keys() for one in evaluation["folds"]] == [{"popularity"}, {"popularity", "champion"}]
+    assert evaluation["segments"].keys() == {"new_users", "light_users", TAIL_ITEMS}
+    assert evaluation["segments"]["new_users"]["paired"]["popularity"][NDCG] == {
         "mean": pytest.approx(0.2),
         "lower": None,
         "upper": None,

@@ -39,8 +39,8 @@ def model(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(model: Path, *users: str) -> tuple[list[list[str]], np.ndarray]:
-    found = tf.saved_model.load(str(model)).signatures["serving_default"](user_id=tf.constant(users))
-    return [[item.decode() for item in row] for row in found["items"].numpy()], found["scores"].numpy()
+    outputs = tf.saved_model.load(str(model)).signatures["serving_default"](user_id=tf.constant(users))
+    return [[item.decode() for item in row] for row in outputs["items"].numpy()], outputs["scores"].numpy()
 
 
 def test_serves_what_the_trainer_would_recommend(shop: Shop, ranker: Ranker, model: Path) -> None:
@@ -77,8 +77,10 @@ def test_the_scores_of_all_users_of_a_larger_shop_are_the_trainers(shop: Shop, t
     ranker = Ranker(config, np.ones(size, np.float32), np.ones(size, np.float32), num_items)
     for variable in ranker.trainable_variables:
         variable.assign(generator.normal(0, 0.3, variable.shape))
-    found = Retrieval(large, config)(large, np.arange(60), 4)
-    ragged = tf.RaggedTensor.from_value_rowids(ranker(found.features, found.items), found.list_ids, nrows=60)
+    candidate = Retrieval(large, config)(large, np.arange(60), 4)
+    ragged = tf.RaggedTensor.from_value_rowids(
+        ranker(candidate.features, candidate.items), candidate.list_ids, nrows=60
+    )
     expected = [sorted(row, reverse=True)[:5] for row in ragged.to_list()]
     export(ranker, large, config, tmp_path / "saved_model")
     loaded = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
@@ -90,12 +92,12 @@ def test_the_scores_of_all_users_of_a_larger_shop_are_the_trainers(shop: Shop, t
         rows = tf.RaggedTensor.from_row_splits(tf.constant([*values]), large.histories.offsets)
         return rows.to_tensor(nothing)
 
-    sent = loaded["typed_history"](
+    outputs = loaded["typed_history"](
         item_id=padded(large.item_ids[large.histories.items], ""),
         age_days=padded(((3.0 - np.concatenate(at)) * 7).astype(np.float32), 0.0),
         event_type=padded(np.where(weights == 1.0, "purchase", "view"), ""),
     )
-    np.testing.assert_allclose(sent["scores"], expected, atol=1e-3)
+    np.testing.assert_allclose(outputs["scores"], expected, atol=1e-3)
 
 
 def test_unknown_users_get_best_sellers(model: Path) -> None:
@@ -125,13 +127,13 @@ def test_a_history_in_the_request_gives_the_same_as_the_stored_one(model: Path) 
     """Bob's and ann's histories sent along, padded and out of order, give their stored lists."""
     loaded = tf.saved_model.load(str(model))
     # As of interval 4 (time 3.0): ann has apple+bread aged 2.5 weeks, apple 1.5, cheese 0.75.
-    found = loaded.signatures["history"](
+    outputs = loaded.signatures["history"](
         item_id=tf.constant([["cheese", "apple", "", "bread", "apple", "unheard-of"]]),
         age_days=tf.constant([[5.25, 10.5, 0.0, 17.5, 17.5, 3.0]]),
     )
     items, scores = answer(model, "ann")
-    assert [item.decode() for item in found["items"].numpy()[0]] == items[0]
-    np.testing.assert_allclose(found["scores"].numpy(), scores, atol=1e-4)
+    assert [item.decode() for item in outputs["items"].numpy()[0]] == items[0]
+    np.testing.assert_allclose(outputs["scores"].numpy(), scores, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -149,16 +151,16 @@ def test_events_of_all_types_in_the_request_give_the_same_as_the_stored_ones(
     viewed = dataclasses.replace(shop, histories=dataclasses.replace(shop.histories, weights=weights))
     export(ranker, viewed, CONFIG, tmp_path / "saved_model")
     loaded = tf.saved_model.load(str(tmp_path / "saved_model"))
-    told = {
+    request = {
         "item_id": tf.constant([["apple", "bread", "apple", "cheese", "dates"]]),
         "age_days": tf.constant([[17.5, 17.5, 10.5, 5.25, 3.0]]),
     }
     types = tf.constant([["purchase", "view", "purchase", "view", "no such type"]])
-    found = loaded.signatures["typed_history"](**told, event_type=types)
+    outputs = loaded.signatures["typed_history"](**request, event_type=types)
     items, scores = answer(tmp_path / "saved_model", "ann")
-    assert [item.decode() for item in found["items"].numpy()[0]] == items[0]
-    np.testing.assert_allclose(found["scores"].numpy(), scores, atol=1e-4)
-    bought = loaded.signatures["history"](**told)
+    assert [item.decode() for item in outputs["items"].numpy()[0]] == items[0]
+    np.testing.assert_allclose(outputs["scores"].numpy(), scores, atol=1e-4)
+    bought = loaded.signatures["history"](**request)
     assert bought["scores"].numpy().sum() > scores.sum() + 0.5
 
 
@@ -189,5 +191,5 @@ def test_mlflow_loads_it_and_knows_what_it_takes(model: Path) -> None:
     assert loaded.metadata.signature.inputs.input_names() == ["user_id"]
     example = loaded.input_example
     assert example.to_dict("list") == {"user_id": [UNKNOWN_USER]}
-    found = loaded.predict(pd.DataFrame({"user_id": ["ann", "bob"]}))
-    assert [[item.decode() for item in row] for row in found["items"]] == answer(model, "ann", "bob")[0]
+    outputs = loaded.predict(pd.DataFrame({"user_id": ["ann", "bob"]}))
+    assert [[item.decode() for item in row] for row in outputs["items"]] == answer(model, "ann", "bob")[0]

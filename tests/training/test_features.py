@@ -20,19 +20,21 @@ CONFIG = RankerConfig(num_popular=2)
 def computed(shop: Shop, users: list[int], as_of: int = 3) -> dict[tuple[int, str], dict[str, float]]:
     """Features by name of each (list, item)."""
     history = stored_history(shop, np.array(users), as_of, CONFIG)
-    found = candidates(history, tf.constant(len(users), tf.int64), items_as_of(shop, as_of, CONFIG), CONFIG)
+    candidate = candidates(history, tf.constant(len(users), tf.int64), items_as_of(shop, as_of, CONFIG), CONFIG)
     names = feature_names(CONFIG)
-    assert found.features.shape[1] == len(names)
+    assert candidate.features.shape[1] == len(names)
     return {
         (int(row), str(shop.item_ids[item])): dict(zip(names, values.tolist(), strict=True))
-        for row, item, values in zip(found.list_ids.numpy(), found.items.numpy(), found.features.numpy(), strict=True)
+        for row, item, values in zip(
+            candidate.list_ids.numpy(), candidate.items.numpy(), candidate.features.numpy(), strict=True
+        )
     }
 
 
 def test_candidates_are_own_items_and_best_sellers_that_may_be_recommended(shop: Shop) -> None:
     """Ann has apple and bread, the best sellers are dates and apple; bob's fuel is excluded; cat has only best sellers."""
-    found = computed(shop, [0, 1, 2])
-    assert set(found) == {
+    features = computed(shop, [0, 1, 2])
+    assert set(features) == {
         (0, "apple"), (0, "bread"), (0, "dates"), (1, "dates"), (1, "apple"), (2, "dates"), (2, "apple"),
     }  # fmt: skip
 
@@ -65,12 +67,12 @@ def test_an_item_never_taken_is_old_and_uncounted(shop: Shop) -> None:
 
 def test_substitutes_of_the_same_type(shop: Shop) -> None:
     """Dates are fruit and ann took fruit twice, last at age 0.5; nothing newer than her own apple."""
-    found = computed(shop, [0])
-    assert found[0, "dates"]["type_count"] == pytest.approx(math.log1p(2), rel=1e-5)
-    assert found[0, "dates"]["type_last_age"] == pytest.approx(math.log1p(0.5), rel=1e-5)
-    assert found[0, "apple"]["type_another_since"] == 0
+    features = computed(shop, [0])
+    assert features[0, "dates"]["type_count"] == pytest.approx(math.log1p(2), rel=1e-5)
+    assert features[0, "dates"]["type_last_age"] == pytest.approx(math.log1p(0.5), rel=1e-5)
+    assert features[0, "apple"]["type_another_since"] == 0
     # Bread (age 1.5) shares its category with the newer apple.
-    assert found[0, "bread"]["category_another_since"] == 1
+    assert features[0, "bread"]["category_another_since"] == 1
 
 
 def test_user_features(shop: Shop) -> None:
@@ -103,9 +105,9 @@ def test_a_list_does_not_depend_on_its_neighbours(shop: Shop) -> None:
 
 def test_lists_without_any_history(shop: Shop) -> None:
     """A batch with no history at all gets the best sellers and finite features."""
-    found = computed(shop, [2])
-    assert set(found) == {(0, "dates"), (0, "apple")}
-    assert all(math.isfinite(value) for values in found.values() for value in values.values())
+    features = computed(shop, [2])
+    assert set(features) == {(0, "dates"), (0, "apple")}
+    assert all(math.isfinite(value) for values in features.values() for value in values.values())
 
 
 def test_the_compiled_graph_gives_the_same(shop: Shop) -> None:
@@ -120,10 +122,10 @@ def test_the_compiled_graph_gives_the_same(shop: Shop) -> None:
 
 def test_an_interval_of_a_day_means_the_same_as_one_of_a_week(shop: Shop) -> None:
     """The same purchases, counted in days: interval 15 starts where week 3 does."""
-    known = shop.statistics[3].copy()
-    known[:, ITEM_STATISTICS.index("mean_gap")] *= 7
+    statistics = shop.statistics[3].copy()
+    statistics[:, ITEM_STATISTICS.index("mean_gap")] *= 7
     histories = dataclasses.replace(shop.histories, at=shop.histories.at * 7)
-    daily = dataclasses.replace(shop, interval_days=1.0, histories=histories, statistics={15: known})
+    daily = dataclasses.replace(shop, interval_days=1.0, histories=histories, statistics={15: statistics})
     weekly, by_day = computed(shop, [0, 1, 2]), computed(daily, [0, 1, 2], as_of=15)
     assert weekly.keys() == by_day.keys()
     for key, values in weekly.items():

@@ -94,13 +94,13 @@ class Training:
 
     def run_here(self) -> dict[str, Any]:
         """In this process, which has imported TensorFlow already."""
-        done = run_verb("training", "train", "--key", KEY, environment=self._environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = run_verb("training", "train", "--key", KEY, environment=self._environment)
+        assert result.returncode == 0, result.stdout + result.stderr
         return self._evaluation()
 
     def _evaluation(self) -> dict[str, Any]:
-        found: dict[str, Any] = read_json(self.folder / "evaluation.json")
-        return found
+        content: dict[str, Any] = read_json(self.folder / "evaluation.json")
+        return content
 
 
 def test_what_abandoned_trainings_have_left_is_cleared(home: Path) -> None:

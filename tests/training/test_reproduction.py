@@ -61,8 +61,8 @@ def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def run_id(home: Path) -> str:
     """The run of that training."""
-    found: str = json.loads((settings().training_dir / "by_hand" / "run.json").read_text())["run_id"]
-    return found
+    value: str = json.loads((settings().training_dir / "by_hand" / "run.json").read_text())["run_id"]
+    return value
 
 
 def test_the_same_data_and_seed_make_the_same_model(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,11 +82,11 @@ def tiny(shop: Shop, kind: str) -> Shop:
         nothing = Histories(np.zeros(4, np.int64), entries.items[:0], entries.at[:0], entries.weights[:0])
         return dataclasses.replace(shop, histories=nothing)
     if kind == "one item":
-        known = {as_of: array[:1] for as_of, array in shop.statistics.items()}
+        statistics = {as_of: array[:1] for as_of, array in shop.statistics.items()}
         lists = {as_of: dataclasses.replace(each, targets=each.targets * 0) for as_of, each in shop.lists.items()}
         items = dataclasses.replace(entries, items=entries.items * 0)
         return dataclasses.replace(
-            shop, item_ids=shop.item_ids[:1], item_types=shop.item_types[:1], lists=lists, statistics=known,
+            shop, item_ids=shop.item_ids[:1], item_types=shop.item_types[:1], lists=lists, statistics=statistics,
             item_categories=shop.item_categories[:1], recommendable=shop.recommendable[:1], histories=items,
         )  # fmt: skip
     if kind == "one user":

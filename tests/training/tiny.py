@@ -14,9 +14,9 @@ CONFIG = RankerConfig(num_popular=3, top_k=3)
 
 def make_ranker() -> Ranker:
     size = len(feature_names(CONFIG))
-    made = Ranker(CONFIG, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
-    made.item_bias.assign([0.0, 0.3, 0.1, 0.2, 9.0])
-    return made
+    ranker = Ranker(CONFIG, np.zeros(size, np.float32), np.ones(size, np.float32), 5)
+    ranker.item_bias.assign([0.0, 0.3, 0.1, 0.2, 9.0])
+    return ranker
 
 
 # Items 0..4 are apple, bread, cheese, dates, fuel; types fruit(1), food(2), food, fruit, none(0). Fuel is excluded.
@@ -38,7 +38,7 @@ def tiny_shop() -> Shop:
     bob: fuel at 1.0
     cat: nothing before interval 3; dates at 2.5
     """
-    known = statistics(
+    item_statistics = statistics(
         events_1=[1, 0, 0, 0, 0],
         events_4=[2, 1, 0, 0, 1],
         events_13=[2, 1, 0, 0, 1],
@@ -64,7 +64,7 @@ def tiny_shop() -> Shop:
         lists={
             3: Lists(3, users=np.array([0, 2]), offsets=np.array([0, 2, 3]), targets=np.array([2, 4, 3])),
         },
-        statistics={3: known, 4: known},
+        statistics={3: item_statistics, 4: item_statistics},
         list_intervals=frozenset({3}),
         minimum_item_events=5,
         interval_days=7.0,

@@ -69,9 +69,9 @@ class Gateway:
             self.process.wait()
 
     def verb(self, *words: str, code: int = 0) -> Ended:
-        done = run_verb("serving", *words, environment=self.environment)
-        assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
+        result = run_verb("serving", *words, environment=self.environment)
+        assert result.returncode == code, f"{words} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}"
+        return result
 
     def issue(self, client: str, *words: str) -> str:
         return self.verb("token", "issue", client, *words).stdout.strip()
@@ -99,9 +99,9 @@ class Gateway:
         """The exposures, once there are `count` of them."""
         end_s = time.monotonic() + 10
         while True:
-            found = [json.loads(line) for line in self.exposures.read_text().splitlines()]
-            if count is None or len(found) >= count or time.monotonic() > end_s:
-                return found
+            entries = [json.loads(line) for line in self.exposures.read_text().splitlines()]
+            if count is None or len(entries) >= count or time.monotonic() > end_s:
+                return entries
             time.sleep(0.02)
 
     def metric(self, name: str, **labels: str) -> float:
@@ -130,10 +130,10 @@ class Load:
 
     def _ask(self, number: int) -> None:
         with self._gateway.http() as http:
-            asked = 0
+            num_requests = 0
             while not self._stop.is_set():
-                asked += 1
-                user = f"user-{number}-{asked}"
+                num_requests += 1
+                user = f"user-{number}-{num_requests}"
                 answer = http.post(PREDICT, json={"instances": [{"user_id": user}]})
                 version = answer.headers.get("x-cartwheel-model-version", "")
                 if answer.status_code == 200:
@@ -183,12 +183,14 @@ def urls(replicas: list[Any]) -> list[str]:
 @pytest.fixture(scope="session")
 def gateway(urls: list[str], tools: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that lets a client ask without limit, and waits for models as long as tests beside this one may need."""
-    made = Gateway(tmp_path_factory.mktemp("gateway"), urls, requests_per_s="100000", timeout_ms="10000")
+    running = Gateway(tmp_path_factory.mktemp("gateway"), urls, requests_per_s="100000", timeout_ms="10000")
     try:
-        tools.wait_until(lambda: httpx.get(f"{made.url}/readyz", trust_env=False).status_code == 200, "a healthy model")
-        yield made
+        tools.wait_until(
+            lambda: httpx.get(f"{running.url}/readyz", trust_env=False).status_code == 200, "a healthy model"
+        )
+        yield running
     finally:
-        made.stop()
+        running.stop()
 
 
 @pytest.fixture

@@ -90,9 +90,9 @@ def test_every_form_of_tensorflow_servings_interface(stable: Any) -> None:
 
 def test_who_may_ask(stable: Any, kit: Any, tools: Any) -> None:
     """Nobody without a valid token of ours; a revoked one is refused within a moment; only admins choose an arm."""
-    asked = {"json": {"instances": ["x"]}}
+    request = {"json": {"instances": ["x"]}}
     with httpx.Client(base_url=stable.url, trust_env=False) as http:
-        assert http.post(kit.PREDICT, **asked).status_code == 401
+        assert http.post(kit.PREDICT, **request).status_code == 401
         assert http.get(V1).status_code == 401
         for path in ("/livez", "/readyz"):
             assert http.get(path).status_code == 200
@@ -103,14 +103,14 @@ def test_who_may_ask(stable: Any, kit: Any, tools: Any) -> None:
     time.sleep(7)  # what the gateway allows for clocks that differ is over
     for token in (stranger, short, "nonsense", stable.token[:-4] + "AAAA"):
         with stable.http(token) as http:
-            assert http.post(kit.PREDICT, **asked).status_code == 401
+            assert http.post(kit.PREDICT, **request).status_code == 401
 
     admin = stable.issue("operator", "--scope", "admin")
     stable.put(replace(Traffic(stable=1), canary=2, canary_share=0.0))
     for name, value in (("x-cartwheel-arm", "canary"), ("x-cartwheel-served-at", "2017-01-01T00:00:00Z")):
         assert stable.predict("x", headers={name: value}).status_code == 403
     with stable.http(admin) as http:
-        answer = http.post(kit.PREDICT, **asked, headers={"x-cartwheel-arm": "canary"})
+        answer = http.post(kit.PREDICT, **request, headers={"x-cartwheel-arm": "canary"})
         assert answer.headers["x-cartwheel-model-version"] == "2"
 
     new = stable.verb("token", "rotate", "operator").stdout.strip()
@@ -167,7 +167,9 @@ def test_what_envoy_refuses_changes_nothing(stable: Any, monkeypatch: pytest.Mon
     path = stable.home / "gateway" / "routes.json"
     before = path.read_text()
     whole = routes.route_configuration
-    monkeypatch.setattr(routes, "route_configuration", lambda *given: whole(*given) | {"virtual_hosts": [{"name": ""}]})
+    monkeypatch.setattr(
+        routes, "route_configuration", lambda *arguments: whole(*arguments) | {"virtual_hosts": [{"name": ""}]}
+    )
     with pytest.raises(Exception, match="Envoy refuses"):
         stable.put(Traffic(stable=2))
     monkeypatch.setattr(process, "validate", lambda _: None)
@@ -181,7 +183,7 @@ def test_what_envoy_refuses_changes_nothing(stable: Any, monkeypatch: pytest.Mon
 def test_a_shadow_sees_its_share_and_changes_no_answer(stable: Any, kit: Any, replicas: list[Any]) -> None:
     """Half of the predictions reach version 2, too; who asked gets version 1, and one exposure."""
 
-    def asked() -> int:
+    def num_shadowed() -> int:
         pages = [server.http.get("/monitoring/prometheus/metrics").text for server in replicas]
         lines = [line for page in pages for line in page.splitlines()]
         return sum(
@@ -189,11 +191,11 @@ def test_a_shadow_sees_its_share_and_changes_no_answer(stable: Any, kit: Any, re
         )
 
     stable.put(Traffic(stable=1, shadow=2, shadow_share=0.5))
-    before, before_lines = asked(), len(stable.lines())
+    before, before_lines = num_shadowed(), len(stable.lines())
     answers = [stable.predict("x") for _ in range(300)]
     assert {answer.headers["x-cartwheel-model-version"] for answer in answers} == {"1"}
     time.sleep(0.5)
-    assert 100 < asked() - before - 300 < 200
+    assert 100 < num_shadowed() - before - 300 < 200
     assert stable.metric("envoy_cluster_upstream_rq_total", envoy_cluster_name="shadow") > 100
     assert len(stable.lines(before_lines + 300)) == before_lines + 300
 
@@ -247,9 +249,9 @@ def test_slow_and_large_requests_are_bounded(stable: Any) -> None:
         assert http.post(f"{V1}:predict", content=b"x" * (1024 * 1024 + 1)).status_code == 413
         assert http.post(f"{V1}:predict", content=b"{}", headers={"x-large": "x" * 100_000}).status_code == 431
     request = f"POST {V1}:predict HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stable.token}\r\n"
-    for sent, longest_s in ((request, 20), (f"{request}content-length: 100\r\n\r\n", 30)):
+    for start, longest_s in ((request, 20), (f"{request}content-length: 100\r\n\r\n", 30)):
         with socket.create_connection(("127.0.0.1", stable.port)) as connection:
-            connection.sendall(sent.encode())
+            connection.sendall(start.encode())
             connection.settimeout(longest_s)
             start_s = time.monotonic()
             answer = connection.recv(4096)
@@ -408,16 +410,16 @@ def test_traces_go_to_a_collector(urls: list[str], tmp_path: Path, kit: Any, too
 
 def certificate(folder: Path, name: str) -> None:
     """tls.crt and tls.key for 127.0.0.1 and localhost, in place by rename as a mounted secret changes."""
-    made = folder / f".{name}"
-    made.mkdir(parents=True)
+    staging = folder / f".{name}"
+    staging.mkdir(parents=True)
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
          "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-         "-keyout", str(made / "tls.key"), "-out", str(made / "tls.crt")],
+         "-keyout", str(staging / "tls.key"), "-out", str(staging / "tls.crt")],
         check=True, capture_output=True,
     )  # fmt: skip
     for file in ("tls.key", "tls.crt"):
-        (made / file).replace(folder / file)
+        (staging / file).replace(folder / file)
 
 
 def test_tls_whose_certificate_is_renewed(urls: list[str], tmp_path: Path, kit: Any, tools: Any) -> None:

@@ -34,8 +34,8 @@ def served(server: Any, base_of: Callable[..., Path], tools: Any) -> Any:
 
 @pytest.fixture
 def channel(server: Any) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as made:
-        yield made
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as opened:
+        yield opened
 
 
 def test_row_format(served: Any) -> None:

@@ -50,9 +50,9 @@ def test_says_what_it_is_and_stops(tools: Any, tmp_path: Path) -> None:
 )
 def test_refuses_bad_flags(flags: list[str], what: str) -> None:
     """Unknown flags and unusable files end the server with exit 2 and name the culprit."""
-    done = run(*flags)
-    assert done.returncode == 2
-    assert what in done.stderr
+    result = run(*flags)
+    assert result.returncode == 2
+    assert what in result.stderr
 
 
 def test_version_says_it_is_local() -> None:
@@ -119,6 +119,6 @@ def test_failed_load_at_start(tools: Any, base_of: Callable[..., Path], tmp_path
     finally:
         server.stop()
     server.config_path.write_text(f"model_config_list {{ {tools.model_text('m', base, [2])} }}")
-    done = run(*server.argv[3:])
-    assert done.returncode == 2
-    assert "did not become available" in done.stderr
+    result = run(*server.argv[3:])
+    assert result.returncode == 2
+    assert "did not become available" in result.stderr

@@ -25,7 +25,7 @@ def certificates(folder: Path) -> None:
 
     now = datetime.now(UTC)
 
-    def made(name: str, issuer: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    def signed(name: str, issuer: tuple[Any, Any] | None) -> tuple[Any, Any]:
         key = rsa.generate_private_key(65537, 2048)
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         certificate = (
@@ -42,8 +42,8 @@ def certificates(folder: Path) -> None:
         )
         return key, certificate
 
-    ca = made("ca", None)
-    key, certificate = made("broker", ca)
+    ca = signed("ca", None)
+    key, certificate = signed("broker", ca)
     pem = serialization.Encoding.PEM
     (folder / "ca.pem").write_bytes(ca[1].public_bytes(pem))
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -58,10 +58,10 @@ class Kafka:
         self.address, self.sasl, self.sasl_ssl = address, sasl, sasl_ssl
 
     def properties(self, **more: str) -> Any:
-        found = self.java.java.util.Properties()
+        properties_ = self.java.java.util.Properties()
         for key, value in ({"bootstrap.servers": self.address} | more).items():
-            found.put(key.replace("_", "."), value)
-        return found
+            properties_.put(key.replace("_", "."), value)
+        return properties_
 
     def create(self, topic: str, partitions: int = 1) -> None:
         admins, optional = self.java.org.apache.kafka.clients.admin, self.java.java.util.Optional
@@ -77,8 +77,10 @@ class Kafka:
         types, values = array(self.java.Class, 1), array(self.java.Object, 1)
         types[0], values[0] = self.java.Long.TYPE, offset
         loader = part(topic, 0).getClass().getClassLoader()
-        found = loader.loadClass("org.apache.kafka.clients.admin.RecordsToDelete").getMethod("beforeOffset", types)
-        admin.deleteRecords({part(topic, 0): found.invoke(None, values)}).all().get()
+        before_offset = loader.loadClass("org.apache.kafka.clients.admin.RecordsToDelete").getMethod(
+            "beforeOffset", types
+        )
+        admin.deleteRecords({part(topic, 0): before_offset.invoke(None, values)}).all().get()
         admin.close()
 
     def delete(self, topic: str) -> None:

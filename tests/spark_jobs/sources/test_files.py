@@ -64,15 +64,15 @@ def reader(path: str, folder: Path) -> Reader:
 
 def run(spark: Any, source: Reader, position: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Who is in the rows read, and the position after them."""
-    told: list[str] = []
+    names: list[str] = []
 
     def land(batch: Batch) -> None:
         nonlocal position
-        told.extend(row["who"] for row in batch.rows.collect())
+        names.extend(row["who"] for row in batch.rows.collect())
         position = json.loads(json.dumps(position | batch.position))
 
     source.run(spark, position, land)
-    return sorted(told), position
+    return sorted(names), position
 
 
 @pytest.mark.slow
@@ -82,8 +82,8 @@ def test_an_object_store(spark: Any, bucket: Any, tmp_path: Path) -> None:
     bucket.put_object(Key="in/b.jsonl.zst", Body=pa.compress(LINE.format("bob").encode(), "zstd", asbytes=True))
     bucket.put_object(Key="other/c.jsonl", Body=LINE.format("cem").encode())
     source = reader("s3://shop/in/", tmp_path)
-    told, position = run(spark, source, {})
-    assert told == ["ann", "bob"]
+    names, position = run(spark, source, {})
+    assert names == ["ann", "bob"]
     assert sorted(position) == ["s3://shop/in/a.jsonl", "s3://shop/in/b.jsonl.zst"]
     assert not source.news(position)
     bucket.put_object(Key="in/d.jsonl", Body=LINE.format("dan").encode())
@@ -114,8 +114,8 @@ def test_folders_named_like_columns(spark: Any, tmp_path: Path) -> None:
     for day in (1, 2):
         (tmp_path / "in" / f"day={day}").mkdir(parents=True)
         (tmp_path / "in" / f"day={day}" / "a.jsonl").write_text(LINE.format(f"ann{day}"))
-    found: list[tuple[str, int]] = []
+    pairs: list[tuple[str, int]] = []
     reader("in", tmp_path).run(
-        spark, {}, lambda batch: found.extend((row["who"], int(row["day"])) for row in batch.rows.collect())
+        spark, {}, lambda batch: pairs.extend((row["who"], int(row["day"])) for row in batch.rows.collect())
     )
-    assert sorted(found) == [("ann1", 1), ("ann2", 2)]
+    assert sorted(pairs) == [("ann1", 1), ("ann2", 2)]

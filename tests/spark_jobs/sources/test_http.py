@@ -58,11 +58,11 @@ class Api:
 
     url: str
     answer: Callable[[Request], Answer] = lambda request: Answer([])
-    asked: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
     @property
     def queries(self) -> list[dict[str, str]]:
-        return [request.query for request in self.asked]
+        return [request.query for request in self.requests]
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def api() -> Iterator[Api]:
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
             request = Request(parts.path, query, {name.lower(): value for name, value in self.headers.items()})
-            made.asked.append(request)
-            answer = made.answer(request)
+            running.requests.append(request)
+            answer = running.answer(request)
             body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
             self.send_response(answer.status)
             for name, value in answer.headers.items():
@@ -94,9 +94,9 @@ def api() -> Iterator[Api]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    made = Api(f"http://127.0.0.1:{server.server_port}/v1/orders")
+    running = Api(f"http://127.0.0.1:{server.server_port}/v1/orders")
     thread.start()
-    yield made
+    yield running
     server.shutdown()
     thread.join()
     server.server_close()
@@ -120,8 +120,8 @@ def spooled() -> list[str]:
 
 def reader(api: Api, columns: dict[str, str] = COLUMNS, **options: Any) -> Reader:
     declared = Events.model_validate({"columns": columns, "http": {}})
-    told = {"url": api.url, "requests_per_second": 10_000} | options
-    return Reader("orders", declared, Options.model_validate(told), Path())
+    declaration = {"url": api.url, "requests_per_second": 10_000} | options
+    return Reader("orders", declared, Options.model_validate(declaration), Path())
 
 
 def run(spark: Any, source: Reader, position: Position | None = None) -> tuple[list[list[Row]], Position]:
@@ -212,7 +212,7 @@ def test_pages_by_number_end_with_an_empty_one(spark: Any, api: Api) -> None:
     batches, position = run(spark, source)
     assert ids(batches) == [[1, 2, 3]]
     assert [query["p"] for query in api.queries] == ["0", "1", "2"]
-    api.asked.clear()
+    api.requests.clear()
     pages[1].append(record(4))
     pages.append([record(5)])
     batches, position = run(spark, source, position)
@@ -244,8 +244,8 @@ def test_pages_by_link(spark: Any, api: Api, how: str) -> None:
         return Answer({"items": [record(number + 1)], "next": after})
 
     api.answer = answer
-    told = {"link": {}} if how == "header" else {"link": {"path": "next"}, "records": "items"}
-    batches, _ = run(spark, reader(api, **told, parameters={"limit": 1}))
+    how_paged = {"link": {}} if how == "header" else {"link": {"path": "next"}, "records": "items"}
+    batches, _ = run(spark, reader(api, **how_paged, parameters={"limit": 1}))
     assert ids(batches) == [[1, 2, 3]]
     assert api.queries == [{"limit": "1"}, {"after": "1", "x": "a+b"}, {"after": "2", "x": "a+b"}]
 
@@ -260,7 +260,7 @@ def test_a_link_to_another_host_is_not_followed(spark: Any, api: Api, host: str)
     source = reader(api, records="items", link={"path": "next"}, auth={"kind": "bearer", "secret": "shop_api"})
     with pytest.raises(InputError, match="the next page is on another host"):
         run(spark, source)
-    assert len(api.asked) == 1
+    assert len(api.requests) == 1
 
 
 def test_json_lines_and_records_that_are_none(spark: Any, api: Api) -> None:
@@ -301,7 +301,7 @@ def test_authentication(spark: Any, api: Api, auth: Row, header: str, value: str
     source = reader(api, auth={"secret": "shop_api", **auth}, headers={"X-Version": "2"})
     batches, position = run(spark, source)
     assert ids(batches) == [[1]]
-    assert api.asked[0].headers["x-version"] == "2"
+    assert api.requests[0].headers["x-version"] == "2"
     assert TOKEN not in json.dumps(position)
 
 
@@ -330,10 +330,10 @@ def test_refusals_are_one_line(spark: Any, api: Api, answer: Answer, message: st
     )  # fmt: skip
     with pytest.raises(InputError, match=message) as caught:
         run(spark, source)
-    told = str(caught.value)
-    assert "\n" not in told
-    assert TOKEN not in told
-    assert "k3y" not in told
+    line = str(caught.value)
+    assert "\n" not in line
+    assert TOKEN not in line
+    assert "k3y" not in line
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_retry_after_is_honoured(spark: Any, api: Api) -> None:
     api.answer = answer
     with stamina.set_testing(False):
         assert ids(run(spark, reader(api))[0]) == [[1]]
-    assert len(api.asked) == 2
+    assert len(api.requests) == 2
 
 
 def test_failures_that_pass(spark: Any, api: Api) -> None:
@@ -390,7 +390,7 @@ def test_failures_that_pass(spark: Any, api: Api) -> None:
     answers = [Answer(b"", 500), Answer(b"", 502), Answer(whole[:60], promised=len(whole)), Answer(whole)]
     api.answer = lambda request: answers.pop(0)
     assert ids(run(spark, reader(api))[0]) == [[1, 2]]
-    assert len(api.asked) == 4
+    assert len(api.requests) == 4
 
 
 def test_since_asks_for_what_is_new(spark: Any, api: Api) -> None:
@@ -425,7 +425,7 @@ def test_since_by_number(spark: Any, api: Api) -> None:
     batches, position = run(spark, source)
     assert [len(batch) for batch in batches] == [1, 3, 1]
     assert (position["watermark"], position["since"]) == ("12", None)
-    api.asked.clear()
+    api.requests.clear()
     assert len(run(spark, source, position)[0]) == 3
     assert [query["min"] for query in api.queries] == ["10", "10", "10"]
 
@@ -493,7 +493,7 @@ def test_a_forgotten_cursor_starts_the_read_again(spark: Any, api: Api) -> None:
     fresh = by_cursor([[record(1)], [record(2)], [record(3)]])
 
     def forgotten(request: Request) -> Answer:
-        return Answer(b"", 410) if len(api.asked) == 4 else fresh(request)
+        return Answer(b"", 410) if len(api.requests) == 4 else fresh(request)
 
     api.answer = forgotten
     batches, _ = run(spark, source)
@@ -512,7 +512,7 @@ def test_a_failed_landing_asks_for_nothing_twice(spark: Any, api: Api) -> None:
         source.run(spark, {}, land)
     assert spooled() == ["00000001.json", "00000001.jsonl.gz", "00000002.json", "00000002.jsonl.gz"]
     assert ids(run(spark, source)[0]) == [[1, 2], [3]]
-    assert len(api.asked) == 3
+    assert len(api.requests) == 3
 
 
 def test_what_has_landed_is_not_landed_from_the_spool_again(spark: Any, api: Api) -> None:
@@ -529,7 +529,7 @@ def test_what_has_landed_is_not_landed_from_the_spool_again(spark: Any, api: Api
         source.run(spark, {}, land)
     batches, _ = run(spark, source, committed[0])
     assert ids(batches) == [[3]]
-    assert len(api.asked) == 3
+    assert len(api.requests) == 3
     assert spooled() == []
 
 
@@ -570,7 +570,7 @@ def test_killed_in_the_middle(spark: Any, api: Api, tmp_path: Path, killed_at: i
     reached, go_on = threading.Event(), threading.Event()
 
     def answer(request: Request) -> Answer:
-        if len(api.asked) == killed_at:
+        if len(api.requests) == killed_at:
             reached.set()
             go_on.wait()
         return pages(request)

@@ -57,8 +57,14 @@ def database(postgres_server: Database, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def reader(database: Database, columns: dict[str, str] = COLUMNS, **options: Any) -> Reader:
     declared = Events.model_validate({"columns": columns, "jdbc": {}})
-    told = {"url": database.url, "user": "postgres", "password_secret": "shop_db", "table": "orders", "watermark": "at"}
-    return Reader("orders", declared, Options.model_validate(told | options), Path())
+    declaration = {
+        "url": database.url,
+        "user": "postgres",
+        "password_secret": "shop_db",
+        "table": "orders",
+        "watermark": "at",
+    }
+    return Reader("orders", declared, Options.model_validate(declaration | options), Path())
 
 
 def run(spark: Any, source: Reader, position: Position | None = None) -> tuple[list[Row] | None, Position]:
@@ -264,10 +270,10 @@ def test_failures_are_one_line(
     database.execute(TABLE, insert(1, "2024-01-01 10:00:00"))
     with pytest.raises(InputError, match=message) as caught:
         run(spark, reader(database, **options))
-    told = str(caught.value)
-    assert "\n" not in told
-    assert database.password not in told
-    assert "not-the-password" not in told
+    line = str(caught.value)
+    assert "\n" not in line
+    assert database.password not in line
+    assert "not-the-password" not in line
 
 
 def test_declared_columns_must_be_there(spark: Any, database: Database) -> None:
@@ -317,8 +323,8 @@ def test_another_database(spark: Any, database: Database) -> None:
         statement.execute(add.format(number))
     columns = {"user_id": "WHO", "item_id": "WHAT", "occurred_at": "PLACED"}
     for watermark in ("PLACED", "PLACED_ON", "ID"):
-        told = {"url": url, "user": "", "password_secret": "", "driver": driver, "watermark": watermark}
-        source = reader(database, columns, **told, partition_column="PLACED", partitions=3, overlap=0)
+        declaration = {"url": url, "user": "", "password_secret": "", "driver": driver, "watermark": watermark}
+        source = reader(database, columns, **declaration, partition_column="PLACED", partitions=3, overlap=0)
         rows, position = run(spark, source)
         assert sorted(int(row["ID"]) for row in rows or []) == list(range(1, 21))
         statement.execute("DELETE FROM orders WHERE id > 20")

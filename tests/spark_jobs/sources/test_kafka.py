@@ -35,11 +35,11 @@ UUID = "12345678-1234-5678-1234-567812345678"
 
 def zigzag(number: int) -> bytes:
     """A number as Avro writes it."""
-    left, told = (number << 1) ^ (number >> 63), bytearray()
+    left, encoded = (number << 1) ^ (number >> 63), bytearray()
     while left > 127:
-        told.append(left & 127 | 128)
+        encoded.append(left & 127 | 128)
         left >>= 7
-    return bytes([*told, left])
+    return bytes([*encoded, left])
 
 
 def avro_text(text: str) -> bytes:
@@ -181,25 +181,25 @@ def test_a_secret_that_is_missing_is_named(table: Table) -> None:
 def test_gaps_are_found_and_where_to_start() -> None:
     """Deleted offsets, a topic made anew and a partition that is gone are gaps; new ones are read from their start."""
     next_ = {"a": {0: 5, 1: 9, 2: 1, 3: 4}, "left": {0: 3}}
-    there = {
+    available = {
         "a": {0: kafka.Kept(7, 9), 1: kafka.Kept(0, 2), 3: kafka.Kept(0, 9), 4: kafka.Kept(1, 3)},
         "b": {0: kafka.Kept(2, 8)},
     }
-    assert kafka.gaps(next_, there) == [
+    assert kafka.gaps(next_, available) == [
         "topic 'a', partition 0: offsets 5 to 6 were deleted before they were read",
         "topic 'a', partition 1: was made anew, it ends at offset 2 and was read up to 9",
         "topic 'a', partition 2: is gone, read up to offset 1",
     ]
-    assert kafka.start_of(next_, there, "earliest") == {"a": {0: 7, 1: 0, 3: 4, 4: 1}, "b": {0: 2}}
-    assert kafka.start_of(next_, there, "latest") == {"a": {0: 7, 1: 0, 3: 4, 4: 1}, "b": {0: 8}}
+    assert kafka.start_of(next_, available, "earliest") == {"a": {0: 7, 1: 0, 3: 4, 4: 1}, "b": {0: 2}}
+    assert kafka.start_of(next_, available, "latest") == {"a": {0: 7, 1: 0, 3: 4, 4: 1}, "b": {0: 8}}
 
 
 def test_a_batch_ends_at_the_same_share_of_each_partition() -> None:
     """10, 5 and 0 messages are waiting: a batch of 6 takes 4 and 2, and one of many takes all."""
     start = {"a": {0: 5, 1: 9}, "b": {0: 3}}
-    there = {"a": {0: kafka.Kept(0, 15), 1: kafka.Kept(7, 14)}, "b": {0: kafka.Kept(0, 3)}}
-    assert kafka.end_of_batch(start, there, 6) == {"a": {0: 9, 1: 11}, "b": {0: 3}}
-    assert kafka.end_of_batch(start, there, 100) == {"a": {0: 15, 1: 14}, "b": {0: 3}}
+    available = {"a": {0: kafka.Kept(0, 15), 1: kafka.Kept(7, 14)}, "b": {0: kafka.Kept(0, 3)}}
+    assert kafka.end_of_batch(start, available, 6) == {"a": {0: 9, 1: 11}, "b": {0: 3}}
+    assert kafka.end_of_batch(start, available, 100) == {"a": {0: 15, 1: 14}, "b": {0: 3}}
 
 
 # --- With a broker -------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class Table:
             for row in rows
         ]
 
-    def told(self, column: str = "who") -> list[str]:
+    def values(self, column: str = "who") -> list[str]:
         return sorted(row.get(column) or row.get(CORRUPT, "") for row in self.rows)
 
 
@@ -333,7 +333,7 @@ def test_each_run_goes_on_where_the_last_one_stopped(broker: Kafka, table: Table
     assert both.news({})
     both.run(broker.spark, {}, table.land)
     everyone = sorted([f"f{p}{n}" for p in range(2) for n in range(5)] + ["s0"])
-    assert table.told() == everyone
+    assert table.values() == everyone
     assert len(table.entries) == 3
     assert table.position == {"first": {"0": 5, "1": 5}, "second": {"0": 1}}
     assert not both.news(table.position)
@@ -343,7 +343,7 @@ def test_each_run_goes_on_where_the_last_one_stopped(broker: Kafka, table: Table
     broker.produce("second", click("s1"))
     assert both.news(table.position)
     both.run(broker.spark, table.position, table.land)
-    assert table.told() == sorted([*everyone, "s1"])
+    assert table.values() == sorted([*everyone, "s1"])
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_a_failure_around_the_commit_repeats_nothing(broker: Kafka, table: Table
         source.run(broker.spark, {}, land)
     assert len(table.entries) == 1 + committed
     source.run(broker.spark, table.position, table.land)
-    assert table.told() == list("012345")
+    assert table.values() == list("012345")
     assert len(table.entries) == 3
 
 
@@ -378,7 +378,7 @@ def test_latest_starts_from_the_first_run(broker: Kafka, table: Table) -> None:
     run(broker, table, "late", starting="latest")
     broker.produce("late", click("after"))
     run(broker, table, "late", starting="latest")
-    assert table.told() == ["after"]
+    assert table.values() == ["after"]
 
 
 @pytest.mark.slow
@@ -389,7 +389,7 @@ def test_aborted_transactions_are_not_read(broker: Kafka, table: Table) -> None:
     broker.produce("transactions", click("never"), click("never"), commit=False)
     source = reader(broker.address, "transactions")
     run(broker, table, "transactions")
-    assert table.told() == ["sold"]
+    assert table.values() == ["sold"]
     assert not source.news(table.position)
 
 
@@ -403,12 +403,12 @@ def test_messages_deleted_before_they_were_read(
     run(broker, table, "gap", max_records_a_batch=2)
     broker.produce("gap", *[click(str(n)) for n in range(3, 9)])
     broker.delete_before("gap", 5)
-    told = r"topic 'gap', partition 0: offsets 3 to 4 were deleted.*on_data_loss = \"continue\""
-    with pytest.raises(InputError, match=told):
+    message = r"topic 'gap', partition 0: offsets 3 to 4 were deleted.*on_data_loss = \"continue\""
+    with pytest.raises(InputError, match=message):
         run(broker, table, "gap")
     assert reader(broker.address, "gap").news(table.position)
     run(broker, table, "gap", on_data_loss="continue")
-    assert table.told() == list("0125678")
+    assert table.values() == list("0125678")
     assert "offsets 3 to 4 were deleted" in capsys.readouterr().out
 
 
@@ -426,7 +426,7 @@ def test_messages_deleted_while_they_are_read(broker: Kafka, table: Table) -> No
     with pytest.raises(InputError, match=r"topic 'meanwhile', partition 0: offsets \d to 8 were deleted"):
         reader(broker.address, "meanwhile", max_records_a_batch=2).run(broker.spark, {}, land)
     next_offset = table.position["meanwhile"]["0"]
-    assert table.told() == [str(n) for n in range(next_offset)]
+    assert table.values() == [str(n) for n in range(next_offset)]
 
 
 @pytest.mark.slow
@@ -441,7 +441,7 @@ def test_a_topic_made_anew_is_told(broker: Kafka, table: Table) -> None:
     with pytest.raises(InputError, match="topic 'anew', partition 0: was made anew"):
         run(broker, table, "anew")
     run(broker, table, "anew", on_data_loss="continue")
-    assert table.told() == ["a", "b", "c"]
+    assert table.values() == ["a", "b", "c"]
 
 
 @pytest.mark.slow
@@ -459,23 +459,23 @@ def registry() -> Iterator[tuple[str, Counter[str]]]:
     """A schema registry with two schemas, which fails once first; and what it was asked."""
     newer = {**SCHEMA, "fields": [*SCHEMA["fields"], {"name": "shelf", "type": "int"}]}
     answers = {f"/schemas/ids/{n}": {"schema": json.dumps(schema)} for n, schema in ((1, SCHEMA), (700, newer))}
-    asked: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked[self.path] += 1
-            found = answers.get(self.path, {"error_code": 40403, "message": "Schema not found"})
-            status = 503 if asked.total() == 1 else 200 if self.path in answers else 404
+            requests[self.path] += 1
+            answer = answers.get(self.path, {"error_code": 40403, "message": "Schema not found"})
+            status = 503 if requests.total() == 1 else 200 if self.path in answers else 404
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(found).encode())
+            self.wfile.write(json.dumps(answer).encode())
 
         def log_message(self, *_: Any) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requests
     server.shutdown()
     server.server_close()
 
@@ -483,7 +483,7 @@ def registry() -> Iterator[tuple[str, Counter[str]]]:
 @pytest.mark.slow
 def test_avro_by_a_registry(broker: Kafka, table: Table, registry: tuple[str, Counter[str]]) -> None:
     """Each value is read by the schema whose id it starts with, fetched once; an unknown id is a row with its text."""
-    url, asked = registry
+    url, requests = registry
     broker.create("framed")
 
     def framed(schema_id: int, value: bytes) -> bytes:
@@ -495,7 +495,7 @@ def test_avro_by_a_registry(broker: Kafka, table: Table, registry: tuple[str, Co
     assert sorted(row[CORRUPT] for row in table.rows if CORRUPT in row) == sorted(texts)
     sound = sorted((row for row in table.rows if CORRUPT not in row), key=len)
     assert sound == [CLICK_FIELDS, CLICK_FIELDS | {"shelf": "9"}]
-    assert asked == {"/schemas/ids/1": 2, "/schemas/ids/5": 1, "/schemas/ids/700": 1}
+    assert requests == {"/schemas/ids/1": 2, "/schemas/ids/5": 1, "/schemas/ids/700": 1}
 
 
 def test_a_registry_that_is_none() -> None:
@@ -517,7 +517,7 @@ def test_a_login(broker: Kafka, table: Table, tls: bool, monkeypatch: pytest.Mon
     more = {"tls": True, "ca_file": "ca.pem", "folder": broker.folder} if tls else {}
     login = {"sasl_mechanism": "PLAIN", "username": "ann", "password_secret": "kafka"}
     run(broker, table, topic, address=broker.sasl_ssl if tls else broker.sasl, **login, **more)
-    assert table.told() == ["ann"]
+    assert table.values() == ["ann"]
 
 
 @pytest.mark.slow
@@ -579,5 +579,5 @@ spec.loader.exec_module(driver)
 source = driver.reader({broker.address!r}, "news")
 print(source.news({{}}), source.news({{"news": {{"0": 1}}}}), len(psutil.Process().children()))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["True", "False", "0"], done.stderr
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["True", "False", "0"], result.stderr

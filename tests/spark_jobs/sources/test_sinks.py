@@ -57,7 +57,7 @@ def address(database: Database, password: str = "") -> str:
     return f"postgresql://postgres:{password or database.password}@127.0.0.1:{database.port}/shop"
 
 
-def asked(database: Database, sql: str) -> list[tuple[Any, ...]]:
+def select(database: Database, sql: str) -> list[tuple[Any, ...]]:
     connection = database.connect()
     try:
         with connection.cursor() as cursor:
@@ -67,18 +67,18 @@ def asked(database: Database, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def held(database: Database) -> list[tuple[Any, ...]]:
-    return asked(database, "SELECT user_id, items, scores, model_version FROM recommendations ORDER BY user_id")
+def table_rows(database: Database) -> list[tuple[Any, ...]]:
+    return select(database, "SELECT user_id, items, scores, model_version FROM recommendations ORDER BY user_id")
 
 
 def test_a_table_holds_the_last_version_and_nobody_else(database: Database) -> None:
     """Who is new comes, who is gone goes, and a row that is as it was is not written again."""
     sink = PostgresTable(address(database))
     sink.publish([row("ann", "apple", "bread"), row("bob", "Käse \t\\N"), row("eve", "fig")])
-    before = dict(asked(database, "SELECT user_id, xmin::text FROM recommendations"))
+    before = dict(select(database, "SELECT user_id, xmin::text FROM recommendations"))
     sink.publish([row("ann", "bread", "apple", version=2), row("carol", "dates", version=2), row("bob", "Käse \t\\N")])
-    after = dict(asked(database, "SELECT user_id, xmin::text FROM recommendations"))
-    assert held(database) == [
+    after = dict(select(database, "SELECT user_id, xmin::text FROM recommendations"))
+    assert table_rows(database) == [
         ("ann", ["bread", "apple"], [2.0, 1.0], 2),
         ("bob", ["Käse \t\\N"], [1.0], 1),
         ("carol", ["dates"], [1.0], 2),
@@ -91,16 +91,16 @@ def test_a_table_changes_as_a_whole_or_not_at_all(database: Database) -> None:
     """In the middle of publishing, another connection reads the version before; after a failure, still."""
     sink = PostgresTable(address(database))
     sink.publish([row("ann", "apple")])
-    seen = []
+    snapshots = []
 
     def failing() -> Iterator[Row]:
         yield row("ann", "bread", version=2)
-        seen.append(held(database))
+        snapshots.append(table_rows(database))
         raise OSError("the disk of the lake is gone")
 
     with pytest.raises(OSError, match="is gone"):
         sink.publish(failing())
-    assert [*seen, held(database)] == [[("ann", ["apple"], [1.0], 1)]] * 2
+    assert [*snapshots, table_rows(database)] == [[("ann", ["apple"], [1.0], 1)]] * 2
 
 
 def test_a_table_that_does_not_answer_is_named_without_its_password(database: Database) -> None:
@@ -116,7 +116,7 @@ def test_an_erased_user_leaves_the_table(database: Database) -> None:
     assert sink.withdraw("ann") == 0
     sink.publish([row("ann", "apple"), row("bob", "bread")])
     assert sink.withdraw("ann") == 1
-    assert [held[0] for held in held(database)] == ["bob"]
+    assert [table_rows[0] for table_rows in table_rows(database)] == ["bob"]
 
 
 def messages(broker: Kafka, topic: str, count: int, isolation: str = "read_committed") -> list[tuple[str, Any]]:
@@ -126,15 +126,15 @@ def messages(broker: Kafka, topic: str, count: int, isolation: str = "read_commi
         "auto.offset.reset": "earliest", "enable.auto.commit": False,
     })  # fmt: skip
     consumer.subscribe([topic])
-    found = []
+    pairs = []
     try:
-        while len(found) < count and (message := consumer.poll(30.0)) is not None:
+        while len(pairs) < count and (message := consumer.poll(30.0)) is not None:
             assert message.error() is None
             value = message.value()
-            found.append((message.key().decode(), None if value is None else json.loads(value)))
+            pairs.append((message.key().decode(), None if value is None else json.loads(value)))
     finally:
         consumer.close()
-    return found
+    return pairs
 
 
 def test_a_topic_gets_all_users_of_a_version_or_none(broker: Kafka) -> None:
@@ -188,13 +188,13 @@ def recommended(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_each_sink_gets_each_state_of_the_table_once(recommended: Database) -> None:
     """Published, there is nothing to do; when a row is gone from the table, it is published again."""
     assert publish.main() == 0
-    assert held(recommended) == [("ann", ["apple"], [1.0], 1), ("bob", ["bread"], [1.0], 1)]
+    assert table_rows(recommended) == [("ann", ["apple"], [1.0], 1), ("bob", ["bread"], [1.0], 1)]
     assert pending.publish() == {}
     assert publish.main() == NOTHING_TO_DO
     storage.open_table(RECOMMENDATIONS).delete("user_id = 'ann'")
     assert [sink.name for sink in pending.publish()] == [f"database 127.0.0.1:{recommended.port}/shop"]
     assert publish.main() == 0
-    assert held(recommended) == [("bob", ["bread"], [1.0], 1)]
+    assert table_rows(recommended) == [("bob", ["bread"], [1.0], 1)]
 
 
 def test_erasing_a_user_takes_them_out_of_the_sinks_at_once(
@@ -207,7 +207,7 @@ def test_erasing_a_user_takes_them_out_of_the_sinks_at_once(
     settings.cache_clear()
     assert publish.main() == 0
     assert erase.main("ann", None) == 0
-    assert [row[0] for row in held(recommended)] == ["bob"]
+    assert [row[0] for row in table_rows(recommended)] == ["bob"]
     assert f"database 127.0.0.1:{recommended.port}/shop" in capsys.readouterr().out
 
 
