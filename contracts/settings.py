@@ -71,8 +71,10 @@ class Settings(BaseSettings):
     mlflow_port: Port = Field(5000, description="MLflow's UI and API.")
     postgres_port: Port = Field(5433, description="The embedded PostgreSQL.")
     rest_port: Port = Field(8501, description="TF Serving's REST API, behind the gateway.")
+    airflow_api_url: str = Field("", description="Where programs reach Airflow, if not at host and port.")
     gateway_port: Port = Field(8600, description="The gateway: the endpoint that recommends.")
     gateway_metrics_port: Port = Field(8601, description="The gateway's page for Prometheus, /metrics.")
+    loop_metrics_port: Port = Field(8602, description="The page for Prometheus of all else, /metrics.")
     database_url: str = Field(
         "",
         repr=False,
@@ -194,6 +196,11 @@ class Settings(BaseSettings):
     )
     rollout_bake_minutes: float = Field(
         30.0, ge=0, description="How long a new champion is watched, and rolled back by itself if it fails."
+    )
+    rollout_alertmanager_url: str = Field(
+        "",
+        description="Alertmanager that is asked meanwhile: an alert with the label cartwheel=rollback takes it back. "
+        "Empty: none.",
     )
     rollout_approval: bool = Field(
         False, description="Whether a person must approve, in Airflow, before a new version becomes the champion."
@@ -343,7 +350,11 @@ class Settings(BaseSettings):
 
     @property
     def airflow_url(self) -> str:
-        return f"http://{self.host}:{self.airflow_port}"
+        return self.airflow_api_url.rstrip("/") or f"http://{self.host}:{self.airflow_port}"
+
+    @property
+    def loop_metrics_url(self) -> str:
+        return f"http://{self.host}:{self.loop_metrics_port}/metrics"
 
     @property
     def serving_urls(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`python -m monitoring pending|observe|decide|should-train|should-refresh`: exit 99 means there is nothing to do."""
+"""`python -m monitoring pending|observe|decide|should-train|should-refresh|export`: exit 99: there is nothing to do."""
 
 from __future__ import annotations
 
@@ -86,6 +86,15 @@ def should_refresh(
         key, reason = due
         typer.echo(reason)
         typer.echo(key)
+
+
+@app.command()
+def export() -> None:
+    """Serve the page for Prometheus until stopped."""
+    with reported():
+        from monitoring import exporter
+
+        exporter.serve()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cartwheel's page in Airflow's UI. Airflow imports this file in all its processes: what serves the page is made on demand."""
+"""Cartwheel's page in Airflow's UI, and who notes how runs end. Airflow imports this file in all its processes: what serves the page is made on demand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ class CartwheelPlugin(AirflowPlugin):
     external_views = [  # noqa: RUF012 - Airflow's interface
         {"name": "Cartwheel", "href": "/cartwheel/", "destination": "nav", "url_route": "cartwheel"}
     ]
+
+    @cached_property
+    def listeners(self) -> list[Any]:  # type: ignore[override]
+        from cartwheel_airflow import runs
+
+        return [runs]
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -53,6 +53,7 @@ PORTS = (
     "rest_port",
     "gateway_port",
     "gateway_metrics_port",
+    "loop_metrics_port",
 )
 
 IMPATIENT = {
@@ -256,6 +257,15 @@ def running_postgres() -> Iterator[Database]:
 def postgres_server() -> Iterator[Database]:
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def prometheus_bin() -> Path:
+    """Folder of `prometheus`, `promtool` and `prometheus-alertmanager`."""
+    packages = ("prometheus", "prometheus-alertmanager")
+    if not all(map(shutil.which, packages)):
+        pytest.skip(f"needs Debian's packages {' and '.join(packages)}")
+    return Path(str(shutil.which("prometheus"))).parent
 
 
 @pytest.fixture(scope="session")

@@ -194,11 +194,11 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
     weights = _flat(column("weights").take(order))[1].to_numpy().astype(np.float32)
     rows_of_users = pd.Index(user_ids)
     labels = {}
-    labels = lists.to_pyarrow_table(
+    targets_of_lists = lists.to_pyarrow_table(
         filters=[*of_bucket, ("as_of", "in", usable)], columns=["as_of", "user_id", "target_items"]
     ).sort_by([("as_of", "ascending"), ("user_id", "ascending")])
-    for as_of in pc.unique(labels["as_of"]).to_pylist():
-        group = labels.filter(pc.equal(labels["as_of"], as_of)).combine_chunks()
+    for as_of in pc.unique(targets_of_lists["as_of"]).to_pylist():
+        group = targets_of_lists.filter(pc.equal(targets_of_lists["as_of"], as_of)).combine_chunks()
         label_offsets, targets = _flat(group["target_items"])
         labels[as_of] = Lists(as_of, _rows(rows_of_users, group["user_id"]), label_offsets, _rows(index, targets))
     del item_entries

@@ -53,6 +53,7 @@ class EdgeModel(tf.Module):
         self._weight = max(shop.type_weights[name] for name in shop.target_types)
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None], tf.int32, name="item"),
             tf.TensorSpec([None], tf.float32, name="age_days"),

@@ -71,7 +71,7 @@ class ServingModel(tf.Module):
             int(tf.size(each)) * each.dtype.size for each in (*entries, self._starts, *self._user_rows.variables)
         )
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="user_id")])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string, name="user_id")])
     def serving_default(self, user_id: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._in_chunks(self._of_users, user_id)
 
@@ -87,15 +87,17 @@ class ServingModel(tf.Module):
         return self._recommend(history, tf.size(user_id, out_type=tf.int64))
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, None], tf.string, name="item_id"),
             tf.TensorSpec([None, None], tf.float32, name="age_days"),
         ]
     )
     def history(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._in_chunks(self._of_histories, item_id, age_days, tf.fill(tf.shape(item_id), self._target_type))
+        return self.typed_history(item_id, age_days, tf.fill(tf.shape(item_id), self._target_type))
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, None], tf.string, name="item_id"),
             tf.TensorSpec([None, None], tf.float32, name="age_days"),

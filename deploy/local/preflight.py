@@ -18,6 +18,7 @@ def ports(settings: Settings) -> dict[str, int]:
         "airflow_port": settings.airflow_port,
         "gateway_port": settings.gateway_port,
         "gateway_metrics_port": settings.gateway_metrics_port,
+        "loop_metrics_port": settings.loop_metrics_port,
     }
     if not settings.mlflow_tracking_uri:
         port_by_setting["mlflow_port"] = settings.mlflow_port

@@ -22,6 +22,7 @@ POSTGRES, MIGRATE, MLFLOW = "postgres", "airflow-migrate", "mlflow"
 MODEL_SERVER, GATEWAY = "model-server", "gateway"
 API_SERVER, SCHEDULER = "airflow-api-server", "airflow-scheduler"
 DAG_PROCESSOR, TRIGGERER = "airflow-dag-processor", "airflow-triggerer"
+EXPORTER = "loop-metrics"
 _HEARTBEATS = {SCHEDULER: "scheduler", DAG_PROCESSOR: "dag_processor", TRIGGERER: "triggerer"}
 
 
@@ -89,6 +90,7 @@ def programs(settings: Settings) -> list[Program]:
         Program(DAG_PROCESSOR, [*airflow, "dag-processor"], needs_schema=True),
         # It takes its time to stop, and loses nothing when it is cut short: triggers live in the database.
         Program(TRIGGERER, [*airflow, "triggerer", "--skip-serve-logs"], stop_wait_s=4, needs_schema=True),
+        Program(EXPORTER, [sys.executable, "-m", "monitoring", "export"], url=settings.loop_metrics_url),
     ]
 
 
@@ -124,7 +126,7 @@ def healthy(client: httpx.Client, program: Program, airflow_url: str, started: f
             return client.get(f"{program.url}/health").status_code == httpx.codes.OK
         if program.name == GATEWAY:
             return client.get(f"{program.url.partition('/v1')[0]}/livez").status_code == httpx.codes.OK
-        # A model server without a model yet says 404, and is up.
+        # A model server without a model yet says 404, and is up; the page for Prometheus is there or not.
         return client.get(program.url).status_code in (httpx.codes.OK, httpx.codes.NOT_FOUND)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False

@@ -19,9 +19,9 @@ from airflow.configuration import conf
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-from cartwheel_airflow import status
 from contracts import names
 from contracts.settings import settings
+from monitoring import status
 
 URL = "/cartwheel"
 _NO_CONTENT_FROM_ELSEWHERE = (

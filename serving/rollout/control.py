@@ -18,7 +18,7 @@ from serving.backend import Backend
 from serving.gateway import measures, traffic
 from serving.gateway import process as gateway
 from serving.gateway.measures import Arm
-from serving.rollout import analysis, document, endpoint, history, outcomes, steps, validation
+from serving.rollout import alerts, analysis, document, endpoint, history, outcomes, steps, validation
 from serving.rollout.document import CANARY, LOADED, SHADOW, VALIDATED, Change, Rollout
 from serving.rollout.endpoint import DEADLINE_S, DeploymentError, UnfitVersionError
 from serving.rollout.reconciliation import begin_to_load, reconcile
@@ -275,7 +275,7 @@ def bake(version: int) -> bool:
     if now.champion != version or now.previous is None or promoted is None or promoted.version != version:
         return True
     before = Arm(promoted.evidence.get("stable_requests", 0), promoted.evidence.get("stable_failed", 0))
-    why = analysis.fails_more(measures.arms(now.step)["stable"], before, settings())
+    why = analysis.fails_more(measures.arms(now.step)["stable"], before, settings()) or alerts.since(promoted.time)
     if why and _answers(now.previous):
         _rollback(now.previous, why, DEADLINE_S)
         raise UnfitVersionError(f"version {version} was rolled back: {why}")

@@ -35,7 +35,12 @@ def test_one_port_for_two_servers_is_refused(make_settings: Callable[..., Settin
 def test_outside_servers_need_no_port_here(make_settings: Callable[..., Settings]) -> None:
     """Only the servers that this installation starts itself are checked."""
     outside = {"database_url": "postgresql://u:p@db:1", "mlflow_tracking_uri": "http://m", "serving_url": "http://s"}
-    assert list(preflight.ports(make_settings(**outside))) == ["airflow_port", "gateway_port", "gateway_metrics_port"]
+    assert list(preflight.ports(make_settings(**outside))) == [
+        "airflow_port",
+        "gateway_port",
+        "gateway_metrics_port",
+        "loop_metrics_port",
+    ]
     assert len(preflight.ports(make_settings())) == 6
 
 

@@ -45,7 +45,7 @@ NOT_NEEDED_IN_CONTAINERS = {"AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"}
 """No log server runs: the logs lie in a shared volume."""
 SET_ELSEWHERE = {
     "home", "cache",  # by the Dockerfile
-    "rest_port", "postgres_port",  # by the network
+    "rest_port", "postgres_port", "loop_metrics_port",  # by the network
     "database_url",  # by Airflow's and MLflow's own variables
     "java_home", "model_server", "replay_intervals",  # of `make run` only
     "gateway_tls_dir",  # needs a mount of one's own

@@ -1,11 +1,14 @@
-"""What the page in Airflow's UI tells, read from tables and reports: no Spark, no TensorFlow, no Great Expectations."""
+"""The state of the loop, read from tables and reports: what the page in Airflow's UI and the one for Prometheus tell.
+
+Both live in processes that stay up, so nothing here needs Spark, TensorFlow, MLflow or Great Expectations.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -104,15 +107,19 @@ def gates() -> list[GateVerdict]:
     return [_verdict(name, settings().reports_dir / "gates" / f"{name}.json") for name in GATES]
 
 
-def decision() -> dict[str, Any]:
-    """What monitoring decided last: interval, retrain, reasons; empty when it has not yet."""
+def report() -> dict[str, Any]:
+    """What monitoring observed and decided last; empty when it has not yet."""
     reports = [
         path for path in (settings().reports_dir / "monitoring").glob("*.json") if path.stem.lstrip("-").isdigit()
     ]
-    if not reports:
-        return {}
-    report = read_json(max(reports, key=lambda path: int(path.stem)))
-    return {"interval": _label(int(report["interval"])), **report["decision"]}
+    newest: dict[str, Any] = read_json(max(reports, key=lambda path: int(path.stem))) if reports else {}
+    return newest
+
+
+def decision() -> dict[str, Any]:
+    """What monitoring decided last: interval, retrain, reasons; empty when it has not yet."""
+    newest = report()
+    return {"interval": _label(int(newest["interval"])), **newest["decision"]} if newest else {}
 
 
 def rollout() -> dict[str, Any]:
@@ -123,12 +130,24 @@ def rollout() -> dict[str, Any]:
 
 def changes() -> list[dict[str, Any]]:
     """The last changes of what serves whom, newest first. A torn line counts as not written."""
+    return list(_changes())[: -SHOWN_CHANGES - 1 : -1]
+
+
+def num_changes() -> Counter[str]:
+    """How many changes there were of each kind, as `promoted` or `rejected`."""
+    return Counter(change["what"] for change in _changes())
+
+
+def _changes() -> Iterator[dict[str, Any]]:
     path = settings().serving_dir / "history.jsonl"
-    newest_first: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines()[-SHOWN_CHANGES:] if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(ValueError):
-            newest_first.insert(0, json.loads(line))
-    return newest_first
+            yield json.loads(line)
+
+
+def runs() -> dict[str, dict[str, Any]]:
+    """How the last run of each DAG that has ended did so: `state`, `run_id`, `ended` (ISO 8601)."""
+    return {path.stem: read_json(path) for path in sorted((settings().reports_dir / "runs").glob("*.json"))}
 
 
 def _label(interval: int) -> str:
