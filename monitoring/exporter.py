@@ -55,7 +55,7 @@ class LoopCollector(Collector):
         unreadable = GaugeMetricFamily(
             "cartwheel_unreadable", "1 for a piece of the state that could not be read.", labels=["piece"]
         )
-        for piece, read in _PIECES.items():
+        for piece, read in PIECES.items():
             try:
                 metrics, is_unreadable = list(read()), False
             except Exception:  # a broken table must not hide that Airflow is down, nor the other way round
@@ -171,7 +171,7 @@ def _airflow() -> Iterator[Metric]:
     yield healthy
 
 
-_PIECES: dict[str, Callable[[], Iterator[Metric]]] = {
+PIECES: dict[str, Callable[[], Iterator[Metric]]] = {
     "sources": _sources,
     "gates": _gates,
     "monitoring": _monitoring,

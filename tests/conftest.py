@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -266,6 +267,33 @@ def prometheus_bin() -> Path:
     if not all(map(shutil.which, packages)):
         pytest.skip(f"needs Debian's packages {' and '.join(packages)}")
     return Path(str(shutil.which("prometheus"))).parent
+
+
+@pytest.fixture
+def alertmanager(prometheus_bin: Path, tmp_path: Path) -> Iterator[str]:
+    """Address of an Alertmanager with the configuration of this repository."""
+    import httpx
+
+    [port] = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    argv = [
+        prometheus_bin / "prometheus-alertmanager", f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=", f"--storage.path={tmp_path / 'alerts'}",
+        f"--config.file={REPOSITORY / 'monitoring' / 'prometheus' / 'alertmanager.yml'}",
+    ]  # fmt: skip
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(httpx.HTTPError):
+                httpx.get(f"{url}/-/ready", trust_env=False).raise_for_status()
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.fixture(scope="session")

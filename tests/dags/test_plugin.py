@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from contracts import tables
 from contracts.settings import settings
+from monitoring import status
 
 MOMENT = datetime(2026, 3, 1, 4, 5, tzinfo=UTC)
 
@@ -214,3 +215,21 @@ def test_airflow_finds_the_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "nav",
         plugin.fastapi_apps[0]["url_prefix"] + "/",
     )
+
+
+def test_how_runs_end_is_noted(home: Path) -> None:
+    """Of our DAGs, the last run that has ended."""
+    from airflow.models.dagrun import DagRun
+    from cartwheel_airflow import runs
+
+    assert runs in importlib.import_module("cartwheel_plugin").CartwheelPlugin().listeners
+    for dag_id, state, note in (
+        ("ingest_events", "success", runs.on_dag_run_success),
+        ("ingest_events", "failed", runs.on_dag_run_failed),
+        ("somebody_elses", "failed", runs.on_dag_run_failed),
+    ):
+        run = DagRun(dag_id=dag_id, run_id="r1", state=state)
+        run.end_date = MOMENT
+        note(run)
+    ended = {"state": "failed", "run_id": "r1", "ended": MOMENT.isoformat()}
+    assert status.runs() == {"ingest_events": ended}

@@ -27,6 +27,7 @@ from contracts import names
 from contracts.errors import InputError
 from deploy.local import airflow_api
 from deploy.local.supervision import connect
+from monitoring import exporter
 
 Installation = Any
 """`conftest.Installation`."""
@@ -157,7 +158,7 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
     installation = install(
         dataset=shop_slice, fold_offsets="1,2,3", training_intervals=6, gate_unsure="pass", retrain_after_intervals=1,
         rollout_shadow_share=1, rollout_shares="0.5", rollout_min_requests=5, rollout_max_latency_ratio=100,
-        rollout_patience_h=0.02,
+        rollout_patience_h=0.008,
     )  # fmt: skip
     # While it lands, Airflow's scheduler dies with its tasks; while it cleans, all does but what serves.
     killed = installation.start("run", "--once")
@@ -235,6 +236,15 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
         if shutil.which(program[0]):
             version = shell(shlex.join([*program, example]), TOKEN=token).split()[0]
             assert version == "2", language
+
+    # Whoever watches sees it.
+    page = httpx.get(f"http://127.0.0.1:{installation.environment['CARTWHEEL_LOOP_METRICS_PORT']}/metrics").text
+    assert {line for line in page.splitlines() if line.startswith(("cartwheel_unreadable", "cartwheel_dag_failed"))} == {
+        *(f'cartwheel_unreadable{{piece="{piece}"}} 0.0' for piece in exporter.PIECES),
+        *(f'cartwheel_dag_failed{{dag_id="{dag_id}"}} 0.0' for dag_id in set(names.DAGS) - {names.REFRESH_RECOMMENDER}),
+    }
+    assert 'cartwheel_airflow_healthy{component="scheduler"} 1.0' in page
+    assert 'cartwheel_version{role="champion"} 2.0' in page
 
     # One click, and the first model answers again.
     roll_back(installation, summary["urls"]["airflow"])

@@ -220,6 +220,29 @@ def test_a_bad_champion_is_rolled_back_by_itself(shop: OpenShop) -> None:
     shop.settings = settings
 
 
+def test_an_alert_takes_a_champion_back(shop: OpenShop, alertmanager: str) -> None:
+    """One that asks for it, is not silenced and began after the promotion; an Alertmanager that is away takes nothing back."""
+
+    def alert(name: str, **labels: str) -> None:
+        fired = {"labels": {"alertname": name} | labels, "annotations": {"summary": "it is bad"}}
+        httpx.post(f"{alertmanager}/api/v2/alerts", json=[fired]).raise_for_status()
+
+    alert("Earlier", cartwheel="rollback")
+    before, version = shop.rollout()["champion"], shop.register(4)
+    shop.deploy(version)
+    settings, shop.settings = shop.settings, shop.settings | {"CARTWHEEL_ROLLOUT_ALERTMANAGER_URL": alertmanager}
+    alert("Other", severity="critical")
+    shop.verb("bake", "--version", str(version), code=NOTHING_TO_DO)
+    away = shop.settings | {"CARTWHEEL_ROLLOUT_ALERTMANAGER_URL": "http://127.0.0.1:1"}
+    shop.settings, here = away, shop.settings
+    assert "Alertmanager does not answer" in shop.verb("bake", "--version", str(version), code=NOTHING_TO_DO).stderr
+    shop.settings = here
+    alert("Errors", cartwheel="rollback")
+    assert "alert Errors: it is bad" in shop.verb("bake", "--version", str(version), code=1).stderr
+    assert shop.history()[-1] == (version, "rolled back", before)
+    shop.settings = settings
+
+
 def test_rolled_back_under_load(shop: OpenShop) -> None:
     """Ten thousand requests, none fails; once the gateway has gone back, nobody gets the version that was left."""
     before, version = shop.rollout()["champion"], shop.register(4)
