@@ -211,10 +211,11 @@ def _set_aside(path: str, version: int) -> tuple[SetAside, ...]:
                 if number != UNTIMED:
                     low, high = intervals.get(key, (number, number))
                     intervals[key] = min(low, number), max(high, number)
-    return tuple(
-        SetAside(source, reason, count, *intervals.get((source, reason), (None, None)), _redrive(source, reason))
-        for (source, reason), count in num_rows.most_common()
-    )
+    rows = []
+    for (source, reason), count in num_rows.most_common():
+        first, last = intervals.get((source, reason), (None, None))
+        rows.append(SetAside(source, reason, count, first, last, _redrive(source, reason)))
+    return tuple(rows)
 
 
 def _kind(reason: str) -> str:

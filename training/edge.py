@@ -57,7 +57,7 @@ class EdgeModel(tf.Module):
         input_signature=[
             tf.TensorSpec([None], tf.int32, name="item"),
             tf.TensorSpec([None], tf.float32, name="age_days"),
-        ]
+        ],
     )
     def history(self, item: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
         order = tf.argsort(age_days, direction="DESCENDING", stable=True)

@@ -91,7 +91,7 @@ class ServingModel(tf.Module):
         input_signature=[
             tf.TensorSpec([None, None], tf.string, name="item_id"),
             tf.TensorSpec([None, None], tf.float32, name="age_days"),
-        ]
+        ],
     )
     def history(self, item_id: tf.Tensor, age_days: tf.Tensor) -> dict[str, tf.Tensor]:
         return self.typed_history(item_id, age_days, tf.fill(tf.shape(item_id), self._target_type))
@@ -102,7 +102,7 @@ class ServingModel(tf.Module):
             tf.TensorSpec([None, None], tf.string, name="item_id"),
             tf.TensorSpec([None, None], tf.float32, name="age_days"),
             tf.TensorSpec([None, None], tf.string, name="event_type"),
-        ]
+        ],
     )
     def typed_history(self, item_id: tf.Tensor, age_days: tf.Tensor, event_type: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._in_chunks(self._of_histories, item_id, age_days, event_type)

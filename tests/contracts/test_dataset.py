@@ -71,7 +71,7 @@ EVENTS = SMALLEST.partition("[events]")[2]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name = 'shop'", "events: Field required"),
         (SMALLEST.replace('user_id = "user"\n', ""), "events.columns.user_id: Field required"),
@@ -158,7 +158,7 @@ def test_a_length_is_a_number_and_a_unit(written: str, length: timedelta) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "known"),
+    ("name", "format_name"),
     [
         ("a.csv", "csv"),
         ("A.CSV.GZ", "csv"),

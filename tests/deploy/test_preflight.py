@@ -41,7 +41,7 @@ def test_outside_servers_need_no_port_here(make_settings: Callable[..., Settings
         "gateway_metrics_port",
         "loop_metrics_port",
     ]
-    assert len(preflight.ports(make_settings())) == 6
+    assert len(preflight.ports(make_settings())) == 7
 
 
 def test_a_full_disk_is_refused(tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ def test_services_stop_before_the_database(make_settings: Callable[..., Settings
 
 
 def test_outside_servers_are_not_started(make_settings: Callable[..., Settings]) -> None:
-    """With outside servers for the rest, Airflow's programs and the gateway remain."""
+    """With outside servers for the rest, Airflow's programs, the gateway and the page for Prometheus remain."""
     outside = {"database_url": "postgresql://u:p@db:1", "mlflow_tracking_uri": "http://m", "serving_url": "http://s"}
     names = [program.name for program in programs.programs(make_settings(**outside))]
-    assert all(name.startswith("airflow-") or name == "gateway" for name in names)
-    assert len(names) == 6
+    assert all(name.startswith("airflow-") or name in ("gateway", "loop-metrics") for name in names)
+    assert len(names) == 7
 
 
 def test_a_long_home_gets_a_short_private_socket(tmp_path: Path) -> None:

@@ -239,7 +239,9 @@ def test_the_loop_closes_survives_a_kill_and_retrains(install: Callable[..., Ins
 
     # Whoever watches sees it.
     page = httpx.get(f"http://127.0.0.1:{installation.environment['CARTWHEEL_LOOP_METRICS_PORT']}/metrics").text
-    assert {line for line in page.splitlines() if line.startswith(("cartwheel_unreadable", "cartwheel_dag_failed"))} == {
+    assert {
+        line for line in page.splitlines() if line.startswith(("cartwheel_unreadable", "cartwheel_dag_failed"))
+    } == {
         *(f'cartwheel_unreadable{{piece="{piece}"}} 0.0' for piece in exporter.PIECES),
         *(f'cartwheel_dag_failed{{dag_id="{dag_id}"}} 0.0' for dag_id in set(names.DAGS) - {names.REFRESH_RECOMMENDER}),
     }

@@ -160,9 +160,9 @@ def expressions() -> set[str]:
     """All that alerts and dashboard ask Prometheus."""
     rules = yaml.safe_load((CONFIGURATION / "alerts.yml").read_text())
     dashboard = json.loads(DASHBOARD.read_text())
-    asked = {rule["expr"] for group in rules["groups"] for rule in group["rules"]}
-    asked |= {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())}
-    return asked | {annotation["expr"] for annotation in dashboard["annotations"]["list"]}
+    expressions_used = {rule["expr"] for group in rules["groups"] for rule in group["rules"]}
+    expressions_used |= {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())}
+    return expressions_used | {annotation["expr"] for annotation in dashboard["annotations"]["list"]}
 
 
 @pytest.mark.slow
@@ -189,7 +189,9 @@ def test_an_alert_comes_to_alertmanager(shop: Path, prometheus_bin: Path, alertm
     (folder / "prometheus.yml").write_text(pace)
     targets = (folder / "targets.yml").read_text().replace("8602", str(page_port))
     (folder / "targets.yml").write_text(targets)
-    managers = (folder / "alertmanagers.yml").read_text().replace("127.0.0.1:9093", alertmanager.removeprefix("http://"))
+    managers = (
+        (folder / "alertmanagers.yml").read_text().replace("127.0.0.1:9093", alertmanager.removeprefix("http://"))
+    )
     (folder / "alertmanagers.yml").write_text(managers)
     environment = {"CARTWHEEL_LOOP_METRICS_PORT": str(page_port)}
     prometheus = [

@@ -29,7 +29,7 @@ def taking(hit_rate: float, num_users: int, **more) -> Outcomes:
 
 
 @pytest.mark.parametrize(
-    ("challenger", "stable", "answer", "said"),
+    ("challenger", "stable", "answer", "reason"),
     [
         (Arm(100, 0, FAST), Arm(900, 0, FAST), PASS, "100 predictions, 0 failed"),
         (Arm(99, 0, FAST), Arm(900, 0, FAST), WAIT, "it takes 100 predictions, 99 were made"),
@@ -57,7 +57,7 @@ def test_errors_and_latency(challenger: Arm, stable: Arm, answer: str, reason: s
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "is_last", "answer", "said"),
+    ("ours", "theirs", "is_last", "answer", "reason"),
     [
         (taking(0.50, 20_000), taking(0.50, 20_000), True, PASS, "hit rate 0.500 of 20000 users"),
         (taking(0.30, 2_000), taking(0.50, 2_000), False, STOP, "shoppers take less of it"),

@@ -131,7 +131,7 @@ def test_a_good_challenger_becomes_champion(shop: OpenShop) -> None:
     ]
 
 
-@pytest.mark.parametrize(("kind", "said"), [("failing", "50 of 50 predictions failed"), ("slow", "p90 is")])
+@pytest.mark.parametrize(("kind", "reason"), [("failing", "50 of 50 predictions failed"), ("slow", "p90 is")])
 def test_a_bad_challenger_is_stopped_as_shadow(shop: OpenShop, kind: str, reason: str) -> None:
     """It fails, or takes long, for shoppers that no golden request is of; not one of them has noticed."""
     champion = str(shop.rollout()["champion"])

@@ -61,7 +61,7 @@ def test_what_is_done_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (lambda now: steps.advance(now, 3, CANARY, 0.1), "version 3 is not on its way"),
         (lambda now: steps.advance(now, 2, CANARY, 0.1), "is staged, not yet loaded"),

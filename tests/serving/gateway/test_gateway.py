@@ -217,7 +217,9 @@ def test_numbers_for_prometheus(stable: Any, tools: Any) -> None:
             assert http.post(stable.metrics_url.replace("/metrics", path)).status_code == 404
     page = httpx.get(stable.metrics_url, trust_env=False).text
     relying = ("docs/gateway.md", "monitoring/prometheus/alerts.yml", "monitoring/grafana/cartwheel.json")
-    named = {name for path in relying for name in re.findall(r"\benvoy_(?!cluster_name)\w+", (REPOSITORY / path).read_text())}
+    named = {
+        name for path in relying for name in re.findall(r"\benvoy_(?!cluster_name)\w+", (REPOSITORY / path).read_text())
+    }
     assert len(named) > 5
     assert {name for name in named if not re.search(rf"^{name}(_count)?{{", page, re.MULTILINE)} == set()
     assert (stable.home / "gateway" / "admin.sock").stat().st_mode & 0o077 == 0
