@@ -388,6 +388,12 @@ def settings() -> Settings:
         ) from None
 
 
+def environment() -> dict[str, str]:
+    """The variables of this process's settings, for one on another host that shall have the same; without secrets."""
+    shown = {f"CARTWHEEL_{name.upper()}" for name, field in Settings.model_fields.items() if field.repr}
+    return {name: value for name, value in os.environ.items() if name in shown}
+
+
 def actor() -> str:
     """Who runs this, for records of what was done: the task of Airflow, else the account."""
     if dag := os.environ.get("AIRFLOW_CTX_DAG_ID"):

@@ -18,6 +18,8 @@ from contracts.settings import settings
 from spark_jobs.pseudonyms import REDACTION
 
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+_ASKED_FOR_OFTEN = ("PythonUtils", "functions", "org.apache.spark.sql.functions")
+"""PySpark looks them up for each column, and py4j searches all jars for the short ones, each time: once is enough."""
 _started_s = time.monotonic()
 
 
@@ -65,6 +67,8 @@ def session(name: str) -> SparkSession:
         # Of a table's files, whose names are known, a job on executors finds nothing sooner: 3,000 take half a second here.
         "spark.sql.sources.parallelPartitionDiscovery.threshold": "100000",
         "spark.sql.legacy.parquet.nanosAsLong": "true",
+        # Else each column asks the JVM six times to note the line of Python that made it: a fifth of a small job.
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.ui.enabled": "false",
         "spark.sql.redaction.string.regex": REDACTION,
         "spark.ui.showConsoleProgress": "false",
@@ -75,6 +79,8 @@ def session(name: str) -> SparkSession:
     context = SparkContext(conf=conf, gateway=gateway)
     if context.master.startswith("local"):  # else workers are the first python3 on the PATH, which may be another
         context.pythonExec = sys.executable
+    for java_class in _ASKED_FOR_OFTEN:
+        setattr(gateway.jvm, java_class, getattr(gateway.jvm, java_class))
     return SparkSession.builder.getOrCreate()
 
 

@@ -18,7 +18,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from contracts.errors import InputError
-from contracts.settings import REPOSITORY, settings
+from contracts.settings import REPOSITORY, environment, settings
 
 
 def launch(work: Callable[[], None], num_workers: int) -> None:
@@ -30,8 +30,11 @@ def launch(work: Callable[[], None], num_workers: int) -> None:
     settings().provide_java()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    builder = SparkSession.builder
+    for name, value in environment().items():  # of executors that a cluster manager starts
+        builder = builder.config(f"spark.executorEnv.{name}", value)
     spark = (
-        SparkSession.builder.appName("cartwheel-training")
+        builder.appName("cartwheel-training")
         .master(settings().spark_master)
         .config("spark.python.worker.reuse", "false")  # a worker's devices are set up once in a process
         .config("spark.ui.enabled", "false")

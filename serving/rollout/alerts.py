@@ -5,7 +5,7 @@ Source: https://prometheus.io/docs/alerting/latest/alerts_api/
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import httpx
 
@@ -31,7 +31,8 @@ def since(time: str) -> str:
     except (httpx.HTTPError, ValueError) as error:
         endpoint.say(f"Alertmanager does not answer, so no alert takes this version back: {error}")
         return ""
+    end = datetime.fromisoformat(time) + timedelta(seconds=1)  # the history counts in whole seconds
     for alert in alerts:
-        if datetime.fromisoformat(alert["startsAt"]) >= datetime.fromisoformat(time):
+        if datetime.fromisoformat(alert["startsAt"]) >= end:
             return f"alert {alert['labels']['alertname']}: {alert['annotations'].get('summary', 'no summary')}"
     return ""

@@ -220,7 +220,7 @@ def test_a_bad_champion_is_rolled_back_by_itself(shop: OpenShop) -> None:
     shop.settings = settings
 
 
-def test_an_alert_takes_a_champion_back(shop: OpenShop, alertmanager: str) -> None:
+def test_an_alert_takes_a_champion_back(shop: OpenShop, alertmanager: str, tools: Any) -> None:
     """One that asks for it, is not silenced and began after the promotion; an Alertmanager that is away takes nothing back."""
 
     def alert(name: str, **labels: str) -> None:
@@ -230,6 +230,7 @@ def test_an_alert_takes_a_champion_back(shop: OpenShop, alertmanager: str) -> No
     alert("Earlier", cartwheel="rollback")
     before, version = shop.rollout()["champion"], shop.register(4)
     shop.deploy(version)
+    promoted_s = time.time()
     settings, shop.settings = shop.settings, shop.settings | {"CARTWHEEL_ROLLOUT_ALERTMANAGER_URL": alertmanager}
     alert("Other", severity="critical")
     shop.verb("bake", "--version", str(version), code=NOTHING_TO_DO)
@@ -237,6 +238,7 @@ def test_an_alert_takes_a_champion_back(shop: OpenShop, alertmanager: str) -> No
     shop.settings, here = away, shop.settings
     assert "Alertmanager does not answer" in shop.verb("bake", "--version", str(version), code=NOTHING_TO_DO).stderr
     shop.settings = here
+    tools.wait_until(lambda: time.time() > promoted_s + 1, "the second of the promotion to be over")
     alert("Errors", cartwheel="rollback")
     assert "alert Errors: it is bad" in shop.verb("bake", "--version", str(version), code=1).stderr
     assert shop.history()[-1] == (version, "rolled back", before)
