@@ -70,6 +70,7 @@ def output_of(shop: Any, capsys: pytest.CaptureFixture[str], toml: str, rows: li
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_legal_but_hardly_meant(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Guests under one id, an order's number as event_id, a status on the first line of each order, too many bad rows."""
     plain = LINES.format(more="")

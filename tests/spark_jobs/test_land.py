@@ -56,6 +56,7 @@ def users(shop: Any) -> list[tuple[int, str]]:
     return [pair for pair in shop.values(BRONZE_EVENTS, "interval", "user_id") if pair[0] != UNTIMED]
 
 
+@pytest.mark.slow
 def test_new_files_land_and_old_ones_are_not_read_again(drop: Any) -> None:
     """The second run reads the second file alone; the third finds nothing; hidden and unfinished files are left."""
     put(drop, "a.csv", MONDAY.format("ann"), MONDAY.format("ann"), TUESDAY.format("bob"), "never,eve,apple\n")
@@ -105,6 +106,7 @@ def test_a_folder_named_by_a_detour_is_read_once(drop: Any, way: str, tmp_path_f
     assert len(accounts(drop)) == 2
 
 
+@pytest.mark.slow
 def test_a_file_that_has_grown_lands_what_is_new(drop: Any) -> None:
     """What was there is counted as duplicates; a late event marks its interval, and no other, for cleaning."""
     put(drop, "a.csv", MONDAY.format("ann"), TUESDAY.format("bob"))
@@ -267,6 +269,7 @@ def test_two_runs_at_once_do_not_land_twice(drop: Any, monkeypatch: pytest.Monke
     assert users(drop) == [(1, "ann")]
 
 
+@pytest.mark.slow
 def test_a_batch_that_lands_nothing_new_says_so_and_is_not_read_again(drop: Any) -> None:
     """A copy of a file is all duplicates: the commit moves the position, and the account says what became of the rows."""
     put(drop, "a.csv", MONDAY.format("ann"))
@@ -491,6 +494,7 @@ def test_putting_files_together_makes_nothing_be_computed_again(drop: Any) -> No
     assert users(drop) == [(1, "a"), (1, "b")]
 
 
+@pytest.mark.slow
 def test_another_meaning_of_types_makes_silver_anew(copied_shop: Any) -> None:
     """An edited weight or target is that of all events, also of those that were clean."""
     text = (copied_shop.folder / "shop.toml").read_text()
@@ -543,6 +547,7 @@ def test_a_column_that_joins_a_table_later(copied_shop: Any) -> None:
     assert (channels[1], channels[2]) == ("web", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_id", ["", 'event_id = "id"\n'])
 def test_a_file_whose_writer_stalled(drop: Any, event_id: str) -> None:
     """A last line without its line feed waits: the row lands whole, once, or as it is when the file has not changed for long."""
@@ -561,6 +566,7 @@ def test_a_file_whose_writer_stalled(drop: Any, event_id: str) -> None:
     assert drop.values(BRONZE_EVENTS, "user_id", "price") == [("ann", 12.5), ("bob", 3.0)]
 
 
+@pytest.mark.slow
 def test_columns_that_are_blank_in_all_rows_are_redriven(drop: Any) -> None:
     """JSON leaves out what is null: a rule on such a column, and an item's name in it, are no reason to refuse."""
     toml = FOLDER_TOML.replace(

@@ -328,6 +328,7 @@ def test_killed_between_commits(shop: Any, built: Path) -> None:
     assert {table.name: never_killed.rows(table) for table in tables} == rows_by_table
 
 
+@pytest.mark.slow
 def test_what_is_known_of_items_changes(copied_shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Another category in the items' file, and another excluded one: shares and items are made anew, and no event."""
     before = {table.name: storage.state(table) for table in (SILVER_EVENTS, ITEM_INTERVALS, ITEM_FEATURES)}
@@ -347,6 +348,7 @@ def test_what_is_known_of_items_changes(copied_shop: Any, capsys: pytest.Capture
     assert "clean " not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_interval_of_bad_rows_only_is_cleaned_once(copied_shop: Any) -> None:
     """It is landed as the next one, and is not pending for ever because silver holds nothing of it."""
     text = (copied_shop.folder / "events.csv").read_text()

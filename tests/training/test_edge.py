@@ -23,6 +23,7 @@ def served(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_its_lists_are_those_of_the_served_model(shop: Shop, served: Path, tmp_path: Path) -> None:
     """Of every user's history; the report says so, and what it takes."""
     users = np.array([f"somebody {number}" for number in range(3)], dtype=object)

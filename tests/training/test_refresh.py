@@ -77,6 +77,7 @@ def items_of(saved_model: Path, user: str) -> list[str]:
     return [item.decode() for item in answer["items"].numpy()[0]]
 
 
+@pytest.mark.slow
 def test_same_weights_and_newer_data(shop: Shop, before: Path, tmp_path: Path) -> None:
     """Each weight stays with its item although their rows have moved; who is new has a list of their own."""
     later, folder = a_week_later(shop), tmp_path / "after"
