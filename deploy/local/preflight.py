@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from contracts.errors import InputError
+from contracts.ports import free_ports
 from contracts.settings import Settings
 
 FREE_DISK_GIB = 2
@@ -53,17 +54,8 @@ def check_ports(host: str, port_by_setting: dict[str, int]) -> None:
                 raise InputError(
                     f"port {port} on {host} cannot be used: {(error.strerror or str(error)).lower()}",
                     where=variable,
-                    cure=f"stop what listens there, or take another port: {variable}={_free_port(host, family)}",
+                    cure=f"stop what listens there, or take another port: {variable}={free_ports(1)[0]}",
                 ) from None
-
-
-def _free_port(host: str, family: socket.AddressFamily) -> int:
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind((host, 0))
-            return int(probe.getsockname()[1])
-    except OSError:
-        return 18080
 
 
 def check_disk(folder: Path, needed_gib: float = FREE_DISK_GIB) -> None:
