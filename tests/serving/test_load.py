@@ -203,13 +203,13 @@ def test_load_while_all_about_it_changes(two_servers: tuple[OpenShop, Any]) -> N
     statuses = Counter(answer.status for answer in answers)
     logged = exposures(shop.folder)
     is_full = (when["the disk is full"] - 1, when["it is not any more"] + 1)
-    lost = [answer for answer in answers if answer.status == 200 and logged[answer.request_id] == 0]
-    outside = [answer for answer in lost if not is_full[0] <= answer.came_s <= is_full[1]]
+    missing = [answer for answer in answers if answer.status == 200 and logged[answer.request_id] == 0]
+    outside = [answer for answer in missing if not is_full[0] <= answer.came_s <= is_full[1]]
     times_ms = sorted(1000 * (answer.came_s - answer.asked_s) for answer in answers)
     report = {
         "capacity_rps": round(capacity), "requests": len(answers), "seconds": round(time.time() - start_s),
         "statuses": dict(statuses), "wrong": sum(not answer.is_right for answer in answers),
-        "fallbacks": sum(answer.is_fallback for answer in answers), "not_logged_disk_full": len(lost) - len(outside),
+        "fallbacks": sum(answer.is_fallback for answer in answers), "not_logged_disk_full": len(missing) - len(outside),
         "not_logged": len(outside), "logged_twice": sum(count > 1 for count in logged.values()),
         "versions": dict(Counter(answer.version for answer in answers)),
         "p50_ms": times_ms[len(times_ms) // 2], "p99_ms": times_ms[int(0.99 * len(times_ms))], "max_ms": times_ms[-1],
