@@ -185,16 +185,16 @@ def test_load_while_all_about_it_changes(two_servers: tuple[OpenShop, Any]) -> N
                 server.process.wait()
                 at(first + 0.13, "it comes back")
                 server.start()
-        at(0.80, "the disk is full")
+        at(0.90, "the disk is full")
         with filler.open("wb") as file:
             try:
                 while file.write(b"x" * 2**16):
                     file.flush()
             except OSError:
                 pass
-        at(0.85, "it is not any more")
+        at(0.94, "it is not any more")
         filler.unlink()
-        at(0.90, "a version is rolled back")
+        at(0.96, "a version is rolled back")
         shop.verb("rollback")
         at(1.0, "the end")
     time.sleep(1)
