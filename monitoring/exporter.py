@@ -5,6 +5,7 @@ Sources: https://prometheus.io/docs/instrumenting/writing_exporters/ and https:/
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
@@ -17,7 +18,7 @@ from contracts.dataset import load
 from contracts.errors import InputError
 from contracts.metrics import NDCG
 from contracts.settings import settings
-from monitoring import status
+from monitoring import journal, status
 from monitoring.quality import MODEL
 
 AIRFLOW_TIMEOUT_S = 2.0
@@ -57,15 +58,16 @@ class LoopCollector(Collector):
         )
         for piece, read in PIECES.items():
             try:
-                metrics, is_unreadable = list(read()), False
-            except Exception:  # a broken table must not hide that Airflow is down, nor the other way round
-                metrics, is_unreadable = [], True
+                metrics = read()
+            except Exception as error:  # a broken table must not hide that Airflow is down, nor the other way round
+                print(f"{piece} cannot be read: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                metrics = ()
             yield from metrics
-            unreadable.add_metric([piece], is_unreadable)
+            unreadable.add_metric([piece], not metrics)
         yield unreadable
 
 
-def _sources() -> Iterator[Metric]:
+def _sources() -> tuple[Metric, ...]:
     records = CounterMetricFamily(
         "cartwheel_records", "Records read from a source, by what became of them.", labels=["source", "outcome"]
     )
@@ -82,20 +84,20 @@ def _sources() -> Iterator[Metric]:
             records.add_metric([source.name, outcome], getattr(source.counts, outcome))
         balanced.add_metric([source.name], source.balanced)
         landed_at.add_metric([source.name], source.last_landing.timestamp())
-    return iter((records, balanced, landed_at, interval))
+    return records, balanced, landed_at, interval
 
 
-def _gates() -> Iterator[Metric]:
+def _gates() -> tuple[Metric, ...]:
     passed = GaugeMetricFamily(
         "cartwheel_gate_passed", "1: the newest verdict of a gate let data through.", labels=["gate"]
     )
     for gate in status.gates():
         if gate.passed is not None:
             passed.add_metric([gate.name], gate.passed)
-    yield passed
+    return (passed,)
 
 
-def _monitoring() -> Iterator[Metric]:
+def _monitoring() -> tuple[Metric, ...]:
     live = GaugeMetricFamily(
         "cartwheel_live_ndcg_at_10",
         "What shoppers took of a version's lists in the latest interval.",
@@ -121,11 +123,11 @@ def _monitoring() -> Iterator[Metric]:
                 promised.add_metric([str(champion["version"])], champion["evaluation"][MODEL][NDCG])
         if observation["drift"] is not None:
             drift.add_metric([], observation["drift"])
-        requested.add_metric([], report["request"] is not None)
-    return iter((live, promised, drift, age, requested))
+        requested.add_metric([], journal.open_request(report) is not None)
+    return live, promised, drift, age, requested
 
 
-def _rollout() -> Iterator[Metric]:
+def _rollout() -> tuple[Metric, ...]:
     versions = GaugeMetricFamily("cartwheel_version", "The model version in a role.", labels=["role"])
     share = GaugeMetricFamily("cartwheel_challenger_share", "Share of the traffic that the challenger has.")
     changes = CounterMetricFamily("cartwheel_rollout_changes", "Changes of what serves whom.", labels=["what"])
@@ -136,10 +138,10 @@ def _rollout() -> Iterator[Metric]:
     share.add_metric([], rollout.get("share", 0.0))
     for what, number in (dict.fromkeys(ENDS, 0) | status.num_changes()).items():
         changes.add_metric([what], number)
-    return iter((versions, share, changes))
+    return versions, share, changes
 
 
-def _runs() -> Iterator[Metric]:
+def _runs() -> tuple[Metric, ...]:
     failed = GaugeMetricFamily("cartwheel_dag_failed", "1: the last run of a DAG failed.", labels=["dag_id"])
     ended = GaugeMetricFamily(
         "cartwheel_dag_run_end_timestamp_seconds", "When the last run of a DAG ended.", labels=["dag_id"]
@@ -147,17 +149,17 @@ def _runs() -> Iterator[Metric]:
     for dag_id, run in status.runs().items():
         failed.add_metric([dag_id], run["state"] == "failed")
         ended.add_metric([dag_id], datetime.fromisoformat(run["ended"]).timestamp())
-    return iter((failed, ended))
+    return failed, ended
 
 
-def _exposures() -> Iterator[Metric]:
+def _exposures() -> tuple[Metric, ...]:
     waiting = GaugeMetricFamily("cartwheel_exposures_waiting_bytes", "Exposures on disk that have not landed yet.")
     folder = settings().exposures_dir
     waiting.add_metric([], sum(path.stat().st_size for path in folder.glob("*.jsonl")))
-    yield waiting
+    return (waiting,)
 
 
-def _airflow() -> Iterator[Metric]:
+def _airflow() -> tuple[Metric, ...]:
     healthy = GaugeMetricFamily(
         "cartwheel_airflow_healthy", "1: a component of Airflow has a fresh heartbeat.", labels=["component"]
     )
@@ -168,10 +170,10 @@ def _airflow() -> Iterator[Metric]:
         states = {"api_server": "down"}
     for component, state in states.items():
         healthy.add_metric([component], state == "healthy")
-    yield healthy
+    return (healthy,)
 
 
-PIECES: dict[str, Callable[[], Iterator[Metric]]] = {
+PIECES: dict[str, Callable[[], tuple[Metric, ...]]] = {
     "sources": _sources,
     "gates": _gates,
     "monitoring": _monitoring,

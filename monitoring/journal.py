@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from contracts.errors import InputError
@@ -26,21 +25,11 @@ from contracts.trainings import (
     training_data,
     training_key,
 )
-from monitoring import drift, quality, sources
+from monitoring import drift, quality, sources, status
 from monitoring.policy import Champion, Observation, State, Thresholds, decide
 from monitoring.sources import Registered
 
 Record = dict[str, Any]
-
-
-def folder() -> Path:
-    return settings().reports_dir / "monitoring"
-
-
-def newest() -> Record | None:
-    """The decision of the newest interval; None when nothing was decided yet."""
-    files = {int(path.stem): path for path in folder().glob("*.json") if path.stem.lstrip("-").isdigit()}
-    return read_json(files[max(files)]) if files else None
 
 
 def training_result(coming: int, lists_version: int, *, exactly: bool = False) -> Mapping[str, Any]:
@@ -52,9 +41,9 @@ def training_result(coming: int, lists_version: int, *, exactly: bool = False) -
     return {}
 
 
-def open_request(record: Record | None) -> Mapping[str, Any] | None:
+def open_request(record: Record) -> Mapping[str, Any] | None:
     """The training that a record asks for, unless it has finished."""
-    request = (record or {}).get("request")
+    request = record.get("request")
     if not request or training_result(request["as_of"], request["training_lists_version"]):
         return None
     return dict(request)
@@ -96,7 +85,7 @@ def is_pending() -> str | None:
     data = training_data()
     if data is None:
         return None
-    on_file = read_json(folder() / f"{data.as_of}.json") or None
+    on_file = read_json(status.decisions_folder() / f"{data.as_of}.json") or None
     if on_file is None:
         return f"nothing is decided yet for interval {data.as_of}"
     inputs = current_inputs(data, sources.registered())
@@ -112,14 +101,14 @@ def decide_now() -> Record:
     """
     data = needed_training_data()
     coming = data.as_of
-    path = folder() / f"{coming}.json"
+    path = status.decisions_folder() / f"{coming}.json"
     on_file: Record | None = read_json(path) or None
     registered = sources.registered()
     inputs = current_inputs(data, registered)
     if on_file is not None and on_file.get("inputs") == inputs:
         return on_file
     observation, by_version = observe(coming, registered)
-    request = open_request(newest())  # also one of an earlier interval
+    request = open_request(status.report())  # also one of an earlier interval
     state = State(str(request["key"]) if request else None, inputs["finished"], inputs["refreshed"])
     decision = decide(observation, state, Thresholds.of(settings()))
     if decision.retrain:
@@ -160,7 +149,7 @@ def training_due(*, force: bool = False) -> tuple[str, str] | None:
         InputError: `force`, and there is no training data yet.
     """
     data = needed_training_data() if force else training_data()
-    request = open_request(newest())
+    request = open_request(status.report())
     if data is None or (not force and (request is None or _finished(data) is not None)):
         return None
     key = first = training_key(data.as_of, data.versions)
@@ -181,7 +170,7 @@ def refresh_due(*, force: bool = False) -> tuple[str, str] | None:
     Raises:
         InputError: `force`, and there is no data or no model yet.
     """
-    data, champion, record = training_data(), sources.registered().champion, newest() or {}
+    data, champion, record = training_data(), sources.registered().champion, status.report()
     if data is None or champion is None:
         if force:
             raise InputError(

@@ -14,6 +14,7 @@ from contracts.files import read_json
 from contracts.names import CHALLENGER, CHAMPION, MODEL
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, Table
+from monitoring import status
 from monitoring.policy import Champion
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def failed_gates() -> dict[str, str]:
         if verdict.get("passed") is not True:
             failures = verdict.get("failures") or [{}]
             first = failures[0]
-            place = ".".join(str(first[part]) for part in ("table", "column") if first.get(part))
+            place = status.place(first)
             failed[path.stem] = f"{place}: {first.get('observed', 'no reason given')}" if place else "no reason given"
     return failed
 

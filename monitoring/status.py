@@ -109,17 +109,18 @@ def gates() -> list[GateVerdict]:
 
 def report() -> dict[str, Any]:
     """What monitoring observed and decided last; empty when it has not yet."""
-    reports = [
-        path for path in (settings().reports_dir / "monitoring").glob("*.json") if path.stem.lstrip("-").isdigit()
-    ]
-    newest: dict[str, Any] = read_json(max(reports, key=lambda path: int(path.stem))) if reports else {}
+    files = {int(path.stem): path for path in decisions_folder().glob("*.json") if path.stem.lstrip("-").isdigit()}
+    newest: dict[str, Any] = read_json(files[max(files)]) if files else {}
     return newest
 
 
 def decision() -> dict[str, Any]:
     """What monitoring decided last: interval, retrain, reasons; empty when it has not yet."""
     newest = report()
-    return {"interval": _label(int(newest["interval"])), **newest["decision"]} if newest else {}
+    if not newest:
+        return {}
+    label = load(settings().dataset_path).interval.label
+    return {"interval": label(int(newest["interval"])), **newest["decision"]}
 
 
 def rollout() -> dict[str, Any]:
@@ -150,10 +151,6 @@ def runs() -> dict[str, dict[str, Any]]:
     return {path.stem: read_json(path) for path in sorted((settings().reports_dir / "runs").glob("*.json"))}
 
 
-def _label(interval: int) -> str:
-    return load(settings().dataset_path).interval.label(interval)
-
-
 def _state(table: Table) -> tuple[str, int]:
     """Path and version; version -1 when there is no such table."""
     from deltalake import DeltaTable
@@ -175,6 +172,7 @@ def _source(name: str, rows: list[dict[str, Any]]) -> Source:
         by_interval[row["interval"]] = by_interval.get(row["interval"], Counts()) + _counts(row)
     shown = sorted(by_interval.items())[-SHOWN_INTERVALS:]
     most = max((counts.read for _, counts in shown), default=0) or 1
+    label = load(settings().dataset_path).interval.label
     return Source(
         name=name,
         num_batches=len({row["batch"] for row in rows}),
@@ -182,7 +180,7 @@ def _source(name: str, rows: list[dict[str, Any]]) -> Source:
         balanced=all(_counts(row).balanced for row in rows),
         last_landing=max(row["committed_at"] for row in rows),
         bars=tuple(
-            Bar(_label(interval) if interval != UNTIMED else "without a time", counts, counts.read / most)
+            Bar(label(interval) if interval != UNTIMED else "without a time", counts, counts.read / most)
             for interval, counts in shown
         ),
     )
@@ -244,12 +242,21 @@ def _verdict(name: str, path: Path) -> GateVerdict:
 
 
 def _failure(failure: dict[str, Any]) -> str:
-    place = ".".join(str(failure[part]) for part in ("table", "column") if failure.get(part))
-    return f"{place}: {failure.get('observed', '')} ({failure.get('rule', '')})"
+    return f"{place(failure)}: {failure.get('observed', '')} ({failure.get('rule', '')})"
+
+
+def place(failure: dict[str, Any]) -> str:
+    """Table and column of a gate's failure, as far as it names them."""
+    return ".".join(str(failure[part]) for part in ("table", "column") if failure.get(part))
 
 
 def _with_page(suites: Iterable[str]) -> Iterable[str]:
     return (name for name in suites if (docs_folder() / "expectations" / f"{name}.html").exists())
+
+
+def decisions_folder() -> Path:
+    """A file for each coming interval that monitoring has decided for."""
+    return settings().reports_dir / "monitoring"
 
 
 def docs_folder() -> Path:

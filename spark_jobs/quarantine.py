@@ -154,13 +154,13 @@ def _replace(redriven: list[Row], source: Events, dataset: Dataset, now: datetim
     old = {row["former"] for row in fit.select("former").collect()}
     if not old:
         return 0
-    fit_rows = spark.createDataFrame(
+    former_rows = spark.createDataFrame(
         [[row["interval"], row["event_id"]] for row in unfit_rows if row["event_id"] in old], chosen.schema
     )
     touched = {row["interval"] for row in unfit_rows if row["event_id"] in old}
     touched |= {row["interval"] for row in fit.select("interval").distinct().collect()}
     these = storage.ranges_predicate("interval", touched)
-    others = storage.read(spark, BRONZE_EVENTS).where(these).join(fit_rows, ["interval", "event_id"], "left_anti")
+    others = storage.read(spark, BRONZE_EVENTS).where(these).join(former_rows, ["interval", "event_id"], "left_anti")
     new = fit.drop("former").dropDuplicates(["interval", "event_id"])
     new = new.join(others.select("interval", "event_id"), ["interval", "event_id"], "left_anti")
     through = pending.landed_through()

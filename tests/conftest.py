@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ import xdist.remote
 from xdist.scheduler import LoadScopeScheduling
 
 from contracts.ports import free_ports
+from contracts.settings import Settings
+from tests.waiting import wait_until
 
 # Before anything imports Airflow.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="cartwheel-airflow-")
@@ -47,15 +48,7 @@ if "JAVA_HOME" not in os.environ and not shutil.which("java"):
     settings.cache_clear()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PORTS = (
-    "airflow_port",
-    "mlflow_port",
-    "postgres_port",
-    "rest_port",
-    "gateway_port",
-    "gateway_metrics_port",
-    "loop_metrics_port",
-)
+PORTS = [name for name in Settings.model_fields if name.endswith("_port")]
 
 IMPATIENT = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
@@ -283,13 +276,7 @@ def alertmanager(prometheus_bin: Path, tmp_path: Path) -> Iterator[str]:
     ]  # fmt: skip
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            with suppress(httpx.HTTPError):
-                httpx.get(f"{url}/-/ready", trust_env=False).raise_for_status()
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: httpx.get(f"{url}/-/ready", trust_env=False).is_success, "Alertmanager")
         yield url
     finally:
         process.terminate()

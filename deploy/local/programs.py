@@ -60,9 +60,9 @@ def programs(settings: Settings) -> list[Program]:
         InputError: the serving package does not say how to start the model server.
     """
     airflow = [sys.executable, "-m", "airflow"]
-    services: list[Program] = []
+    before_airflow: list[Program] = []
     if not settings.database_url:
-        services.append(
+        before_airflow.append(
             Program(
                 POSTGRES,
                 postgres.command(settings),
@@ -73,18 +73,18 @@ def programs(settings: Settings) -> list[Program]:
                 url=f"postgresql://127.0.0.1:{settings.postgres_port}",
             )
         )
-    services.append(Program(MIGRATE, [*airflow, "db", "migrate"], group="migration", one_shot=True))
+    before_airflow.append(Program(MIGRATE, [*airflow, "db", "migrate"], group="migration", one_shot=True))
     if not settings.mlflow_tracking_uri:
         server = ["server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
-        services.append(Program(MLFLOW, [sys.executable, "-m", "mlflow", *server], url=settings.mlflow_uri))
+        before_airflow.append(Program(MLFLOW, [sys.executable, "-m", "mlflow", *server], url=settings.mlflow_uri))
     if not settings.serving_url:
         url = f"{settings.serving_urls[0]}/v1/models/{MODEL}"
-        services.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
+        before_airflow.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
     gateway = shlex.split(serving_verb("command", "--gateway"))
-    services.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{MODEL}"))
+    before_airflow.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{MODEL}"))
     # Without --skip-serve-logs a log server would listen on every interface; the api-server reads the files itself.
     return [
-        *services,
+        *before_airflow,
         Program(API_SERVER, [*airflow, "api-server"], url=settings.airflow_url, needs_schema=True),
         Program(SCHEDULER, [*airflow, "scheduler", "--skip-serve-logs"], needs_schema=True),
         Program(DAG_PROCESSOR, [*airflow, "dag-processor"], needs_schema=True),

@@ -257,19 +257,19 @@ def show(
         intervals = ", ".join(str(fold["as_of"]) for fold in summary["evaluation"]["folds"])
         title = f"Evaluation on intervals {intervals}, none of them seen in training"
         console.print(_metrics(title, means, gains_of_evaluation(summary["evaluation"])))
-    for interval, watch in summary["live"].items():
-        for version, metrics in (watch["metrics"] or {}).items():
+    for interval, record in summary["live"].items():
+        for version, metrics in (record["metrics"] or {}).items():
             title = (
-                f"Live in interval {interval} from {watch['start'][:10]}, version {version}: {metrics['num_users']} users, "
+                f"Live in interval {interval} from {record['start'][:10]}, version {version}: {metrics['num_users']} users, "
                 f"p50 {metrics['latency_p50_ms']:.1f} ms, p99 {metrics['latency_p99_ms']:.1f} ms"
             )
             if metrics["means"]:
                 console.print(_metrics(title, metrics["means"], live_gains(metrics)))
             else:
                 console.print(f"{title}; nobody took anything, so there is nothing to measure by")
-        if watch["decision"]:
+        if record["decision"]:
             console.print(
-                f"Monitoring: {_verb(watch['decision'])}: {'; '.join(watch['decision']['reasons'])}\n",
+                f"Monitoring: {_verb(record['decision'])}: {'; '.join(record['decision']['reasons'])}\n",
                 highlight=False,
             )
     if summary["rollout"]:
@@ -311,8 +311,8 @@ def numbers(summary: dict[str, Any]) -> str:
         "",
         *table(evaluation["means"]),
     ]
-    for interval, watch in summary["live"].items():
-        for live in watch["metrics"].values():
+    for interval, record in summary["live"].items():
+        for live in record["metrics"].values():
             lines += ["", f"Live in week {interval}, {live['num_users']:,} households:", "", *table(live["means"])]
             lines += [
                 "",

@@ -18,15 +18,7 @@ from deploy.local.processes import sweep
 def make_settings() -> Iterator[Callable[..., Settings]]:
     """Settings by name; not under pytest's own folder, which is closed to the user PostgreSQL runs as where we are root."""
     parent = Path(tempfile.mkdtemp(prefix="cartwheel-"))
-    names = (
-        "airflow_port",
-        "mlflow_port",
-        "postgres_port",
-        "rest_port",
-        "gateway_port",
-        "gateway_metrics_port",
-        "loop_metrics_port",
-    )
+    names = [name for name in Settings.model_fields if name.endswith("_port")]
     home = parent / "home"
 
     def make(**values: object) -> Settings:

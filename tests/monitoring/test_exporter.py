@@ -8,9 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from contracts import tables
 from contracts.ports import free_ports
 from contracts.settings import REPOSITORY
 from monitoring import exporter
+from tests.waiting import wait_until
 
 CONFIGURATION = REPOSITORY / "monitoring" / "prometheus"
 DASHBOARD = REPOSITORY / "monitoring" / "grafana" / "cartwheel.json"
@@ -60,7 +60,8 @@ def shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "champion": {"version": 3, "as_of": 50, "evaluation": {"model": {"ndcg_at_10": 0.3}}},
         "drift": 0.05,
     }
-    report = {"interval": 54, "observation": observation, "decision": {}, "request": {"key": "k"}}
+    request = {"key": "k", "as_of": 54, "training_lists_version": 7}
+    report = {"interval": 54, "observation": observation, "decision": {}, "request": request}
     write(home / "reports" / "monitoring" / "54.json", report)
     rollout = {"champion": 3, "previous": None, "challenger": 4, "state": "canary", "share": 0.1}
     write(home / "serving" / "rollout.json", rollout)
@@ -122,11 +123,12 @@ def test_before_the_first_run_there_is_a_page(home: Path) -> None:
     assert {value for (name, *_), value in page().items() if name == "cartwheel_unreadable"} == {0}
 
 
-def test_what_cannot_be_read_hides_nothing_else(shop: Path) -> None:
-    """A torn file is named, and the rest is there."""
+def test_what_cannot_be_read_hides_nothing_else(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A torn file is named, here and in the log, and the rest is there."""
     (shop / "serving" / "rollout.json").write_text("{")
     samples = page()
     assert samples["cartwheel_unreadable", "rollout"] == 1
+    assert "rollout cannot be read: " in capsys.readouterr().err
     assert ("cartwheel_version", "champion") not in samples
     assert samples["cartwheel_gate_passed", "clean"] == 0
     assert samples["cartwheel_airflow_healthy", "api_server"] == 0
@@ -145,17 +147,6 @@ def running(argv: list[Any], environment: dict[str, str], folder: Path) -> Itera
         process.wait(20)
 
 
-def eventually(read: Callable[[], Any]) -> Any:
-    """What it returns once that is true, and its servers answer."""
-    deadline = time.monotonic() + 60
-    while True:
-        with suppress(httpx.HTTPError):
-            if answer := read():
-                return answer
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def expressions() -> set[str]:
     """All that alerts and dashboard ask Prometheus."""
     rules = yaml.safe_load((CONFIGURATION / "alerts.yml").read_text())
@@ -163,6 +154,15 @@ def expressions() -> set[str]:
     expressions_used = {rule["expr"] for group in rules["groups"] for rule in group["rules"]}
     expressions_used |= {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())}
     return expressions_used | {annotation["expr"] for annotation in dashboard["annotations"]["list"]}
+
+
+def test_the_document_says_what_there_is(shop: Path) -> None:
+    """Every metric of the page and every alert, and none that is not there."""
+    text = (REPOSITORY / "docs" / "watching.md").read_text()
+    rules = yaml.safe_load((CONFIGURATION / "alerts.yml").read_text())
+    assert set(re.findall(r"`(cartwheel_\w+)`", text)) == {name for name, *_ in page()}
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    assert set(re.findall(r"^\| `(Cartwheel\w+)`", text, re.MULTILINE)) == alerts
 
 
 @pytest.mark.slow
@@ -203,12 +203,13 @@ def test_an_alert_comes_to_alertmanager(shop: Path, prometheus_bin: Path, alertm
         running(prometheus, {}, tmp_path),
     ):
         api = f"http://127.0.0.1:{prometheus_port}/api/v1"
-        alerts = eventually(
+        alerts = wait_until(
             lambda: [
                 alert["labels"]
-                for alert in httpx.get(f"{alertmanager}/api/v2/alerts").raise_for_status().json()
+                for alert in httpx.get(f"{alertmanager}/api/v2/alerts").json()
                 if alert["labels"]["alertname"] == "CartwheelGateFailed"
-            ]
+            ],
+            "the alert to come",
         )
         assert [(labels["gate"], labels["severity"], labels["part"]) for labels in alerts] == [
             ("clean", "critical", "data")

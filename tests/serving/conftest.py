@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,23 +16,10 @@ import httpx
 import pytest
 
 from contracts.ports import free_ports
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_SERVER = shutil.which("tensorflow_model_server")
-DEADLINE_S = 90
-
-
-def wait_until(reached: Callable[[], Any], what: str) -> Any:
-    """What `reached` returns once it is true."""
-    end_s = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end_s:
-        try:
-            if value := reached():
-                return value
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"waited {DEADLINE_S} s for {what}")
 
 
 class Server:
