@@ -153,10 +153,12 @@ def _runs() -> tuple[Metric, ...]:
 
 
 def _exposures() -> tuple[Metric, ...]:
-    waiting = GaugeMetricFamily("cartwheel_exposures_waiting_bytes", "Exposures on disk that have not landed yet.")
+    size = GaugeMetricFamily(
+        "cartwheel_exposures_log_bytes", "The gateway's logs on disk; each is deleted after it has landed."
+    )
     folder = settings().exposures_dir
-    waiting.add_metric([], sum(path.stat().st_size for path in folder.glob("*.jsonl")))
-    return (waiting,)
+    size.add_metric([], sum(path.stat().st_size for path in folder.glob("*.jsonl")))
+    return (size,)
 
 
 def _airflow() -> tuple[Metric, ...]:

@@ -113,7 +113,7 @@ def test_the_page_by_hand(shop: Path) -> None:
         ("cartwheel_dag_failed", "build_features"): 0,
         ("cartwheel_dag_run_end_timestamp_seconds", "ingest_events"): LANDED_AT.timestamp(),
         ("cartwheel_dag_run_end_timestamp_seconds", "build_features"): LANDED_AT.timestamp(),
-        ("cartwheel_exposures_waiting_bytes",): 120,
+        ("cartwheel_exposures_log_bytes",): 120,
         ("cartwheel_airflow_healthy", "api_server"): 0,
     }
 
