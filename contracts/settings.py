@@ -15,12 +15,14 @@ import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contracts.errors import InputError
 from contracts.files import read_json
+from contracts.ports import LOOPBACK
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -63,6 +65,12 @@ class Settings(BaseSettings):
 
     data_dir: str = Field(
         "", description="Folder that relative paths in the dataset file start from. Empty: the folder of that file."
+    )
+
+    lake: str = Field(
+        "",
+        description="Where the tables lie: a folder, or an address as s3://bucket/folder. Empty: the folder tables of "
+        "CARTWHEEL_HOME.",
     )
 
     # Addresses
@@ -260,8 +268,15 @@ class Settings(BaseSettings):
         return REPOSITORY / self.data_dir if self.data_dir else self.dataset_path.parent
 
     @property
-    def tables_dir(self) -> Path:
-        return self.home_dir / "tables"
+    def lake_uri(self) -> str:
+        """The address of an object store, or an absolute path."""
+        folder = REPOSITORY / (self.lake or self.home / "tables")
+        return self.lake.rstrip("/") if "://" in self.lake else str(folder)
+
+    def database_uri(self, database: str, password: str, scheme: str = "postgresql") -> str:
+        """Address of a database on the server of `database_url`, or on the embedded one, which has this password."""
+        own = f"postgresql://postgres:{quote(password, safe='')}@{LOOPBACK}:{self.postgres_port}"
+        return urlsplit(self.database_url or own)._replace(scheme=scheme, path=f"/{database}").geturl()
 
     @property
     def spark_driver_java_options(self) -> str:

@@ -7,7 +7,6 @@ Data goes one way: bronze_events -> silver_events -> item_intervals, item_featur
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from contracts.settings import settings
 
@@ -36,8 +35,9 @@ class Table:
     may_be_empty: bool = field(default=False)
 
     @property
-    def path(self) -> Path:
-        return settings().tables_dir / self.name
+    def uri(self) -> str:
+        """Where it lies: a path, or an address in an object store."""
+        return f"{settings().lake_uri}/{self.name}"
 
     @property
     def ddl(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from contracts.errors import InputError
 from contracts.files import lock_holder, read_json
+from contracts.lake import open_table
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
 
@@ -64,14 +65,9 @@ def checked_versions(gates_dir: Path) -> dict[str, int]:
 
 def training_data() -> TrainingData | None:
     """What a training would read now: each table as its gate passed it, else as it is; None without lists."""
-    from deltalake import DeltaTable
-
     checked = checked_versions(settings().reports_dir / "gates")
-    tables = {
-        table: DeltaTable(str(table.path), version=checked.get(table.name))
-        for table in TABLES
-        if DeltaTable.is_deltatable(str(table.path))
-    }
+    opened_tables = {table: open_table(table, checked.get(table.name)) for table in TABLES}
+    tables = {table: opened for table, opened in opened_tables.items() if opened is not None}
 
     def as_ofs(table: Table) -> list[int]:
         return [int(partition["as_of"]) for partition in tables[table].partitions()] if table in tables else []
@@ -94,7 +90,7 @@ def needed_training_data() -> TrainingData:
     if data is None:
         raise InputError(
             "there is no training data yet",
-            where=str(TRAINING_LISTS.path),
+            where=TRAINING_LISTS.uri,
             cure=f"run the job that writes {TRAINING_LISTS.name}",
         )
     return data

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 from deltalake.schema import ArrayType, MapType, StructType
 
 from contracts.errors import InputError
+from contracts.lake import open_table
 from contracts.tables import BRONZE_EVENTS, SILVER_EVENTS, UNTIMED, Table
 
 WHOLE = "whole"
@@ -150,7 +150,7 @@ def complete_through(delta: DeltaTable) -> int | None:
 
 
 def is_there(table: Table) -> bool:
-    return bool(DeltaTable.is_deltatable(str(table.path)))
+    return open_table(table) is not None
 
 
 def open_snapshot(table: Table) -> Snapshot:
@@ -159,10 +159,9 @@ def open_snapshot(table: Table) -> Snapshot:
     Raises:
         InputError: there is no such table.
     """
-    try:
-        delta = DeltaTable(table.path)
-    except TableNotFoundError:
+    delta = open_table(table)
+    if delta is None:
         raise InputError(
-            f"table {table.name} does not exist yet", where=str(table.path), cure="run the job that writes it first"
-        ) from None
+            f"table {table.name} does not exist yet", where=table.uri, cure="run the job that writes it first"
+        )
     return Snapshot(table, delta, complete_through(delta) if table in TELLS_THROUGH else None)

@@ -14,6 +14,7 @@ from typing import Any
 
 from contracts.errors import InputError
 from contracts.files import read_json, write_json
+from contracts.lake import version_of
 from contracts.names import MODEL
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
@@ -58,8 +59,8 @@ def current_inputs(data: TrainingData, registered: Registered) -> Record:
         "challenger_version": registered.challenger,
         "table_versions": {
             TRAINING_LISTS.name: data.versions[TRAINING_LISTS.name],
-            ATTRIBUTIONS.name: sources.version(ATTRIBUTIONS),
-            CATEGORY_SHARES.name: sources.version(CATEGORY_SHARES),
+            ATTRIBUTIONS.name: version_of(ATTRIBUTIONS),
+            CATEGORY_SHARES.name: version_of(CATEGORY_SHARES),
         },
         "failed_gates": sources.failed_gates(),
         "finished": _finished(data),

@@ -11,9 +11,10 @@ import pandas as pd
 
 from contracts.errors import InputError
 from contracts.files import read_json
+from contracts.lake import open_table
 from contracts.names import CHALLENGER, CHAMPION, MODEL
 from contracts.settings import settings
-from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, Table
+from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES
 from monitoring import status
 from monitoring.policy import Champion
 
@@ -22,30 +23,21 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-def version(table: Table) -> int | None:
-    """Delta version of a table; None when there is no such table."""
-    from deltalake import DeltaTable
-
-    return DeltaTable(table.path).version() if DeltaTable.is_deltatable(str(table.path)) else None
-
-
 def attributions(interval: int) -> pd.DataFrame:
     """Rows of one interval; without a table, no rows."""
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(str(ATTRIBUTIONS.path)):
+    opened = open_table(ATTRIBUTIONS)
+    if opened is None:
         return pd.DataFrame(columns=ATTRIBUTIONS.column_names)
-    rows: pd.DataFrame = DeltaTable(ATTRIBUTIONS.path).to_pandas(filters=[("interval", "=", interval)])
+    rows: pd.DataFrame = opened.to_pandas(filters=[("interval", "=", interval)])
     return rows
 
 
 def category_shares() -> pd.DataFrame:
     """All rows; without a table, none."""
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(str(CATEGORY_SHARES.path)):
+    opened = open_table(CATEGORY_SHARES)
+    if opened is None:
         return pd.DataFrame(columns=CATEGORY_SHARES.column_names)
-    rows: pd.DataFrame = DeltaTable(CATEGORY_SHARES.path).to_pandas()
+    rows: pd.DataFrame = opened.to_pandas()
     return rows
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from contracts.dataset import load
 from contracts.files import read_json
+from contracts.lake import version_of
 from contracts.settings import settings
 from contracts.tables import LEDGER, QUARANTINE, UNTIMED, Table
 
@@ -153,10 +154,8 @@ def runs() -> dict[str, dict[str, Any]]:
 
 def _state(table: Table) -> tuple[str, int]:
     """Path and version; version -1 when there is no such table."""
-    from deltalake import DeltaTable
-
-    path = str(table.path)
-    return path, DeltaTable(path).version() if DeltaTable.is_deltatable(path) else -1
+    version = version_of(table)
+    return table.uri, -1 if version is None else version
 
 
 @lru_cache(maxsize=2)

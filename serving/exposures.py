@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from contracts.exposures import lines
+from contracts.lake import open_table
 from contracts.tables import EXPOSURES
 
 COLUMNS = ["request_id", "served_at", "user_id", "arm", "model_version", "step", "items"]
@@ -19,11 +20,11 @@ def of_request(request_id: str) -> list[dict[str, Any]]:
 
 def _landed(request_id: str) -> Iterator[dict[str, Any]]:
     import pyarrow.compute as pc
-    from deltalake import DeltaTable
 
-    if not DeltaTable.is_deltatable(str(EXPOSURES.path)):
+    opened = open_table(EXPOSURES)
+    if opened is None:
         return
-    dataset = DeltaTable(str(EXPOSURES.path)).to_pyarrow_dataset()
+    dataset = opened.to_pyarrow_dataset()
     condition = (pc.field("request_id") == request_id) | pc.starts_with(pc.field("request_id"), f"{request_id}/")
     columns = [name for name in COLUMNS if name in dataset.schema.names]
     for row in dataset.to_table(columns=columns, filter=condition).sort_by("request_id").to_pylist():

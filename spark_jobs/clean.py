@@ -14,9 +14,9 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from contracts import lake
 from contracts.dataset import Dataset, load
 from contracts.errors import reported
-from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, QUARANTINE, SILVER_EVENTS, UNTIMED
 from spark_jobs import items, pending, rules, storage
@@ -69,7 +69,7 @@ def main(dataset: Dataset) -> int:
     Raises:
         RuntimeError: rows read are not rows kept plus rows set aside; then nothing was written.
     """
-    with locked(settings().home_dir / "run" / "clean.lock"), storage.writing():
+    with lake.lock("clean"), storage.writing():
         return _clean(dataset)
 
 

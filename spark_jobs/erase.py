@@ -25,13 +25,14 @@ import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import fs
 
-from contracts import names
+from contracts import lake, names
 from contracts.champion import base_path
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
 from contracts.exposures import admin_socket, finish_log, finished_logs
-from contracts.files import read_json, sync, write_json, write_text
+from contracts.files import read_json, sync, write_json
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 from contracts.tables import (
@@ -149,7 +150,7 @@ def remember(person: Person) -> None:
     kinds = {"string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
     schema = pa.schema([pa.field(column.name, kinds[column.type], column.nullable) for column in ERASED.columns])
     row = pa.Table.from_pylist([{"user_id_hash": hashed, "erased_at": datetime.now(UTC)}], schema)
-    deltalake.write_deltalake(str(ERASED.path), row, mode="append")
+    deltalake.write_deltalake(ERASED.uri, row, mode="append")
 
 
 def _quoted(values: Iterable[str]) -> str:
@@ -190,7 +191,7 @@ def delete_records(table: Table, name: str, person: Person, columns: Collection[
         part = opened.to_pyarrow_table(filters=[("interval", "=", interval)])
         rest = part.filter(pa.array([not is_theirs(text) for text in part[name].to_pylist()]))
         where = f'"interval" = {interval}'  # quoted: a keyword of SQL
-        deltalake.write_deltalake(str(table.path), rest, mode="overwrite", predicate=where)
+        deltalake.write_deltalake(opened, rest, mode="overwrite", predicate=where)
     return before - storage.total_rows(table)
 
 
@@ -204,18 +205,22 @@ def drop_former_versions(table: Table) -> None:
         return
     now: dict[str, Any] = {"retention_hours": 0, "enforce_retention_duration": False, "full": True}
     # A dry run lists files that are gone already too; without any that is there, no new version is made.
-    if any((table.path / path).exists() for path in opened.vacuum(**now, dry_run=True)):
+    system, root = lake.filesystem()
+    old = [f"{root}/{table.name}/{path}" for path in opened.vacuum(**now, dry_run=True)]
+    if any(info.is_file for info in system.get_file_info(old)):
         opened.vacuum(**now, dry_run=False)
-    log = table.path / "_delta_log"
+    log = sorted(
+        info.path for info in system.get_file_info(fs.FileSelector(f"{root}/{table.name}/_delta_log")) if info.is_file
+    )
     # Checksums go first: a reader that finds one beside a file that was written anew would take it for damaged.
-    for path in log.glob("*.crc"):
-        path.unlink()
-    for path in log.glob(".*.crc"):
-        path.unlink()
-    for path in sorted(log.glob("*.json")):
-        _redact_commit(path)
-    for path in sorted(log.glob("*.checkpoint*.parquet")):
-        _redact_checkpoint(path)
+    for path in log:
+        if path.endswith(".crc"):
+            system.delete_file(path)
+    for path in log:
+        if path.endswith(".json"):
+            _redact_commit(system, path)
+        elif path.endswith(".parquet"):
+            _redact_checkpoint(system, path)
 
 
 def _without_texts(stats: str | None) -> str | None:
@@ -231,8 +236,9 @@ def _without_texts(stats: str | None) -> str | None:
     return json.dumps(statistics, separators=(",", ":"))
 
 
-def _redact_commit(path: Path) -> None:
-    before = path.read_text(encoding="utf-8")
+def _redact_commit(system: fs.FileSystem, path: str) -> None:
+    with system.open_input_stream(path) as file:
+        before = file.read().decode()
     lines = []
     for line in before.splitlines():
         action = json.loads(line)
@@ -244,13 +250,29 @@ def _redact_commit(path: Path) -> None:
         lines.append(line if action == json.loads(line) else json.dumps(action, separators=(",", ":")))
     after = "\n".join(lines) + "\n"
     if after.rstrip("\n") != before.rstrip("\n"):
-        time_ns = path.stat().st_mtime_ns  # readers tell the time of a version by it
-        write_text(path, after)
-        os.utime(path, ns=(time_ns, time_ns))
+        _replace(system, path, after.encode())
 
 
-def _redact_checkpoint(path: Path) -> None:
-    table = pq.read_table(path, partitioning=None)
+def _replace(system: fs.FileSystem, path: str, content: bytes) -> None:
+    """Put a file in the place of another, whole or not at all."""
+    if not isinstance(system, fs.LocalFileSystem):  # a store shows an object when it is whole
+        with system.open_output_stream(path) as file:
+            file.write(content)
+        return
+    target = Path(path)
+    time_ns = target.stat().st_mtime_ns  # readers tell the time of a version by it
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    with beside.open("wb") as copy:
+        copy.write(content)
+        copy.flush()
+        os.fsync(copy.fileno())
+    os.utime(beside, ns=(time_ns, time_ns))
+    beside.replace(target)
+    sync(target.parent)
+
+
+def _redact_checkpoint(system: fs.FileSystem, path: str) -> None:
+    table = pq.read_table(path, filesystem=system, partitioning=None)
     changed = False
     for kind in {"add", "remove"} & set(table.column_names):
         actions = table[kind].combine_chunks()
@@ -266,12 +288,9 @@ def _redact_checkpoint(path: Path) -> None:
         plain = pa.StructArray.from_arrays(list(parts.values()), list(parts), mask=actions.is_null())
         table = table.set_column(table.column_names.index(kind), kind, plain)
     if changed:
-        time_ns = path.stat().st_mtime_ns
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(table, beside)
-        sync(beside)
-        os.utime(beside, ns=(time_ns, time_ns))
-        beside.replace(path)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
+        _replace(system, path, content.getvalue().to_pybytes())
 
 
 def erase_exposures(path: Path, person: Person) -> int:
@@ -407,6 +426,7 @@ def erase(person: Person, dataset: Dataset) -> Removed:
         removed[sink.name] = sink.withdraw(person.stored)  # the shop's own id was never there
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)
+    storage.clear_staging()
     # So are the examples of a training that was killed.
     clear_abandoned()
     removed["reports"] = erase_reports(person)

@@ -19,7 +19,7 @@ from contracts.settings import settings
 from contracts.tables import EXPOSURES
 from spark_jobs import storage
 from spark_jobs.parsing import interval_time
-from spark_jobs.paths import literal
+from spark_jobs.paths import for_spark
 from spark_jobs.pseudonyms import pseudonym_of, without_erased
 from spark_jobs.session import say, session
 from spark_jobs.staging import CORRUPT
@@ -115,7 +115,7 @@ def land(dataset: Dataset) -> int:
 
 def _land(spark: SparkSession, new: list[Path], size_by_path: dict[str, int], dataset: Dataset) -> int:
     # Spark fills in what it can of a line that was torn by a kill: only this column says that it was.
-    lines = spark.read.schema(f"{_LINE}, {CORRUPT} string").json(literal(new)).persist()
+    lines = spark.read.schema(f"{_LINE}, {CORRUPT} string").json(for_spark(new)).persist()
     is_torn = F.col(CORRUPT).isNotNull()
     rows = without_erased(exposures(lines.where(~is_torn), dataset)).persist()
     unreadable = lines.where(is_torn).count()

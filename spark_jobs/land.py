@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+from contracts import lake
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
-from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS
 from spark_jobs import exposures, ledger, pending, references, sources, storage
@@ -55,7 +55,7 @@ def main(
     Raises:
         InputError: the data cannot be read, or holds nothing in that range.
     """
-    with locked(settings().home_dir / "run" / "land.lock"), storage.writing():
+    with lake.lock("land"), storage.writing():
         storage.require_layout(BRONZE_EVENTS)
         ledger.catch_up()
         return _land(dataset, folder, from_interval, through, now, allow_fewer=allow_fewer)
@@ -68,7 +68,7 @@ def _land(
     if other != dataset.name:
         raise InputError(
             f"these tables hold the shop {other!r}, not {dataset.name!r}",
-            where=str(settings().tables_dir),
+            where=settings().lake_uri,
             cure="set CARTWHEEL_HOME to a folder for this shop, or delete the old one",
         )
     before = pending.landed_through()
@@ -111,7 +111,7 @@ def _land(
         raise failures[0]
     if through is not None and not num_landed:
         _refuse_empty_range(dataset, folder, from_interval, before, through)
-    if storage.exists(BRONZE_EVENTS) and (before is None or end > before):
+    if lake.exists(BRONZE_EVENTS) and (before is None or end > before):
         storage.commit_metadata(BRONZE_EVENTS, {"dataset": dataset.name, "through": end})
     say(f"{BRONZE_EVENTS.name}: {num_landed:,} rows landed")
     return 0

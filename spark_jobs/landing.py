@@ -6,12 +6,10 @@ by its interval and event_id, so duplicates are looked for in the intervals of t
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import NoReturn
 
 from pyspark.sql import DataFrame, SparkSession
@@ -24,7 +22,6 @@ from contracts.tables import BRONZE_EVENTS, UNTIMED
 from spark_jobs import ledger, reading, rules, sources, storage
 from spark_jobs.parsing import MESSAGE_ID, declared_columns, parse
 from spark_jobs.pseudonyms import without_erased
-from spark_jobs.scratch import scratch
 from spark_jobs.session import say
 
 _KEY = ["interval", "event_id"]
@@ -137,10 +134,9 @@ class Landing:
         )  # fmt: skip
         if self.replace is not None:
             events = events.where(self.replace.predicate)
-        folder = scratch() / f"batch-{uuid.uuid4().hex}"
-        try:
-            storage.stage(events.repartition("interval"), BRONZE_EVENTS, folder / "all")
-            staged = storage.staged(self.spark, BRONZE_EVENTS, folder / "all")
+        with storage.staging_folder() as folder:
+            storage.stage(events.repartition("interval"), BRONZE_EVENTS, f"{folder}/all")
+            staged = storage.staged(self.spark, BRONZE_EVENTS, f"{folder}/all")
             if number == 0 and self.is_complete:
                 self._refuse_unusable(staged, batch.where or name)
             new, accounts = self._new(staged, folder)
@@ -152,8 +148,6 @@ class Landing:
                 say(f"{name}: nothing new")
                 return
             self._commit(new, entry)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         read, landed, aside, twice = (
             sum(getattr(account, kind) for account in accounts)
             for kind in ("read", "landed", "quarantined", "duplicates")
@@ -163,7 +157,7 @@ class Landing:
             f"{name}, batch {number + 1}: {read:,} read = {landed:,} landed + {aside:,} quarantined + {twice:,} duplicates"
         )
 
-    def _new(self, staged: DataFrame, folder: Path) -> tuple[Path, tuple[ledger.Account, ...]]:
+    def _new(self, staged: DataFrame, folder: str) -> tuple[str, tuple[ledger.Account, ...]]:
         """Where in `folder` the rows lie that are not there yet, and the account of all.
 
         The usual batch has no duplicate: a look at its narrow keys shows that, and it is taken as it lies.
@@ -179,17 +173,17 @@ class Landing:
             hit = _keys(bronze).join(keys, ["interval", "hash"], "left_semi").select("interval").distinct()
             hits = [row["interval"] for row in hit.collect()]
         if not repeated and not hits:
-            return folder / "all", tuple(ledger.Account.of(interval, count, count) for interval, count in read.items())
+            return f"{folder}/all", tuple(ledger.Account.of(interval, count, count) for interval, count in read.items())
         new = staged.withColumn("again", rules.is_duplicate()).where("NOT again").drop("again")
         if hits and bronze is not None:
             old = bronze.where(storage.ranges_predicate("interval", hits)).select(*_KEY)
             new = new.join(old, _KEY, "left_anti")
-        storage.stage(new.repartition("interval"), BRONZE_EVENTS, folder / "new")
-        new = storage.staged(self.spark, BRONZE_EVENTS, folder / "new")
+        storage.stage(new.repartition("interval"), BRONZE_EVENTS, f"{folder}/new")
+        new = storage.staged(self.spark, BRONZE_EVENTS, f"{folder}/new")
         if hits and bronze is not None and self.source.columns.event_id is None:
             self._warn_of_versions(new, bronze)
         num_new = {row["interval"]: int(row["count"]) for row in new.groupBy("interval").count().collect()}
-        return folder / "new", tuple(
+        return f"{folder}/new", tuple(
             ledger.Account.of(interval, count, num_new.get(interval, 0)) for interval, count in read.items()
         )
 
@@ -239,7 +233,7 @@ class Landing:
                 cure="bring the missing files back, or land with --allow-fewer (`allow_fewer` of ingest_events)",
             )
 
-    def _commit(self, new: Path, entry: ledger.Entry) -> None:
+    def _commit(self, new: str, entry: ledger.Entry) -> None:
         through = {} if self.through is None else {"through": self.through}
         record = {"dataset": self.dataset.name, **through, **entry.record()}
         if self.replace is not None:

@@ -15,6 +15,7 @@ import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contracts import lake
 from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, UNTIMED, Table
 from spark_jobs import storage
 
@@ -130,10 +131,10 @@ def _put_positions(entry: Entry) -> None:
         {"source": entry.source, "part": part, "position": json.dumps(position), "batch": entry.batch}
         for part, position in entry.position.items()
     ]
-    if storage.open_table(POSITIONS) is None:
-        deltalake.write_deltalake(str(POSITIONS.path), _arrow(POSITIONS, rows), mode="append")
+    table = storage.open_table(POSITIONS)
+    if table is None:
+        deltalake.write_deltalake(POSITIONS.uri, _arrow(POSITIONS, rows), mode="append")
         return
-    table = deltalake.DeltaTable(str(POSITIONS.path))
     same = "new.source = old.source AND new.part = old.part"
     merge = table.merge(_arrow(POSITIONS, rows), same, source_alias="new", target_alias="old")
     merge.when_matched_update_all().when_not_matched_insert_all().execute()
@@ -149,11 +150,11 @@ def _put_accounts(entry: Entry, bronze_version: int, committed_at: datetime) -> 
     }
     accounts = entry.accounts or (Account.of(UNTIMED, 0, 0),)
     rows = _arrow(LEDGER, [beside | vars(account) for account in accounts])
-    if storage.open_table(LEDGER) is None:
-        deltalake.write_deltalake(str(LEDGER.path), rows, mode="append")
+    if not lake.exists(LEDGER):
+        deltalake.write_deltalake(LEDGER.uri, rows, mode="append")
         return
     predicate = f"source = '{entry.source}' AND batch = {entry.batch}"
-    deltalake.write_deltalake(str(LEDGER.path), rows, mode="overwrite", predicate=predicate)
+    deltalake.write_deltalake(LEDGER.uri, rows, mode="overwrite", predicate=predicate)
     _compact(LEDGER)
 
 
@@ -164,6 +165,6 @@ def _arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _compact(table: Table) -> None:
-    opened = deltalake.DeltaTable(str(table.path))
+    opened = deltalake.DeltaTable(table.uri)
     if len(opened.file_uris()) > _MANY_FILES:
         opened.optimize.compact()

@@ -19,9 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltalake import DeltaTable
-
-from contracts import names
+from contracts import lake, names
 from contracts.champion import Champion, champion
 from contracts.dataset import Dataset, load
 from contracts.errors import reported
@@ -92,7 +90,7 @@ def build() -> list[int]:
         return [last]
     verdict = settings().reports_dir / "gates" / "features.json"
     passed = json.loads(verdict.read_text()) if verdict.exists() else {}
-    current = DeltaTable(str(ITEM_FEATURES.path)).version()
+    current = lake.version_of(ITEM_FEATURES)
     is_checked = passed.get("passed") is True and passed["table_versions"].get(ITEM_FEATURES.name) == current
     return [] if is_checked else [last]
 
@@ -226,7 +224,7 @@ def publish() -> dict[Sink, str]:
 
     state = _digest(sorted(map(sorted, storage.files(RECOMMENDATIONS).values())))
     states = storage.recorded(RECOMMENDATIONS, PUBLISHED).get(PUBLISHED, {})
-    return {sink: state for sink in sinks() if storage.exists(RECOMMENDATIONS) and states.get(sink.name) != state}
+    return {sink: state for sink in sinks() if lake.exists(RECOMMENDATIONS) and states.get(sink.name) != state}
 
 
 def arg_parser() -> argparse.ArgumentParser:

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from contracts import lake
 from contracts.dataset import Dataset, Events, load
 from contracts.errors import InputError, reported
-from contracts.files import locked
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, QUARANTINE, UNTIMED
 from spark_jobs import ledger, pending, storage
@@ -108,7 +108,7 @@ def redrive(dataset: Dataset, reason: str, source: str, now: datetime) -> tuple[
         )
     # Whether a row is excluded was decided before its user became a pseudonym, and cannot be decided again.
     redriven = [row for row in chosen if not any(each.startswith("excluded:") for each in row["reasons"])]
-    with locked(settings().home_dir / "run" / "land.lock"), storage.writing():
+    with lake.lock("land"), storage.writing():
         ledger.catch_up()
         oldest, num_fit = oldest_in_time(dataset), 0
         for name, each in declared.items():

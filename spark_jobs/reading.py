@@ -27,7 +27,7 @@ from pyspark.sql import types as T
 from contracts.dataset import Files, resolve
 from contracts.errors import InputError
 from spark_jobs import staging
-from spark_jobs.paths import literal
+from spark_jobs.paths import for_spark
 from spark_jobs.staging import CORRUPT
 
 _DATA = r"^(-?\d+([.,]\d+)?|\d{4}-\d\d-\d\d.*)$"
@@ -210,7 +210,7 @@ def _csv(
         if staged.names:
             alike[staged.names].append((path, staged.paths))
     for names, group in alike.items():
-        rows = spark.read.parquet(*literal(path for _, paths_ in group for path in paths_))
+        rows = spark.read.parquet(*for_spark(path for _, paths_ in group for path in paths_))
         yield rows.toDF(*names, CORRUPT), [path for path, _ in group]
 
 
@@ -239,7 +239,7 @@ def _parquet(spark: SparkSession, file_paths: Sequence[str], base: str | None) -
     for group in alike.values():
         with readable(list(group.values())):
             reader = _reader(spark, group, base)
-            yield _with_nanoseconds(reader.parquet(*literal(group)), list(group)), list(group.values())
+            yield _with_nanoseconds(reader.parquet(*for_spark(group)), list(group)), list(group.values())
 
 
 def _reader(spark: SparkSession, paths_: Mapping[str, str], base: str | None) -> DataFrameReader:
@@ -255,7 +255,7 @@ def _json_lines(
     here = {staging.fetched_text(files, path): path for path in file_paths}
     declared = list(dict.fromkeys(name for name in columns if name is not None))
     with readable(file_paths):
-        lines = _reader(spark, here, base).text(literal(here), lineSep="\n")
+        lines = _reader(spark, here, base).text(for_spark(here), lineSep="\n")
         beside = [name for name in lines.columns if name != "value"]
         lines = lines.where(_bare("value") != "")
         rows = json_rows(lines, [name for name in declared if name not in beside])

@@ -22,8 +22,10 @@ from contracts.tables import RECOMMENDATIONS, USER_HISTORIES
 from spark_jobs import pending, storage
 from spark_jobs.features import rows_before
 from spark_jobs.scoring import score
+from spark_jobs.scratch import STAGING
 from spark_jobs.session import plain_failures, say, session
 
+ANSWERS = f"{STAGING}/recommendations"
 USERS_AT_ONCE = 100_000
 """So many are answered before what is done is kept: less would cost more than it saves."""
 
@@ -32,15 +34,18 @@ def arg_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog="recommend", description=__doc__)
 
 
-def _work(version: int) -> Path:
-    """What has been computed of a version's answers to the users there are now; that of others goes."""
-    everything = settings().home_dir / "spool" / "recommendations"
-    work = everything / f"{version}-{storage.state(USER_HISTORIES)}"
-    for other in everything.glob("*"):
-        if other != work:
-            shutil.rmtree(other)
-    (work / "done").mkdir(parents=True, exist_ok=True)
-    return work
+def _work(version: int) -> tuple[Path, str]:
+    """Which buckets have a version's answers to the users there are now, and where these are staged; that of others goes."""
+    everything, made_of = (
+        settings().home_dir / "spool" / "recommendations",
+        f"{version}-{storage.state(USER_HISTORIES)}",
+    )
+    finished = everything / made_of
+    if not finished.exists():
+        shutil.rmtree(everything, ignore_errors=True)
+        storage.clear_staging(ANSWERS)
+        finished.mkdir(parents=True)
+    return finished, f"{ANSWERS}/{made_of}"
 
 
 def _groups(num_users: Mapping[int, int]) -> Iterator[list[int]]:
@@ -62,8 +67,7 @@ def main() -> int:
     if model is None:
         print("nothing to do: everybody has the champion's recommendations, or no model serves")
         return 0
-    work, spark = _work(model.version), session("recommend")
-    answers, finished = work / "answers", work / "done"
+    (finished, answers), spark = _work(model.version), session("recommend")
     horizon = load(settings().dataset_path).interval.horizon
     coming = max(storage.files(USER_HISTORIES), default=0) + 1
     users = rows_before(storage.read(spark, USER_HISTORIES), coming, horizon).select("user_id", "bucket").distinct()
@@ -81,7 +85,7 @@ def main() -> int:
     shutil.rmtree(finished)
     record = {"model_version": model.version}
     num_users = storage.commit(answers, RECOMMENDATIONS, replace="all", record=record)
-    shutil.rmtree(work)
+    storage.clear_staging(answers)
     say(f"{RECOMMENDATIONS.name}: {num_users:,} users, by version {model.version}")
     return 0
 

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from contracts.errors import InputError
 from contracts.settings import settings
+from spark_jobs.paths import is_one_process
 from spark_jobs.pseudonyms import REDACTION
 
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
@@ -34,7 +35,11 @@ def _launch_conf() -> SparkConf:
     conf.set("spark.master", settings().spark_master)
     conf.set("spark.driver.memory", settings().spark_driver_memory)
     conf.set("spark.driver.extraJavaOptions", settings().spark_driver_java_options)
-    conf.set("spark.jars", ",".join(str(jar) for jar in sorted((settings().cache_dir / "spark-jars").glob("*.jar"))))
+    jars = [str(jar) for jar in sorted((settings().cache_dir / "spark-jars").glob("*.jar"))]
+    if is_one_process(settings().spark_master):  # which would copy them to itself, one by one
+        conf.set("spark.driver.extraClassPath", ":".join(jars))
+    else:
+        conf.set("spark.jars", ",".join(jars))
     return conf
 
 
@@ -69,6 +74,9 @@ def session(name: str) -> SparkSession:
         "spark.sql.legacy.parquet.nanosAsLong": "true",
         # Else each column asks the JVM six times to note the line of Python that made it: a fifth of a small job.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
+        # `s3://` as deltalake and Arrow have it; a store of one's own seldom has a host name for each bucket.
+        "spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",
+        "spark.hadoop.fs.s3a.path.style.access": "true",
         "spark.ui.enabled": "false",
         "spark.sql.redaction.string.regex": REDACTION,
         "spark.ui.showConsoleProgress": "false",
@@ -77,7 +85,7 @@ def session(name: str) -> SparkSession:
     if not conf.contains("spark.master"):
         conf.set("spark.master", settings().spark_master)
     context = SparkContext(conf=conf, gateway=gateway)
-    if context.master.startswith("local"):  # else workers are the first python3 on the PATH, which may be another
+    if is_one_process(context.master):  # else workers are the first python3 on the PATH, which may be another
         context.pythonExec = sys.executable
     for java_class in _ASKED_FOR_OFTEN:
         setattr(gateway.jvm, java_class, getattr(gateway.jvm, java_class))

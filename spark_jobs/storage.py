@@ -12,32 +12,38 @@ needs no clock, and reads transaction logs only.
 from __future__ import annotations
 
 import json
-import shutil
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import deltalake
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake.exceptions import TableNotFoundError
 from deltalake.transaction import AddAction
+from pyarrow import fs
 
+from contracts import lake
 from contracts.errors import InputError
-from contracts.files import locked
+from contracts.lake import open_table
 from contracts.settings import settings
 from contracts.tables import Column, Table
-from spark_jobs.paths import literal
-from spark_jobs.scratch import scratch
+from spark_jobs.paths import for_spark
+from spark_jobs.scratch import STAGING, is_abandoned, own_name
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame, SparkSession
 
 Replaced = Collection[int] | Literal["all", "nothing"]
+_AT_ONCE = 8
+"""Files that are looked at or moved at once: a store takes its time for each, not for all."""
 _HISTORY = 100
 """How many commits back the newest one of ours is looked for at first (others may optimise or vacuum)."""
 _ROW_GROUP_BYTES = 2**20
@@ -53,21 +59,8 @@ _ARROW = {
 @contextmanager
 def writing(*, alone: bool = False) -> Iterator[None]:
     """Hold the tables while writing them: many may, but for whoever must be `alone`, as erasing a user must."""
-    with locked(settings().home_dir / "run" / "tables.lock", shared=not alone):
+    with lake.lock("tables", shared=not alone):
         yield
-
-
-def exists(table: Table) -> bool:
-    """Whether the table has a commit; a folder that a killed creation left behind is none."""
-    return bool(deltalake.DeltaTable.is_deltatable(str(table.path)))
-
-
-def open_table(table: Table, version: int | None = None) -> deltalake.DeltaTable | None:
-    """The table for reading without Spark; None when it has not been written yet."""
-    try:
-        return deltalake.DeltaTable(str(table.path), version=version)
-    except TableNotFoundError:
-        return None
 
 
 def arrow_schema(table: Table) -> pa.Schema:
@@ -141,14 +134,16 @@ def changed(table: Table, since: str) -> set[int]:
     if opened is None:
         return set()
     same_id, _, version = since.partition("@")
-    commits = [
-        table.path / "_delta_log" / f"{n:020d}.json" for n in range(int(version or -1) + 1, opened.version() + 1)
-    ]
-    if same_id != opened.metadata().id or not all(path.exists() for path in commits):
+    system, root = lake.filesystem()
+    log = f"{root}/{table.name}/_delta_log"
+    commits = [f"{log}/{n:020d}.json" for n in range(int(version or -1) + 1, opened.version() + 1)]
+    if same_id != opened.metadata().id or not all(info.is_file for info in system.get_file_info(commits)):
         return set(_paths(opened, table.partition_by[-1]))  # the log does not reach back that far: all is new
     values = set()
     for path in commits:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        with system.open_input_stream(path) as file:
+            lines = file.read().decode().splitlines()
+        for line in lines:
             action = json.loads(line)
             written = action.get("add") or action.get("remove")
             if written is not None and written["dataChange"]:
@@ -186,21 +181,19 @@ def read(spark: SparkSession, table: Table, version: int | None = None) -> DataF
     if opened.protocol().min_reader_version > 1:
         raise InputError(
             f"the table {table.name} has features of Delta that are not read here, as deletion vectors or mapped columns",
-            where=str(table.path),
+            where=table.uri,
             cure="drop these features with the tool that added them",
         )
-    paths = [table.path / path for path in _adds(opened)["path"].to_pylist()]
+    paths = [f"{table.uri}/{path}" for path in _adds(opened)["path"].to_pylist()]
     if not paths:
         return empty(spark, table)
-    return _parquet(spark, table, table.path, paths)
+    return _parquet(spark, table, table.uri, paths)
 
 
-def _parquet(spark: SparkSession, table: Table, folder: Path, paths: Iterable[Path]) -> DataFrame:
+def _parquet(spark: SparkSession, table: Table, folder: str, paths: Iterable[str]) -> DataFrame:
     """The rows of files below a folder."""
     schema = ", ".join(f"{column.name} {column.type}" for column in table.columns)
-    return (
-        spark.read.schema(schema).option("basePath", str(folder)).parquet(*literal(paths)).select(*table.column_names)
-    )
+    return spark.read.schema(schema).option("basePath", folder).parquet(*for_spark(paths)).select(*table.column_names)
 
 
 def require_layout(table: Table) -> None:
@@ -218,7 +211,7 @@ def require_layout(table: Table) -> None:
     if missing or strict or tuple(opened.metadata().partition_columns) != table.partition_by:
         raise InputError(
             f"the table {table.name} is of an older layout",
-            where=str(settings().tables_dir),
+            where=settings().lake_uri,
             cure="delete this folder and run `ingest_events` again: all sources are landed anew",
         )
 
@@ -239,18 +232,39 @@ def write(frame: DataFrame, table: Table, *, replace: Replaced = "all", record: 
 
 
 @contextmanager
-def staged_files(frame: DataFrame, table: Table) -> Iterator[Path]:
+def staging_folder() -> Iterator[str]:
+    """A folder of the lake for `stage`, which is gone afterwards. What killed processes of this host left goes, too."""
+    system, root = lake.filesystem()
+    for info in system.get_file_info(fs.FileSelector(f"{root}/{STAGING}", allow_not_found=True)):
+        if is_abandoned(info.base_name):
+            clear_staging(f"{STAGING}/{info.base_name}")
+    folder = f"{STAGING}/{own_name()}/{uuid.uuid4().hex}"
+    try:
+        yield folder
+    finally:
+        clear_staging(folder)
+
+
+def clear_staging(folder: str = STAGING) -> None:
+    """Remove what is staged in a folder of the lake, or all that is staged: nobody may be writing then."""
+    system, root = lake.filesystem()
+    with suppress(FileNotFoundError):
+        system.delete_dir(f"{root}/{folder}")
+
+
+@contextmanager
+def staged_files(frame: DataFrame, table: Table) -> Iterator[str]:
     """Rows as `stage` writes them, for `commit`: a folder that is gone afterwards."""
-    with TemporaryDirectory(prefix="staged-", dir=scratch(), ignore_cleanup_errors=True) as folder:
-        stage(frame, table, Path(folder))
-        yield Path(folder)
+    with staging_folder() as folder:
+        stage(frame, table, folder)
+        yield folder
 
 
-def stage(frame: DataFrame, table: Table, folder: Path, *, beside: bool = False) -> None:
-    """Write rows as files beside the table, for `commit`. No reader of the table sees them.
+def stage(frame: DataFrame, table: Table, folder: str, *, beside: bool = False) -> None:
+    """Write rows as files beside the tables, for `commit`. No reader of a table sees them.
 
     Args:
-        folder: what is there already is replaced.
+        folder: of the lake. What is there already is replaced.
         beside: only the partitions that the rows lie in are replaced.
 
     Raises:
@@ -260,7 +274,9 @@ def stage(frame: DataFrame, table: Table, folder: Path, *, beside: bool = False)
     writer = frame.select(*columns).write.mode("overwrite").partitionBy(*table.partition_by)
     if _is_by_bucket(table):
         writer.option("parquet.block.size", _ROW_GROUP_BYTES)
-    writer.option("partitionOverwriteMode", "dynamic" if beside else "static").parquet(str(folder))
+    writer.option("partitionOverwriteMode", "dynamic" if beside else "static").parquet(
+        f"{settings().lake_uri}/{folder}"
+    )
 
 
 def _is_by_bucket(table: Table) -> bool:
@@ -277,17 +293,40 @@ def _required(value: SparkColumn, column: Column, table: Table) -> SparkColumn:
     return F.coalesce(value, missing).alias(column.name)
 
 
-def staged(spark: SparkSession, table: Table, folder: Path) -> DataFrame:
+def staged(spark: SparkSession, table: Table, folder: str) -> DataFrame:
     """The rows that `stage` has written."""
-    return _parquet(spark, table, folder, [folder])
+    path = f"{settings().lake_uri}/{folder}"
+    return _parquet(spark, table, path, [path])
 
 
-def num_rows(folder: Path) -> int:
+@dataclass(frozen=True)
+class _File:
+    """One that `stage` has written. `place` is relative to the folder."""
+
+    path: str
+    place: PurePosixPath
+    num_rows: int
+    size_bytes: int
+
+
+def _files(folder: str) -> list[_File]:
+    system, root = lake.filesystem()
+
+    def file(info: fs.FileInfo) -> _File:
+        place = PurePosixPath(info.path).relative_to(f"{root}/{folder}")
+        return _File(info.path, place, pq.read_metadata(info.path, filesystem=system).num_rows, info.size)
+
+    infos = system.get_file_info(fs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(file, [info for info in infos if info.extension == "parquet"]))
+
+
+def num_rows(folder: str) -> int:
     """Number of rows that `stage` has written."""
-    return sum(pq.read_metadata(path).num_rows for path in folder.rglob("*.parquet"))
+    return sum(file.num_rows for file in _files(folder))
 
 
-def append(folder: Path, table: Table, *, record: dict[str, Any], application: str, number: int) -> None:
+def append(folder: str, table: Table, *, record: dict[str, Any], application: str, number: int) -> None:
     """Add the files of `stage` to the table, unless `application` has committed this `number` or a later one.
 
     Source: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#transaction-identifiers
@@ -296,7 +335,7 @@ def append(folder: Path, table: Table, *, record: dict[str, Any], application: s
 
 
 def commit(
-    folder: Path,
+    folder: str,
     table: Table,
     *,
     replace: Replaced,
@@ -314,8 +353,7 @@ def commit(
     Raises:
         RuntimeError: a file lies beside what is replaced. None was moved then.
     """
-    create(table)
-    opened = deltalake.DeltaTable(str(table.path))
+    opened = create(table)
     if transaction is not None:  # asked of the very version that the commit is for: another writer's is a conflict
         last = opened.transaction_version(transaction.app_id)
         if last is not None and last >= transaction.version:
@@ -324,13 +362,14 @@ def commit(
     later = [field for field in arrow_schema(table) if field.name not in names]
     if later:
         opened.alter.add_columns(deltalake.Schema.from_arrow(pa.schema(later)).fields)
-    rows_of = {path.relative_to(folder): pq.read_metadata(path).num_rows for path in sorted(folder.rglob("*.parquet"))}
+    staged_files = _files(folder)
     partitions = [] if isinstance(replace, str) else [str(value) for value in replace]
     if not isinstance(replace, str):
-        beside = {_values(place)[table.partition_by[-1]] for place in rows_of}.difference(partitions)
+        beside = {_values(file.place)[table.partition_by[-1]] for file in staged_files}.difference(partitions)
         if beside:
             raise RuntimeError(f"{table.name}: rows of {', '.join(sorted(beside))} lie beside what is replaced")
-    actions = [_taken_up(folder / place, place, table, count) for place, count in rows_of.items()]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        actions = list(pool.map(partial(_take_up, table), staged_files))
     opened.create_write_transaction(
         actions,
         "overwrite" if partitions or replace == "all" else "append",
@@ -342,39 +381,47 @@ def commit(
             app_transactions=[] if transaction is None else [transaction],
         ),
     )
-    return sum(rows_of.values())
+    return sum(file.num_rows for file in staged_files)
 
 
-def _values(place: Path) -> dict[str, str]:
+def _values(place: PurePosixPath) -> dict[str, str]:
     """Of the partition columns, by a file's place in the table."""
     return dict(part.split("=", 1) for part in place.parent.parts)
 
 
-def _taken_up(path: Path, place: Path, table: Table, num_rows: int) -> AddAction:
+def _take_up(table: Table, file: _File) -> AddAction:
     """Move a file to its place in the table; what a commit says of it."""
-    target = table.path / place
-    target.parent.mkdir(exist_ok=True)
-    shutil.move(path, target)
-    status, stats = target.stat(), json.dumps({"numRecords": num_rows})
-    return AddAction(str(place), status.st_size, _values(place), int(status.st_mtime * 1000), True, stats)
+    system, root = lake.filesystem()
+    target = f"{root}/{table.name}/{file.place}"
+    if not lake.is_remote():  # a store has no folders
+        system.create_dir(f"{root}/{table.name}/{file.place.parent}")
+    system.move(file.path, target)
+    stats = json.dumps({"numRecords": file.num_rows})
+    return AddAction(str(file.place), file.size_bytes, _values(file.place), time.time_ns() // 1_000_000, True, stats)
 
 
 def commit_metadata(table: Table, record: dict[str, Any]) -> None:
     """Commit `record` alone. No Spark needed."""
-    opened = deltalake.DeltaTable(str(table.path))
+    opened = create(table)
     nothing = pa.Table.from_batches([], pa.schema(opened.schema().to_arrow()))
     properties = deltalake.CommitProperties(custom_metadata={"userMetadata": json.dumps(record)})
     deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=properties)
 
 
-def create(table: Table) -> None:
-    """Make an empty table by its contract, where there is none."""
-    with locked(settings().home_dir / "run" / "create.lock"):
-        if exists(table):
-            return
-        shutil.rmtree(table.path, ignore_errors=True)  # what a killed creation left behind, which Delta stumbles over
-        deltalake.DeltaTable.create(
-            str(table.path),
+def create(table: Table) -> deltalake.DeltaTable:
+    """The table; where there is none, an empty one made by its contract."""
+    opened = open_table(table)
+    if opened is not None:
+        return opened
+    with lake.lock("create"):
+        opened = open_table(table)
+        if opened is not None:
+            return opened
+        system, root = lake.filesystem()
+        with suppress(FileNotFoundError):
+            system.delete_dir(f"{root}/{table.name}")  # what a killed creation left behind, which Delta stumbles over
+        return deltalake.DeltaTable.create(
+            table.uri,
             arrow_schema(table),
             partition_by=list(table.partition_by),
             # Lowest and highest values of columns: nothing is found by any but those that tables are partitioned by.

@@ -13,11 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
 from contracts import tables
 from contracts.dataset import Dataset, horizon
 from contracts.errors import InputError
+from contracts.lake import open_table
 from contracts.trainings import TABLES
 
 Ints = npt.NDArray[np.int64]
@@ -100,12 +100,10 @@ Part = Callable[[], Shop]
 
 
 def _open(table: tables.Table, versions: Mapping[str, int]) -> DeltaTable:
-    try:
-        return DeltaTable(str(table.path), version=versions.get(table.name))
-    except TableNotFoundError:
-        raise InputError(
-            f"table {table.name} does not exist", where=str(table.path), cure="run the DAG build_features first"
-        ) from None
+    opened = open_table(table, versions.get(table.name))
+    if opened is None:
+        raise InputError(f"table {table.name} does not exist", where=table.uri, cure="run the DAG build_features first")
+    return opened
 
 
 def _as_ofs(opened: DeltaTable) -> list[int]:
@@ -129,7 +127,7 @@ def load_items(dataset: Dataset, versions: Mapping[str, int], num_intervals: int
     if not as_ofs or not lists:
         raise InputError(
             "there is nothing to learn from",
-            where=str(tables.TRAINING_LISTS.path),
+            where=tables.TRAINING_LISTS.uri,
             cure="land at least three intervals of events",
         )
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from contracts.files import locked, write_text
+from contracts.files import locked, sha256, write_text
 from contracts.settings import REPOSITORY, Settings
 from deploy.local.java import Java
 
@@ -55,7 +55,8 @@ def _stamp(settings: Settings) -> Path:
 def _build(java: Java) -> str:
     plain = {name: value for name, value in os.environ.items() if name not in ("JDK_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS")}
     command = [java.home / "bin" / "java", "-version"]  # which says first what it takes from these
-    return subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stderr
+    version = subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stderr
+    return version + sha256(Path(__file__).with_name("spark_jars.sha256"))
 
 
 def archive_classes(settings: Settings, java: Java) -> None:

@@ -6,7 +6,6 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 from contracts.errors import InputError
 from contracts.ports import LOOPBACK
@@ -17,14 +16,6 @@ from deploy.local.secrets import Secrets
 
 AIRFLOW_DATABASE = "cartwheel_airflow"
 MLFLOW_DATABASE = "cartwheel_mlflow"
-
-
-def database_uri(settings: Settings, secrets: Secrets, database: str, scheme: str = "postgresql+psycopg2") -> str:
-    """Address of `database` on the server of `settings.database_url`, or on the embedded one."""
-    server = settings.database_url or (
-        f"postgresql://postgres:{quote(secrets.postgres_password, safe='')}@{LOOPBACK}:{settings.postgres_port}"
-    )
-    return urlsplit(server)._replace(scheme=scheme, path=f"/{database}").geturl()
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
@@ -57,7 +48,9 @@ def airflow_environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
             "hostname_callable": "deploy.local.environment.hostname",
         },
         "database": {
-            "sql_alchemy_conn": database_uri(settings, secrets, AIRFLOW_DATABASE),
+            "sql_alchemy_conn": settings.database_uri(
+                AIRFLOW_DATABASE, secrets.postgres_password, "postgresql+psycopg2"
+            ),
             "sql_alchemy_pool_size": 2,
         },
         "api": {
@@ -93,7 +86,9 @@ def mlflow_environment(settings: Settings, secrets: Secrets) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_BACKEND_STORE_URI": database_uri(settings, secrets, MLFLOW_DATABASE),
+        "MLFLOW_BACKEND_STORE_URI": settings.database_uri(
+            MLFLOW_DATABASE, secrets.postgres_password, "postgresql+psycopg2"
+        ),
         "MLFLOW_ARTIFACTS_DESTINATION": str(settings.home_dir / "mlflow" / "artifacts"),
     }
 

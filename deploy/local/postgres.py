@@ -17,7 +17,6 @@ import psutil
 from contracts.errors import InputError
 from contracts.ports import LOOPBACK
 from contracts.settings import Settings
-from deploy.local.environment import database_uri
 from deploy.local.processes import MARKER
 from deploy.local.secrets import Secrets
 
@@ -187,7 +186,9 @@ def wait_and_create(
     end = time.monotonic() + deadline_s
     while True:
         try:
-            connection = psycopg2.connect(database_uri(settings, secrets, "postgres", "postgresql"), connect_timeout=5)
+            connection = psycopg2.connect(
+                settings.database_uri("postgres", secrets.postgres_password), connect_timeout=5
+            )
             break
         except psycopg2.OperationalError as error:
             message = str(error).strip().splitlines()[-1]

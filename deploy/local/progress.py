@@ -5,29 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
-
 from contracts.files import read_json
+from contracts.lake import open_table, version_of
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, ITEM_FEATURES, Table
 from serving.rollout import document
 
 
 def _partitions(table: Table) -> set[int]:
-    try:
-        partitions = DeltaTable(str(table.path)).partitions()
-    except TableNotFoundError:
-        return set()
-    return {int(partition[table.partition_by[0]]) for partition in partitions}
+    opened = open_table(table)
+    return set() if opened is None else {int(each[table.partition_by[0]]) for each in opened.partitions()}
 
 
 def landed(interval: int) -> bool:
     """Whether all events up to the interval are in bronze."""
-    try:
-        commits = DeltaTable(str(BRONZE_EVENTS.path)).history()
-    except TableNotFoundError:
-        return False
+    opened = open_table(BRONZE_EVENTS)
+    commits = [] if opened is None else opened.history()
     throughs = (json.loads(commit.get("userMetadata") or "{}").get("through") for commit in commits)
     return next((int(through) for through in throughs if through is not None), interval - 1) >= interval
 
@@ -37,7 +30,7 @@ def features_ready(coming: int) -> bool:
     verdict = read_json(settings().reports_dir / "gates" / "features.json")
     if verdict.get("passed") is not True or coming not in _partitions(ITEM_FEATURES):
         return False
-    return bool(verdict["table_versions"][ITEM_FEATURES.name] == DeltaTable(str(ITEM_FEATURES.path)).version())
+    return bool(verdict["table_versions"][ITEM_FEATURES.name] == version_of(ITEM_FEATURES))
 
 
 def decision(coming: int) -> dict[str, Any]:

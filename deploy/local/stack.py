@@ -192,7 +192,7 @@ def _wait(settings: Settings, supervisor: Supervisor, services: list[Program], c
 def _migrate(settings: Settings, secrets: Secrets, supervisor: Supervisor, program: Program, console: Console) -> None:
     """Bring Airflow's schema up to date, unless this version did so already."""
     stamp = settings.home_dir / "airflow" / "migrated"
-    uri = environment.database_uri(settings, secrets, environment.AIRFLOW_DATABASE, "postgresql")
+    uri = settings.database_uri(environment.AIRFLOW_DATABASE, secrets.postgres_password)
 
     def state() -> str:
         return f"{version('apache-airflow-core')} {postgres.airflow_revision(uri)}"

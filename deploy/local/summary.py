@@ -53,13 +53,13 @@ def examples(interval: int) -> dict[str, dict[str, Any]]:
     Returns:
         `best`: the user most of whose list was taken; `typical`: the one in the middle. Empty without traffic.
     """
-    rows = DeltaTable(str(ATTRIBUTIONS.path)).to_pandas(partitions=[("interval", "=", str(interval))])
+    rows = DeltaTable(ATTRIBUTIONS.uri).to_pandas(partitions=[("interval", "=", str(interval))])
     if rows.empty:
         return {}
     hits = [len(set(items) & set(taken)) for items, taken in zip(rows["items"], rows["taken_items"], strict=True)]
     ordered = rows.assign(hits=hits).sort_values(["hits", "user_id"], ascending=[False, True])
-    items = DeltaTable(str(ITEMS.path)).to_pandas(columns=["item_id", "name"]).set_index("item_id")["name"]
-    users = DeltaTable(str(USERS.path)).to_pandas().set_index("user_id")["description"]
+    items = DeltaTable(ITEMS.uri).to_pandas(columns=["item_id", "name"]).set_index("item_id")["name"]
+    users = DeltaTable(USERS.uri).to_pandas().set_index("user_id")["description"]
 
     def described(row: Any) -> dict[str, Any]:
         taken = set(row["taken_items"])

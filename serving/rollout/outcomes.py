@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from contracts.lake import open_table
 from contracts.metrics import HIT_RATE, score_lists
 from contracts.tables import ATTRIBUTIONS, EXPOSURES
 from serving.rollout.analysis import Outcomes
@@ -14,18 +15,16 @@ ARMS = ("canary", "stable")
 
 def of_step(step: int) -> dict[str, Outcomes]:
     """Outcomes by arm, as far as they have landed and were attributed; none where there is no such table."""
-    from deltalake import DeltaTable
-
-    if not all(DeltaTable.is_deltatable(str(table.path)) for table in (EXPOSURES, ATTRIBUTIONS)):
+    exposed, attributed = open_table(EXPOSURES), open_table(ATTRIBUTIONS)
+    if exposed is None or attributed is None:
         return {}
-    exposed = DeltaTable(str(EXPOSURES.path))
     if "step" not in {each.name for each in exposed.schema().fields}:
         return {}
     columns = ["interval", "request_id", "arm", "items", "scores"]
     shown = exposed.to_pandas(columns=columns, filters=[("step", "=", step), ("arm", "in", ARMS)])
     if shown.empty:
         return {}
-    attributions = DeltaTable(str(ATTRIBUTIONS.path)).to_pandas(
+    attributions = attributed.to_pandas(
         columns=["request_id", "user_id", "taken_items"],
         filters=[("interval", "in", sorted(map(int, shown["interval"].unique())))],
     )

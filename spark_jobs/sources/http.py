@@ -34,7 +34,7 @@ from contracts.files import read_json, sync, write_json
 from contracts.settings import settings
 from spark_jobs.ledger import Position
 from spark_jobs.parsing import declared_columns
-from spark_jobs.paths import literal
+from spark_jobs.paths import for_spark
 from spark_jobs.reading import json_rows
 from spark_jobs.session import say
 from spark_jobs.sources import Batch, Land
@@ -545,7 +545,7 @@ class Reader:
 
     def _rows(self, spark: SparkSession, spool: Path, pages: list[_Spooled]) -> DataFrame:
         """Each record as a row; see `reading.json_rows`."""
-        files = literal(_file(spool, number) for number in range(1, len(pages) + 1))
+        files = for_spark(_file(spool, number) for number in range(1, len(pages) + 1))
         return json_rows(spark.read.text(files, lineSep="\n"), self._columns, with_paths=True)
 
 

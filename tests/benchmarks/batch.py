@@ -31,7 +31,7 @@ FLOOR, SPARK = "the function alone, one process", "Spark, {} worker{}"
 
 
 def user_ids() -> list[str]:
-    ids = DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(columns=["user_id"])["user_id"]
+    ids = DeltaTable(USER_HISTORIES.uri).to_pyarrow_table(columns=["user_id"])["user_id"]
     return COPIES * pc.unique(ids).to_pylist()
 
 

@@ -280,7 +280,7 @@ def main() -> None:
     state = desired.read()
     if state.stable is None:
         raise InputError("no version is deployed", where=str(settings().serving_dir), cure="`make run` first")
-    ids = DeltaTable(str(USER_HISTORIES.path)).to_pyarrow_table(columns=["user_id"])["user_id"]
+    ids = DeltaTable(USER_HISTORIES.uri).to_pyarrow_table(columns=["user_id"])["user_id"]
     users = sorted(set(ids.to_pylist()))[:500]
     config = desired.config_path().read_text()
     rounds: dict[tuple[str, int], list[dict[str, Any]]] = {}

@@ -35,9 +35,9 @@ _USERS_AT_ONCE = 10
 def multiply(folder: Path, scale: int) -> None:
     """The tables that training reads, with every user `scale` times, under `folder`."""
     for table in (ITEMS, ITEM_FEATURES):
-        shutil.copytree(table.path, folder / "tables" / table.name)
+        shutil.copytree(table.uri, folder / "tables" / table.name)
     for table in (USER_HISTORIES, TRAINING_LISTS):
-        rows = DeltaTable(str(table.path)).to_pyarrow_table()
+        rows = DeltaTable(table.uri).to_pyarrow_table()
         for first in range(0, scale, _USERS_AT_ONCE):
             copies = [renamed(rows, copy) for copy in range(first, min(first + _USERS_AT_ONCE, scale))]
             write_deltalake(

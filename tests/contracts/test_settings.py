@@ -108,7 +108,7 @@ def test_paths_start_at_the_repository_and_absolute_ones_stay(monkeypatch: pytes
     settings.cache_clear()
     monkeypatch.setenv("CARTWHEEL_HOME", str(tmp_path))
     monkeypatch.setenv("CARTWHEEL_DATA_DIR", str(tmp_path / "data"))
-    assert settings().tables_dir == tmp_path / "tables"
+    assert settings().lake_uri == str(tmp_path / "tables")
     assert settings().data_path == tmp_path / "data"
 
 

@@ -54,7 +54,7 @@ def test_the_ddl_says_what_must_not_be_null() -> None:
 
 def test_tables_lie_in_the_home_folder(tmp_path) -> None:
     """A table's place follows CARTWHEEL_HOME."""
-    script = "from contracts.tables import ITEMS; print(ITEMS.path)"
+    script = "from contracts.tables import ITEMS; print(ITEMS.uri)"
     environment = os.environ | {"CARTWHEEL_HOME": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True

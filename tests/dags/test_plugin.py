@@ -68,14 +68,14 @@ def shop(home: Path) -> None:
         ledger_row("<b>web</b>", 2, 8, 20, 20, 0, 0),
         ledger_row("files", 1, 8, 5, 4, 0, 0),
     ]
-    write_deltalake(tables.LEDGER.path, pa.Table.from_pylist(ledger))
+    write_deltalake(tables.LEDGER.uri, pa.Table.from_pylist(ledger))
     untimed = tables.UNTIMED
     rows = [(untimed, ["occurred_at: 'when?'"]), (untimed, ["occurred_at: 'never'"]), (8, ["returned"])]
     quarantine = [
         {"interval": interval, "source": "files", "event_id": str(number), "reasons": reasons, "row": "{}"}
         for number, (interval, reasons) in enumerate(rows)
     ]  # fmt: skip
-    write_deltalake(tables.QUARANTINE.path, pa.Table.from_pylist(quarantine), partition_by=["interval"])
+    write_deltalake(tables.QUARANTINE.uri, pa.Table.from_pylist(quarantine), partition_by=["interval"])
     reports = home / "reports"
     for folder in ("gates", "monitoring", "data_docs/expectations"):
         (reports / folder).mkdir(parents=True)

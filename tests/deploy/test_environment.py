@@ -12,14 +12,14 @@ SECRETS = Secrets("admin-word", "jwt-word", "fernet-word", "pass/word@1")
 
 def test_passwords_are_quoted_in_addresses(make_settings: Callable[..., Settings]) -> None:
     """A password with characters that mean something in an address reaches the database as it is."""
-    uri = environment.database_uri(make_settings(postgres_port=5999), SECRETS, "shop")
+    uri = make_settings(postgres_port=5999).database_uri("shop", SECRETS.postgres_password, "postgresql+psycopg2")
     assert uri == "postgresql+psycopg2://postgres:pass%2Fword%401@127.0.0.1:5999/shop"
 
 
 def test_an_outside_database_replaces_our_own(make_settings: Callable[..., Settings]) -> None:
     """The server, login and options of CARTWHEEL_DATABASE_URL are kept; the database is ours."""
     settings = make_settings(database_url="postgresql://u:p@db:5432?sslmode=require")
-    uri = environment.database_uri(settings, SECRETS, "cartwheel_mlflow", "postgresql")
+    uri = settings.database_uri("cartwheel_mlflow", SECRETS.postgres_password)
     assert uri == "postgresql://u:p@db:5432/cartwheel_mlflow?sslmode=require"
 
 

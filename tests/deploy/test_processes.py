@@ -80,8 +80,8 @@ def test_a_sweep_spares_who_calls_it(tmp_path: Path) -> None:
 
 
 def test_a_stage_sees_the_memory_of_marked_processes(tmp_path: Path) -> None:
-    """A stage's peak contains the 64 MiB that a marked process touched, and stages measure on their own."""
-    code = "held = bytearray(b'x') * (64 * 2**20); print('up', flush=True); input()"
+    """A stage's peak contains the 256 MiB that a marked process touched, and stages measure on their own."""
+    code = "touched = bytearray(b'x') * (256 * 2**20); print('up', flush=True); input()"
     environment = {**os.environ, MARKER: str(tmp_path)}
     with Sampler(tmp_path, interval_s=0.05) as sampler:
         with sampler.stage("without") as without:
@@ -94,5 +94,6 @@ def test_a_stage_sees_the_memory_of_marked_processes(tmp_path: Path) -> None:
             with sampler.stage("with") as stage:
                 pass
             process.kill()
-    assert 64 <= stage.peak_memory_mib - without.peak_memory_mib < 128
+    # Our own memory counts, too, and moves by itself.
+    assert 200 < stage.peak_memory_mib - without.peak_memory_mib < 350
     assert stage.seconds > 0

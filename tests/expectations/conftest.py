@@ -126,7 +126,7 @@ def save(frames: Frames, through: int | None = None) -> None:
                 {"userMetadata": json.dumps({"through": through})} if table is BRONZE_EVENTS and through else None
             )
             write_deltalake(
-                table.path,
+                table.uri,
                 data,
                 partition_by=list(table.partition_by) or None,
                 mode="overwrite",

@@ -312,7 +312,7 @@ def test_only_new_partitions_are_checked_again(frames: Frames, saved: Save) -> N
     assert first.checked_rows == {"silver_events": 30, "items": 4}
     assert gate.check("clean") == first
     late = frames["silver_events"].tail(6).assign(event_id=[f"6{i}" for i in range(6)], interval=6, at=5.5)
-    write_deltalake(tables.SILVER_EVENTS.path, late.astype({"interval": "int32"}), mode="append")
+    write_deltalake(tables.SILVER_EVENTS.uri, late.astype({"interval": "int32"}), mode="append")
     second = gate.check("clean")
     assert second.passed
     assert second.checked_rows == {"silver_events": 6, "items": 0}
@@ -326,7 +326,7 @@ def test_tables_without_news_still_answer(frames: Frames, saved: Save) -> None:
     saved(frames)
     gate.check("features")
     shares = frames["category_shares"].tail(2).astype({"interval": "int32"})
-    write_deltalake(tables.CATEGORY_SHARES.path, shares, mode="overwrite", predicate='"interval" = 5')
+    write_deltalake(tables.CATEGORY_SHARES.uri, shares, mode="overwrite", predicate='"interval" = 5')
     verdict = gate.check("features")
     assert verdict.failures == ()
     assert verdict.checked_rows == {"item_intervals": 0, "item_features": 0, "user_histories": 0, "category_shares": 2}
@@ -435,7 +435,7 @@ def test_a_failed_partition_is_checked_until_it_passes(frames: Frames, saved: Sa
         .assign(interval=6, at=5.5)
         .astype({"interval": "int32"})
     )
-    write_deltalake(tables.SILVER_EVENTS.path, late, mode="append")
+    write_deltalake(tables.SILVER_EVENTS.uri, late, mode="append")
     for _ in range(2):
         verdict = gate.check("clean")
         assert verdict.checked_rows["silver_events"] == 6

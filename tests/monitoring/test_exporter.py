@@ -51,7 +51,7 @@ def shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         }
         for batch, interval, read, landed, quarantined, duplicates in batches
     ]  # fmt: skip
-    write_deltalake(tables.LEDGER.path, pa.Table.from_pylist(rows))
+    write_deltalake(tables.LEDGER.uri, pa.Table.from_pylist(rows))
     for gate, passed in (("raw", True), ("clean", False)):
         write(home / "reports" / "gates" / f"{gate}.json", {"passed": passed})
     live = {"means": {"model": {"ndcg_at_10": 0.21}}}

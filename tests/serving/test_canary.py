@@ -193,7 +193,7 @@ def test_a_canary_that_shoppers_take_less_of_is_stopped(shop: OpenShop, monkeypa
     monkeypatch.setenv("CARTWHEEL_HOME", str(shop.folder))
     settings.cache_clear()
     for table, rows in ((EXPOSURES, shown), (ATTRIBUTIONS, attributions)):
-        write_deltalake(table.path, rows, partition_by=["interval"], mode="overwrite")
+        write_deltalake(table.uri, rows, partition_by=["interval"], mode="overwrite")
     settings.cache_clear()
     assert "shoppers take less of it: hit rate 0.200 of 1000 users" in shop.advance(version, "canary", 1)
     assert shop.rollout()["change"]["evidence"]["gain"][2] < 0
@@ -320,14 +320,14 @@ def test_outcomes_of_a_step_are_read_from_the_tables(tmp_path: Path, monkeypatch
     exposures = pd.DataFrame(rows, columns=["request_id", "interval", "step", "arm", "items"]).assign(
         scores=[[1.0]] * 4
     )
-    write_deltalake(EXPOSURES.path, exposures.drop(columns="step"), partition_by=["interval"])
+    write_deltalake(EXPOSURES.uri, exposures.drop(columns="step"), partition_by=["interval"])
     attributions = pd.DataFrame(
         {"interval": [7, 8, 7], "request_id": ["r1", "r2", "r3"], "user_id": ["ann", "bob", "cid"]}
     )
     attributions = attributions.assign(taken_items=[["a"], ["x"], ["a"]])
-    write_deltalake(ATTRIBUTIONS.path, attributions, partition_by=["interval"])
+    write_deltalake(ATTRIBUTIONS.uri, attributions, partition_by=["interval"])
     assert outcomes.of_step(3) == {}
-    write_deltalake(EXPOSURES.path, exposures, partition_by=["interval"], mode="overwrite", schema_mode="overwrite")
+    write_deltalake(EXPOSURES.uri, exposures, partition_by=["interval"], mode="overwrite", schema_mode="overwrite")
     by_arm = outcomes.of_step(3)
     settings.cache_clear()
     assert {arm: (each.num_lists, each.num_users, each.hit_rate) for arm, each in by_arm.items()} == {

@@ -164,7 +164,7 @@ class Shop:
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
         """All rows in the order of the table's key, without times of landing."""
-        arrow = deltalake.DeltaTable(str(table.path)).to_pyarrow_table()
+        arrow = deltalake.DeltaTable(table.uri).to_pyarrow_table()
         order = [c.name for c in table.columns if c.type in ("int", "string", "double")]
         rows_of_table = [{k: v for k, v in row.items() if not k.endswith("ingested_at")} for row in arrow.to_pylist()]
         for row in rows_of_table:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from contracts import exposures
 from contracts.errors import InputError
+from contracts.lake import exists
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 from contracts.tables import (
@@ -123,8 +124,8 @@ def ann(spark: Any, folder_of_ann: Path, open_shop: Callable[[Path], Any], tmp_p
         ]
         storage.create(RECOMMENDATIONS)
         rows = pa.Table.from_pylist(recommended, storage.arrow_schema(RECOMMENDATIONS))
-        deltalake.write_deltalake(str(RECOMMENDATIONS.path), rows, mode="append")
-        deltalake.DeltaTable(str(BRONZE_EVENTS.path)).create_checkpoint()
+        deltalake.write_deltalake(RECOMMENDATIONS.uri, rows, mode="append")
+        deltalake.DeltaTable(BRONZE_EVENTS.uri).create_checkpoint()
     shutil.copytree(folder_of_ann, tmp_path / "copy")
     shop = opened(tmp_path / "copy")
     home = settings().home_dir
@@ -295,13 +296,13 @@ def personal(open_shop: Callable[[Path], Any], tmp_path: Path) -> Any:
     histories = pa.Table.from_pylist(
         [{"user_id": each, "item_ids": ["x"], "interval": 1, "bucket": 0} for each in pseudonyms.values()], schema
     )
-    deltalake.write_deltalake(str(USER_HISTORIES.path), histories, partition_by=["interval"])
+    deltalake.write_deltalake(USER_HISTORIES.uri, histories, partition_by=["interval"])
     aside = [
         {"interval": 0, "event_id": "e1", "row": json.dumps({"who": pseudonyms["ann"]})},
         {"interval": 1, "event_id": "e2", "row": json.dumps({"user_id": pseudonyms["bob"], "x": pseudonyms["ann"]})},
         {"interval": 1, "event_id": "e3", "row": json.dumps({"user_id": None})},
     ]
-    deltalake.write_deltalake(str(QUARANTINE.path), pa.Table.from_pylist(aside), partition_by=["interval"])
+    deltalake.write_deltalake(QUARANTINE.uri, pa.Table.from_pylist(aside), partition_by=["interval"])
     one = {"interval": 1, "items": ["bread"]}
     shop.log_exposures(
         one | {"request_id": "r1", "user_id": "ann@example.org"},  # a caller who did not know better
@@ -325,9 +326,10 @@ def test_personal_ids(personal: Any, by_pseudonym: bool) -> None:
         "exposures": 2,
     }
     assert personal.values(USER_HISTORIES, "user_id") == [(bob,)]
-    assert sorted(
-        row["event_id"] for row in deltalake.DeltaTable(str(QUARANTINE.path)).to_pyarrow_table().to_pylist()
-    ) == ["e2", "e3"]
+    assert sorted(row["event_id"] for row in deltalake.DeltaTable(QUARANTINE.uri).to_pyarrow_table().to_pylist()) == [
+        "e2",
+        "e3",
+    ]
     assert [row["user_id_hash"] for row in personal.rows(ERASED)] == [pseudonym(ann, KEY)]
 
 
@@ -339,7 +341,7 @@ def test_what_is_refused(personal: Any, open_shop: Callable[[Path], Any], tmp_pa
     plain = open_shop(tmp_path / "plain")
     with pytest.raises(InputError, match="stored as they are"):
         erase.person_of(plain.dataset, None, "0" * 32)
-    assert not storage.exists(ERASED)
+    assert not exists(ERASED)
 
 
 def test_an_unknown_user_is_written_down(open_shop: Callable[[Path], Any], tmp_path: Path, capsys: Any) -> None:
@@ -349,4 +351,4 @@ def test_an_unknown_user_is_written_down(open_shop: Callable[[Path], Any], tmp_p
     assert "Nothing of this user is there" in capsys.readouterr().out
     (row,) = shop.rows(ERASED)
     assert (row["user_id_hash"], row["erased_at"] <= datetime.now(UTC)) == (pseudonym("nobody", KEY), True)
-    assert not storage.exists(ITEMS)
+    assert not exists(ITEMS)

@@ -11,6 +11,7 @@ import pytest
 
 from contracts import dataset as datasets
 from contracts.errors import InputError
+from contracts.lake import exists
 from contracts.tables import BRONZE_EVENTS, ITEMS, LEDGER, POSITIONS, QUARANTINE, SILVER_EVENTS, UNTIMED, USERS
 from spark_jobs import land, ledger, pending, quarantine, storage
 
@@ -285,7 +286,7 @@ def test_a_wrong_time_format_lands_nothing(drop: Any) -> None:
     put(drop, "a.csv", "01.02.2024,ann,apple\n")
     with pytest.raises(InputError, match="none of 1 rows can be used: occurred_at: not a time"):
         drop.land(through=1)
-    assert not storage.exists(BRONZE_EVENTS)
+    assert not exists(BRONZE_EVENTS)
     assert pending.landed_through() is None
 
 
@@ -523,7 +524,7 @@ def test_tables_of_an_older_layout_are_refused(drop: Any) -> None:
     import deltalake
     import pyarrow as pa
 
-    deltalake.write_deltalake(str(BRONZE_EVENTS.path), pa.table({"event_id": ["1"], "interval": [1]}))
+    deltalake.write_deltalake(BRONZE_EVENTS.uri, pa.table({"event_id": ["1"], "interval": [1]}))
     with pytest.raises(InputError, match=r"bronze_events is of an older layout.*delete this folder"):
         drop.land(through=1)
 

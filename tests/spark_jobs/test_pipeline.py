@@ -11,6 +11,7 @@ import pytest
 
 from contracts import names
 from contracts.errors import InputError
+from contracts.lake import exists
 from contracts.settings import settings
 from contracts.tables import (
     BRONZE_EVENTS,
@@ -156,7 +157,7 @@ def test_schemas_are_those_of_the_contract(built_shop: Any, spark: Any) -> None:
     from pyspark.sql.types import StructType
 
     for table in TABLES:
-        if storage.exists(table):
+        if exists(table):
             declared = StructType.fromDDL(table.ddl)
             schema = storage.read(spark, table).schema
             assert [(f.name, f.dataType.simpleString()) for f in schema] == [
@@ -183,7 +184,7 @@ def test_range_without_events(built_shop: Any) -> None:
 def test_a_table_whose_creation_was_killed_is_made_by_the_contract(shop: Any) -> None:
     """Killed before the first commit, the next run makes the table anew, with its partitions and what must not be null."""
     assert shop.land(through=3) == 0
-    log = SILVER_EVENTS.path / "_delta_log"
+    log = Path(SILVER_EVENTS.uri) / "_delta_log"
     (log / "_staged_commits").mkdir(parents=True)
     (log / ".00000000000000000000.json.6a2f5eea.tmp").write_text("{}")
     assert shop.clean() == 0
@@ -363,4 +364,4 @@ def test_interval_of_bad_rows_only_is_cleaned_once(copied_shop: Any) -> None:
 
 def test_settings_point_at_a_tmp_folder(built_shop: Any) -> None:
     """No test works on a real installation."""
-    assert built_shop.folder in settings().tables_dir.parents
+    assert built_shop.folder in Path(settings().lake_uri).parents

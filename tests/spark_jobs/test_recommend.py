@@ -16,6 +16,7 @@ import pytest
 
 from contracts import champion, names
 from contracts.files import write_json
+from contracts.lake import exists
 from contracts.ports import free_ports
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import RECOMMENDATIONS, USER_HISTORIES
@@ -78,7 +79,7 @@ def test_everybody_gets_what_the_endpoint_answers(shop: Any, model: Path, tmp_pa
     """The same items and scores, also for whom the model does not know; each user once, in the bucket of the histories."""
     assert pending.recommend() is None
     assert recommend.main() == 0
-    assert not storage.exists(RECOMMENDATIONS)
+    assert not exists(RECOMMENDATIONS)
     serve(1)
     assert recommend.main() == 0
     rows = shop.rows(RECOMMENDATIONS)
@@ -117,7 +118,7 @@ def test_a_killed_run_is_gone_on_with(shop: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(storage, "stage", counted)
     with pytest.raises(KeyboardInterrupt):
         recommend.main()
-    assert not storage.exists(RECOMMENDATIONS)
+    assert not exists(RECOMMENDATIONS)
     with monkeypatch.context() as patch:
         patch.setattr(storage.deltalake.DeltaTable, "create_write_transaction", cut)
         with pytest.raises(KeyboardInterrupt):

@@ -1,9 +1,11 @@
-"""A real standalone master and worker of Spark: the jobs give what they give in one process."""
+"""A real standalone master and worker of Spark, and a lake in S3: the jobs give what they give in one process."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pyspark
 import pytest
 
@@ -24,6 +27,7 @@ from contracts.tables import (
     TRAINING_LISTS,
     USER_HISTORIES,
 )
+from spark_jobs import erase
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +59,17 @@ launch(partial(work, Path(os.environ["FOLDER"])), 2)
 """
 
 
+def _words(bucket: Any) -> set[str]:
+    """All words in the values of Parquet files and in the logs of tables."""
+    words: set[str] = set()
+    for each in bucket.objects.all():
+        content = each.get()["Body"].read()
+        if each.key.endswith(".parquet"):
+            content = str(pq.ParquetFile(io.BytesIO(content)).read().to_pylist()).encode()
+        words |= {*re.findall(r"\w+", content.decode())}
+    return words
+
+
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[str]:
     """Address of a standalone master with one worker of two cores, both on this machine."""
@@ -81,10 +96,12 @@ def master(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_a_standalone_cluster_gives_the_same(
-    master: str, built: Path, open_shop: Callable[[Path], Any], tmp_path: Path
+def test_a_standalone_cluster_with_its_lake_in_a_store_gives_the_same(
+    master: str, bucket: Any, postgres_server: Any, built: Path, open_shop: Callable[[Path], Any], tmp_path: Path
 ) -> None:
-    """Tables equal those of one process; the workers of a training are placed there and have its settings."""
+    """Tables equal those of one process; the workers of a training are placed there and have its settings. Erased, a user
+    is in no object of the store.
+    """
     tables = (BRONZE_EVENTS, SILVER_EVENTS, QUARANTINE, USER_HISTORIES, TRAINING_LISTS, ITEM_FEATURES)
     shop = open_shop(tmp_path / "shop")
     own = {"CARTWHEEL_SPARK_MASTER": master, "CARTWHEEL_SPARK_SHUFFLE_PARTITIONS": "2", "FOLDER": str(tmp_path)}
@@ -93,6 +110,11 @@ def test_a_standalone_cluster_gives_the_same(
         "PYSPARK_PYTHON": sys.executable,
         "CARTWHEEL_SECRET_SHOP_DB": "not to be sent",
     }
+    lake = {
+        "CARTWHEEL_LAKE": f"s3://{bucket.name}/lake",
+        "CARTWHEEL_DATABASE_URL": f"postgresql://postgres:{postgres_server.password}@127.0.0.1:{postgres_server.port}",
+    }
+    own |= lake
     result = subprocess.run(
         [sys.executable, "-c", DRIVER],
         cwd=REPOSITORY,
@@ -103,7 +125,20 @@ def test_a_standalone_cluster_gives_the_same(
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert f"{master} 2" in result.stdout.splitlines()  # the driver, and an executor
+    assert not [*(shop.folder / "home").glob("tables/*")]
+    for name, value in (lake | {"CARTWHEEL_SECRET_PSEUDONYM_KEY": "k"}).items():
+        shop._patch.setenv(name, value)
+    settings.cache_clear()
     of_the_cluster = {table.name: shop.rows(table) for table in tables}
+    staged = [each.key for each in bucket.objects.filter(Prefix="lake/staging/")]
+    assert staged in ([], ["lake/staging/"])  # the mark of an empty folder
+    assert {"ann", "bob"} <= _words(bucket)
+    assert erase.main("ann", None) == 0
+    assert "ann" not in _words(bucket)
+    assert "bob" in _words(bucket)
+
+    for name in lake:
+        shop._patch.delenv(name)
     settings.cache_clear()
     here = type(shop)(built, shop._patch)
     here.use()

@@ -48,7 +48,7 @@ def test_each_version_is_read_as_it_was(spark: Any, home: Path) -> None:
     storage.create(SHARES)
     assert intervals(spark) == []
     storage.write(frame(spark, 1, 1, 2), SHARES)
-    first = deltalake.DeltaTable(str(SHARES.path)).version()
+    first = deltalake.DeltaTable(SHARES.uri).version()
     storage.write(frame(spark, 2, 2, 3), SHARES, replace=[2, 3])
     assert intervals(spark) == [1, 1, 2, 2, 3]
     assert intervals(spark, first) == [1, 1, 2]
@@ -57,7 +57,7 @@ def test_each_version_is_read_as_it_was(spark: Any, home: Path) -> None:
 def test_rows_that_its_files_do_not_tell_are_refused(spark: Any, home: Path) -> None:
     """A deletion vector hides rows of a file: who reads the file alone would bring them back."""
     deltalake.DeltaTable.create(
-        str(SHARES.path), storage.arrow_schema(SHARES), partition_by=list(SHARES.partition_by),
+        SHARES.uri, storage.arrow_schema(SHARES), partition_by=list(SHARES.partition_by),
         configuration={"delta.enableDeletionVectors": "true"},
     )  # fmt: skip
     with pytest.raises(InputError, match="deletion vectors"):

@@ -50,7 +50,7 @@ def write_table(table: Table, rows: list[dict[str, Any]]) -> None:
     kinds |= {"bigint": pa.int64(), "array<string>": pa.list_(pa.string()), "array<double>": pa.list_(pa.float64())}
     schema = pa.schema([(column.name, kinds[column.type]) for column in table.columns])
     data = pa.Table.from_pylist([dict.fromkeys(table.column_names, 0) | row for row in rows], schema)
-    write_deltalake(str(table.path), data, partition_by=[*table.partition_by])
+    write_deltalake(table.uri, data, partition_by=[*table.partition_by])
 
 
 def write_tables(coming: int) -> None:

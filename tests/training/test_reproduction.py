@@ -42,7 +42,7 @@ def trained(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         work_in(home, patch, seed=5)
         write_tables(5)
         verbs.train("by_hand", "me")
-        DeltaTable(str(TRAINING_LISTS.path)).delete("as_of = 4")
+        DeltaTable(TRAINING_LISTS.uri).delete("as_of = 4")
     settings.cache_clear()
     shutil.copytree(home, home.with_name("copy"))
     return home
@@ -102,7 +102,7 @@ def test_another_model_is_noticed(run_id: str, home: Path, capsys: pytest.Captur
 
 def test_data_that_is_gone_is_said_in_words(run_id: str) -> None:
     """An erasure removes the files of old versions. Also that there is no such run."""
-    lists = DeltaTable(str(TRAINING_LISTS.path))
+    lists = DeltaTable(TRAINING_LISTS.uri)
     assert lists.vacuum(0, dry_run=False, enforce_retention_duration=False)
     with pytest.raises(InputError, match="what it was trained on is not there any more"):
         verbs.reproduce(run_id)

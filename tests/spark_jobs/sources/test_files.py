@@ -27,29 +27,6 @@ def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     settings.cache_clear()
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server on loopback with a bucket `shop`."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    store = boto3.resource("s3", endpoint_url=f"http://{host}:{port}")
-    yield store.create_bucket(Bucket="shop")
-    server.stop()
-
-
 def reader(path: str, folder: Path) -> Reader:
     declared = Events.model_validate(
         {
@@ -81,16 +58,16 @@ def test_an_object_store(spark: Any, bucket: Any, tmp_path: Path) -> None:
     bucket.put_object(Key="in/a.jsonl", Body=LINE.format("ann").encode())
     bucket.put_object(Key="in/b.jsonl.zst", Body=pa.compress(LINE.format("bob").encode(), "zstd", asbytes=True))
     bucket.put_object(Key="other/c.jsonl", Body=LINE.format("cem").encode())
-    source = reader("s3://shop/in/", tmp_path)
+    source = reader(f"s3://{bucket.name}/in/", tmp_path)
     names, position = run(spark, source, {})
     assert names == ["ann", "bob"]
-    assert sorted(position) == ["s3://shop/in/a.jsonl", "s3://shop/in/b.jsonl.zst"]
+    assert sorted(position) == [f"s3://{bucket.name}/in/a.jsonl", f"s3://{bucket.name}/in/b.jsonl.zst"]
     assert not source.news(position)
     bucket.put_object(Key="in/d.jsonl", Body=LINE.format("dan").encode())
     bucket.put_object(Key="in/a.jsonl", Body=(LINE.format("ann") + LINE.format("ann2")).encode())
     assert run(spark, source, position)[0] == ["ann", "ann2", "dan"]
-    assert run(spark, reader("s3://shop/*/c.*", tmp_path), {})[0] == ["cem"]
-    assert run(spark, reader("s3://shop/other/c*.jsonl", tmp_path), {})[0] == ["cem"]
+    assert run(spark, reader(f"s3://{bucket.name}/*/c.*", tmp_path), {})[0] == ["cem"]
+    assert run(spark, reader(f"s3://{bucket.name}/other/c*.jsonl", tmp_path), {})[0] == ["cem"]
 
 
 def test_a_store_that_does_not_answer(bucket: Any, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def recommended(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = [dict(row("ann", "apple"), bucket=3), dict(row("bob", "bread"), bucket=5)]
     storage.create(RECOMMENDATIONS)
     schema = storage.arrow_schema(RECOMMENDATIONS)
-    deltalake.write_deltalake(str(RECOMMENDATIONS.path), pa.Table.from_pylist(rows, schema), mode="append")
+    deltalake.write_deltalake(RECOMMENDATIONS.uri, pa.Table.from_pylist(rows, schema), mode="append")
     yield database
     settings.cache_clear()
 
