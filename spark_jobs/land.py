@@ -107,6 +107,7 @@ def _land(
         for each in others:
             each.result()
     exposures.land(dataset)
+    storage.compact(BRONZE_EVENTS)
     if failures:
         raise failures[0]
     if through is not None and not num_landed:

@@ -19,9 +19,6 @@ from contracts import lake
 from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, UNTIMED, Table
 from spark_jobs import storage
 
-_MANY_FILES = 100
-"""Files of one table from which on they are put together: each batch adds one."""
-
 Position = dict[str, Any]
 """How far a source has been read, as JSON: a value for each part of it, such as a file or a topic. Empty: not at all."""
 
@@ -138,7 +135,7 @@ def _put_positions(entry: Entry) -> None:
     same = "new.source = old.source AND new.part = old.part"
     merge = table.merge(_arrow(POSITIONS, rows), same, source_alias="new", target_alias="old")
     merge.when_matched_update_all().when_not_matched_insert_all().execute()
-    _compact(POSITIONS)
+    storage.compact(POSITIONS)
 
 
 def _put_accounts(entry: Entry, bronze_version: int, committed_at: datetime) -> None:
@@ -155,16 +152,10 @@ def _put_accounts(entry: Entry, bronze_version: int, committed_at: datetime) -> 
         return
     predicate = f"source = '{entry.source}' AND batch = {entry.batch}"
     deltalake.write_deltalake(LEDGER.uri, rows, mode="overwrite", predicate=predicate)
-    _compact(LEDGER)
+    storage.compact(LEDGER)
 
 
 def _arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(
         [{name: row[name] for name in table.column_names} for row in rows], storage.arrow_schema(table)
     )
-
-
-def _compact(table: Table) -> None:
-    opened = deltalake.DeltaTable(table.uri)
-    if len(opened.file_uris()) > _MANY_FILES:
-        opened.optimize.compact()

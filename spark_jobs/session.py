@@ -29,7 +29,7 @@ def say(line: str) -> None:
     print(f"[{time.monotonic() - _started_s:5.1f} s] {line}", flush=True)
 
 
-def _launch_conf() -> SparkConf:
+def launch_conf() -> SparkConf:
     """What a JVM must be started with. spark-submit has started one already and is not asked again."""
     conf = SparkConf(loadDefaults=False)
     conf.set("spark.master", settings().spark_master)
@@ -48,7 +48,7 @@ def session(name: str) -> SparkSession:
     if SparkContext._active_spark_context is not None:  # unlike the active session, known to every thread
         return SparkSession.builder.getOrCreate()
     settings().provide_java()
-    gateway = launch_gateway(_launch_conf())
+    gateway = launch_gateway(launch_conf())
     try:
         gateway.jvm.Thread.currentThread().getContextClassLoader().loadClass(_EXTENSION)
     except Py4JError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 Replaced = Collection[int] | Literal["all", "nothing"]
 _AT_ONCE = 8
 """Files that are looked at or moved at once: a store takes its time for each, not for all."""
+MANY_FILES = 100
+"""Of one partition: with more, they are put together."""
 _HISTORY = 100
 """How many commits back the newest one of ours is looked for at first (others may optimise or vacuum)."""
 _ROW_GROUP_BYTES = 2**20
@@ -406,6 +408,27 @@ def commit_metadata(table: Table, record: dict[str, Any]) -> None:
     nothing = pa.Table.from_batches([], pa.schema(opened.schema().to_arrow()))
     properties = deltalake.CommitProperties(custom_metadata={"userMetadata": json.dumps(record)})
     deltalake.write_deltalake(opened, nothing, mode="append", commit_properties=properties)
+
+
+def compact(table: Table) -> None:
+    """Put files together where there are many: each batch adds one. What is left of a week ago is removed from the disk.
+
+    No row changes, and `changed` says so; whoever reads an older version has a week to end.
+    """
+    opened = open_table(table)
+    if opened is None:
+        return
+    filters: list[tuple[str, str, Any]] | None = None
+    if table.partition_by:
+        column = table.partition_by[-1]
+        num_files = Counter(_adds(opened)[f"partition.{column}"].to_pylist())
+        crowded = [str(value) for value, number in num_files.items() if number > MANY_FILES]
+        filters = [(column, "in", crowded)]
+    else:
+        crowded = opened.file_uris()[MANY_FILES:]
+    if crowded:
+        opened.optimize.compact(partition_filters=filters)
+        opened.vacuum(dry_run=False)
 
 
 def create(table: Table) -> deltalake.DeltaTable:

@@ -41,22 +41,22 @@ gateway.proc.wait()
 
 
 def is_missing(settings: Settings, java: Java) -> bool:
-    """Whether it has not been tried yet with this very Java, and there is a place for an archive."""
+    """Whether it has not been tried yet with this very Java and these jars, and there is a place for an archive."""
     stamp = _stamp(settings)
-    is_stamped = stamp.exists() and stamp.read_text(encoding="utf-8") == _build(java)
+    is_stamped = stamp.exists() and stamp.read_text(encoding="utf-8") == _build(settings, java)
     return not is_stamped and os.access(stamp.parent, os.W_OK)
 
 
 def _stamp(settings: Settings) -> Path:
-    """The Java that the archive was made with, or could not be."""
+    """The Java and the jars that the archive was made with, or could not be."""
     return settings.class_archive.with_suffix(".java")
 
 
-def _build(java: Java) -> str:
+def _build(settings: Settings, java: Java) -> str:
     plain = {name: value for name, value in os.environ.items() if name not in ("JDK_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS")}
     command = [java.home / "bin" / "java", "-version"]  # which says first what it takes from these
     version = subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stderr
-    return version + sha256(Path(__file__).with_name("spark_jars.sha256"))
+    return f"{version}{settings.cache_dir}\n{sha256(Path(__file__).with_name('spark_jars.sha256'))}\n"
 
 
 def archive_classes(settings: Settings, java: Java) -> None:
@@ -85,4 +85,4 @@ def archive_classes(settings: Settings, java: Java) -> None:
             )
         if result.returncode == 0 and part.exists():
             part.rename(archive)
-        write_text(_stamp(settings), _build(java))
+        write_text(_stamp(settings), _build(settings, java))

@@ -11,6 +11,7 @@ from contracts.settings import settings
 from deploy.local import classes, jars
 from deploy.local.environment import pyspark_folder
 from deploy.local.java import find_java
+from spark_jobs.session import launch_conf
 
 # printf one | sha256sum
 ONE = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
@@ -63,7 +64,11 @@ def test_the_archive_of_classes_fits_this_environment(tmp_path: Path) -> None:
     assert not classes.is_missing(settings(), java)
     loaded = tmp_path / "classes.log"
     options = f"{settings().spark_driver_java_options} -Xlog:class+load:file={loaded}"
-    submit = [pyspark_folder() / "bin" / "spark-submit", "--driver-java-options", options, "--version"]
+    class_path = launch_conf().get("spark.driver.extraClassPath")
+    submit = [
+        pyspark_folder() / "bin" / "spark-submit", "--driver-java-options", options, "--driver-class-path", class_path,
+        "--version",
+    ]  # fmt: skip
     subprocess.run(submit, check=True, capture_output=True)
     [line] = re.findall(r".* org\.apache\.spark\.deploy\.SparkSubmit source: .*", loaded.read_text())
     assert line.endswith("source: shared objects file (top)"), line

@@ -481,18 +481,25 @@ def test_one_absurdly_old_event_is_set_aside(drop: Any) -> None:
 
 
 @pytest.mark.slow
-def test_putting_files_together_makes_nothing_be_computed_again(drop: Any) -> None:
-    """After OPTIMIZE nothing is pending, and landing again and landing on go on as ever."""
+def test_putting_files_together_makes_nothing_be_computed_again(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many files of an interval become one, after which nothing is pending, and landing again and landing on go on."""
     for name in ("a", "b"):
         put(drop, f"{name}.csv", MONDAY.format(name))
         drop.land(through=1)
     assert (drop.clean(), pending.clean()) == (0, [])
-    before = storage.files(BRONZE_EVENTS)
-    storage.open_table(BRONZE_EVENTS).optimize.compact()
-    assert storage.files(BRONZE_EVENTS) != before
+    assert len(storage.files(BRONZE_EVENTS)[1]) == 2
+    monkeypatch.setattr(storage, "MANY_FILES", 1)
+    assert drop.land(through=1) == 0  # nothing new: nothing is done
+    assert len(storage.files(BRONZE_EVENTS)[1]) == 2
+    storage.compact(BRONZE_EVENTS)
+    assert len(storage.files(BRONZE_EVENTS)[1]) == 1
     assert pending.clean() == []
+    put(drop, "c.csv", MONDAY.format("c"))
+    drop.land(through=1)
+    assert len(storage.files(BRONZE_EVENTS)[1]) == 1
     assert (drop.land(from_interval=1), drop.land(through=1)) == (0, 0)
-    assert users(drop) == [(1, "a"), (1, "b")]
+    assert drop.clean() == 0
+    assert users(drop) == [(1, "a"), (1, "b"), (1, "c")]
 
 
 @pytest.mark.slow
