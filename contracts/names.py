@@ -9,6 +9,8 @@ EXPERIMENT = "cartwheel"
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+ITEMS_VERSION = "items_version"
+"""Tag of a version in MLflow: the Delta version of the table `items` that says what it may recommend."""
 
 INGEST_EVENTS = "ingest_events"
 BUILD_FEATURES = "build_features"

@@ -279,6 +279,22 @@ class Settings(BaseSettings):
         return urlsplit(self.database_url or own)._replace(scheme=scheme, path=f"/{database}").geturl()
 
     @property
+    def spark_is_one_process(self) -> bool:
+        """Whether the driver runs all by itself: no executor of its own, no other host."""
+        return self.spark_master == "local" or self.spark_master.startswith("local[")
+
+    @property
+    def spark_driver_conf(self) -> dict[str, str]:
+        """What the driver's JVM must be started with."""
+        jars = sorted(str(jar) for jar in (self.cache_dir / "spark-jars").glob("*.jar"))
+        # Spark copies `spark.jars` to each executor, also to one in the same process.
+        own = {"spark.driver.extraClassPath": ":".join(jars)}
+        return {
+            "spark.driver.extraJavaOptions": self.spark_driver_java_options,
+            **(own if self.spark_is_one_process else {"spark.jars": ",".join(jars)}),
+        }
+
+    @property
     def spark_driver_java_options(self) -> str:
         """For the driver's JVM."""
         logging = (REPOSITORY / "spark_jobs" / "log4j2.properties").as_uri()

@@ -63,6 +63,7 @@ def current_inputs(data: TrainingData, registered: Registered) -> Record:
             CATEGORY_SHARES.name: version_of(CATEGORY_SHARES),
         },
         "failed_gates": sources.failed_gates(),
+        "withdrawn_items": sources.withdrawn_items(champion),
         "finished": _finished(data),
         "refreshed": _refreshed(data, champion),
         "thresholds": asdict(Thresholds.of(settings())),
@@ -77,7 +78,8 @@ def observe(coming: int, registered: Registered) -> tuple[Observation, dict[int,
     end = min(champion.as_of, latest) if champion else latest
     moved = drift.lasting_drift(sources.category_shares(), latest, range(end - settings().training_intervals, end))
     live = by_version.get(champion.version) if champion else None
-    observation = Observation(coming, champion, live, moved, sources.failed_gates(), registered.challenger)
+    withdrawn = tuple(sources.withdrawn_items(champion))
+    observation = Observation(coming, champion, live, moved, sources.failed_gates(), registered.challenger, withdrawn)
     return observation, by_version
 
 

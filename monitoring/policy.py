@@ -23,6 +23,8 @@ class Champion:
     """The interval it was trained to predict first."""
     evaluation: Mapping[str, Mapping[str, float]]
     """`evaluation[model or baseline][metric]`, pooled over the folds; empty when unknown."""
+    items_version: int | None = None
+    """Version of the table `items` that says what it may recommend; None when unknown."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Observation:
     """Gates whose newest verdict failed, with the first rule that did not hold."""
     challenger: int | None = None
     """A version that is registered and neither champion nor rejected yet."""
+    withdrawn_items: tuple[str, ...] = ()
+    """What the champion may recommend and is not to be recommended any more."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,19 @@ def decide(observation: Observation, state: State, thresholds: Thresholds) -> De
 def _with_refresh(reasons: tuple[str, ...], observation: Observation, state: State, thresholds: Thresholds) -> Decision:
     """No training; newer data for the champion, if it lacks any."""
     champion, limit = observation.champion, thresholds.refresh_after_intervals
-    if champion is None or not limit or observation.interval - champion.as_of < limit:
+    withdrawn, is_young = observation.withdrawn_items, champion is None or observation.interval - champion.as_of < limit
+    if champion is None or not limit or (is_young and not withdrawn):
         return Decision(False, reasons)
     if observation.challenger is not None:
         # Its refresh would come after it, and put older weights in the place of newer ones.
         return Decision(False, (*reasons, f"version {observation.challenger} is on its way: no refresh meanwhile"))
     if state.refreshed is not None:
         return Decision(False, (*reasons, f"its refresh with this data has finished ({state.refreshed})"))
-    lacks = f"version {champion.version} lacks what was taken since interval {champion.as_of - 1}"
+    if withdrawn:
+        some = ", ".join([*withdrawn[:3], *(["..."] if len(withdrawn) > 3 else [])])
+        lacks = f"version {champion.version} may recommend what is withdrawn ({len(withdrawn)}: {some})"
+    else:
+        lacks = f"version {champion.version} lacks what was taken since interval {champion.as_of - 1}"
     return Decision(False, (*reasons, f"{lacks}: the same weights with newer data"), refresh=True)
 
 

@@ -12,9 +12,9 @@ import pandas as pd
 from contracts.errors import InputError
 from contracts.files import read_json
 from contracts.lake import open_table
-from contracts.names import CHALLENGER, CHAMPION, MODEL
+from contracts.names import CHALLENGER, CHAMPION, ITEMS_VERSION, MODEL
 from contracts.settings import settings
-from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES
+from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, ITEMS
 from monitoring import status
 from monitoring.policy import Champion
 
@@ -39,6 +39,27 @@ def category_shares() -> pd.DataFrame:
         return pd.DataFrame(columns=CATEGORY_SHARES.column_names)
     rows: pd.DataFrame = opened.to_pandas()
     return rows
+
+
+def withdrawn_items(champion: Champion | None) -> list[str]:
+    """Items that the champion may recommend by the version of `items` it was made with, and that none may now."""
+    from deltalake.exceptions import DeltaError
+
+    if champion is None or champion.items_version is None:
+        return []
+    try:
+        then, now = _recommendable(champion.items_version), _recommendable(None)
+    except (DeltaError, FileNotFoundError):  # a vacuum has removed that version
+        return []
+    return sorted(then - now)
+
+
+def _recommendable(version: int | None) -> set[str]:
+    opened = open_table(ITEMS, version)
+    if opened is None:
+        return set()
+    rows = opened.to_pyarrow_table(columns=["item_id"], filters=[("recommendable", "=", True)])
+    return {*rows["item_id"].to_pylist()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,13 @@ def _version(client: MlflowClient, version: int | None) -> ModelVersion | None:
 def _described(champion: ModelVersion) -> Champion:
     try:
         evaluation = json.loads(champion.tags.get("evaluation", "{}"))
-        return Champion(version=int(champion.version), as_of=int(champion.tags["as_of"]), evaluation=evaluation)
+        items_version = champion.tags.get(ITEMS_VERSION)
+        return Champion(
+            version=int(champion.version),
+            as_of=int(champion.tags["as_of"]),
+            evaluation=evaluation,
+            items_version=None if items_version is None else int(items_version),
+        )
     except (KeyError, ValueError) as error:
         raise InputError(
             f"model version {champion.version} has no usable tags as_of and evaluation ({error})",

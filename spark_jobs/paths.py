@@ -16,17 +16,12 @@ from contracts.settings import settings
 from spark_jobs.scratch import STAGING, own_name
 
 
-def is_one_process(master: str) -> bool:
-    """Whether a Spark master is this process: no executor of its own, no other host."""
-    return master == "local" or master.startswith("local[")
-
-
 def for_spark(paths: Iterable[object]) -> list[str]:
     """Files and folders there are, as Spark takes them: it takes a path for a pattern, and `a[1].csv` for `a1.csv`.
 
     Of a lake in a store, hosts share the lake and need share no folder: our own copies of what was read go there first.
     """
-    shared = lake.is_remote() and not is_one_process(settings().spark_master)
+    shared = lake.is_remote() and not settings().spark_is_one_process
     places = [_put_into_lake(str(path)) if shared and _is_ours(str(path)) else str(path) for path in paths]
     return [re.sub(r"([\\*?\[\]{}])", r"\\\1", place) for place in places]
 

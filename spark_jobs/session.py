@@ -15,7 +15,6 @@ from pyspark.sql import SparkSession
 
 from contracts.errors import InputError
 from contracts.settings import settings
-from spark_jobs.paths import is_one_process
 from spark_jobs.pseudonyms import REDACTION
 
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
@@ -29,17 +28,13 @@ def say(line: str) -> None:
     print(f"[{time.monotonic() - _started_s:5.1f} s] {line}", flush=True)
 
 
-def launch_conf() -> SparkConf:
+def _launch_conf() -> SparkConf:
     """What a JVM must be started with. spark-submit has started one already and is not asked again."""
     conf = SparkConf(loadDefaults=False)
     conf.set("spark.master", settings().spark_master)
     conf.set("spark.driver.memory", settings().spark_driver_memory)
-    conf.set("spark.driver.extraJavaOptions", settings().spark_driver_java_options)
-    jars = [str(jar) for jar in sorted((settings().cache_dir / "spark-jars").glob("*.jar"))]
-    if is_one_process(settings().spark_master):  # which would copy them to itself, one by one
-        conf.set("spark.driver.extraClassPath", ":".join(jars))
-    else:
-        conf.set("spark.jars", ",".join(jars))
+    for key, value in settings().spark_driver_conf.items():
+        conf.set(key, value)
     return conf
 
 
@@ -48,7 +43,7 @@ def session(name: str) -> SparkSession:
     if SparkContext._active_spark_context is not None:  # unlike the active session, known to every thread
         return SparkSession.builder.getOrCreate()
     settings().provide_java()
-    gateway = launch_gateway(launch_conf())
+    gateway = launch_gateway(_launch_conf())
     try:
         gateway.jvm.Thread.currentThread().getContextClassLoader().loadClass(_EXTENSION)
     except Py4JError:
@@ -85,7 +80,7 @@ def session(name: str) -> SparkSession:
     if not conf.contains("spark.master"):
         conf.set("spark.master", settings().spark_master)
     context = SparkContext(conf=conf, gateway=gateway)
-    if is_one_process(context.master):  # else workers are the first python3 on the PATH, which may be another
+    if context.master.startswith("local"):  # else workers are the first python3 on the PATH, which may be another
         context.pythonExec = sys.executable
     for java_class in _ASKED_FOR_OFTEN:
         setattr(gateway.jvm, java_class, getattr(gateway.jvm, java_class))

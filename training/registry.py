@@ -15,6 +15,7 @@ from contracts.errors import InputError
 from contracts.files import sha256
 from contracts.metrics import NDCG
 from contracts.settings import REPOSITORY, settings
+from contracts.tables import ITEMS
 from contracts.verdicts import FILE, failures
 from training.plots import by_segment
 
@@ -280,6 +281,7 @@ def register(run_id: str, evaluation: Mapping[str, Any], verdict: Mapping[str, A
             "as_of": str(evaluation["as_of"]),
             "evaluation": json.dumps(evaluation["means"]),
             "dataset": evaluation["dataset"],
+            names.ITEMS_VERSION: str(evaluation["table_versions"][ITEMS.name]),
             **_lineage(evaluation),
         }
         version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags).version

@@ -109,10 +109,9 @@ def spark_job(task_id: str, job: str, *arguments: str, **options: Any) -> SparkS
         application=str(REPOSITORY / "spark_jobs" / f"{job}.py"),
         name=f"cartwheel-{job}",
         application_args=list(arguments),
-        jars=",".join(sorted(map(str, (chosen.cache_dir / "spark-jars").glob("*.jar")))),
         driver_memory=chosen.spark_driver_memory,
         pool_slots=HEAVY_POOL_SLOTS,
-        conf={"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": chosen.spark_driver_java_options},
+        conf={"spark.ui.enabled": "false", **chosen.spark_driver_conf},
         **options,
     )
 

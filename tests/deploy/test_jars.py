@@ -11,7 +11,6 @@ from contracts.settings import settings
 from deploy.local import classes, jars
 from deploy.local.environment import pyspark_folder
 from deploy.local.java import find_java
-from spark_jobs.session import launch_conf
 
 # printf one | sha256sum
 ONE = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
@@ -64,7 +63,7 @@ def test_the_archive_of_classes_fits_this_environment(tmp_path: Path) -> None:
     assert not classes.is_missing(settings(), java)
     loaded = tmp_path / "classes.log"
     options = f"{settings().spark_driver_java_options} -Xlog:class+load:file={loaded}"
-    class_path = launch_conf().get("spark.driver.extraClassPath")
+    class_path = settings().spark_driver_conf["spark.driver.extraClassPath"]
     submit = [
         pyspark_folder() / "bin" / "spark-submit", "--driver-java-options", options, "--driver-class-path", class_path,
         "--version",

@@ -86,6 +86,17 @@ def test_newer_data_without_training(observation: Observation, state: State, aft
     assert ("7 lacks what was taken since interval 49" in decision.reasons[-1]) is refresh
 
 
+@pytest.mark.parametrize(("after", "refresh"), [(1, True), (9, True), (0, False)])
+def test_a_withdrawn_item_is_not_recommended_on(after: int, refresh: bool) -> None:
+    """However young the champion is, it is refreshed without it, unless models are never refreshed."""
+    fresh = replace(WELL, interval=50, withdrawn_items=("a", "b", "c", "d"))
+    decision = decide(fresh, State(), replace(THRESHOLDS, refresh_after_intervals=after))
+    assert (decision.retrain, decision.refresh) == (False, refresh)
+    reason = "version 7 may recommend what is withdrawn (4: a, b, c, ...): the same weights with newer data"
+    assert (reason in decision.reasons) is refresh
+    assert not decide(fresh, State(refreshed="registered"), THRESHOLDS).refresh
+
+
 def test_every_reason_is_given() -> None:
     """Several rules at once give several reasons."""
     decision = decide(replace(WELL, interval=60, drift=0.9, live=_live(0.05, behind=0.01)), State(), THRESHOLDS)

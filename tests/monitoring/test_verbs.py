@@ -68,10 +68,14 @@ class Home:
         ]
         self.write("category_shares", rows, "interval")
 
+    def items(self, **recommendable: bool) -> None:
+        rows = [{"item_id": item, "recommendable": value} for item, value in recommendable.items()]
+        write_deltalake(self.folder / "tables" / "items", pa.Table.from_pylist(rows), mode="overwrite")
+
     def champion(self, as_of: int) -> None:
         client = mlflow.MlflowClient(tracking_uri=self.registry, registry_uri=self.registry)
         client.create_registered_model(MODEL)
-        tags = {"as_of": str(as_of), "evaluation": json.dumps({"model": {NDCG: 0.9}}), "gate": "passed"}
+        tags = {"as_of": str(as_of), "evaluation": json.dumps({"model": {NDCG: 0.9}}), "items_version": "0"}
         version = client.create_model_version(MODEL, source=str(self.folder / "model"), tags=tags)
         client.set_registered_model_alias(MODEL, "champion", version.version)
 
@@ -229,6 +233,23 @@ def test_a_champion_that_was_deleted_in_mlflow(home: Home) -> None:
     # As text the version leaves its alias behind (mlflow/mlflow#24825).
     mlflow.MlflowClient(tracking_uri=home.registry, registry_uri=home.registry).delete_model_version(MODEL, "1")
     assert home.run("decide")[-1] == "retrain"
+
+
+def test_a_withdrawn_item_is_recommended_no_longer(home: Home) -> None:
+    """The champion is refreshed when one of its items may not be recommended any more, or is gone; a new one is no reason."""
+    home.lists(52)
+    home.items(apple=True, bread=True, postage=False)
+    home.champion(as_of=53)
+    assert home.run("decide")[-1] == "keep"
+    home.items(apple=True, bread=True, postage=False, milk=True)
+    assert home.run("pending", expect=99) == ["nothing to decide"]
+    home.items(apple=True, bread=False, postage=False, milk=True)
+    assert home.run("pending") == ["since the decision for interval 53 these have changed: withdrawn_items"]
+    assert home.run("should-refresh", expect=99) == ["no refresh is due"]
+    line, verb = home.run("decide")
+    assert "version 1 may recommend what is withdrawn (1: bread)" in line
+    assert verb == "refresh"
+    assert home.run("should-refresh")[-1] == "refresh_of_1_as_of_53_v0"
 
 
 def test_every_rule_at_once_and_bad_data(home: Home) -> None:
