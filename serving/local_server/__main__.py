@@ -41,7 +41,7 @@ IGNORED_FLAGS = (
     "saved_model_tags",
     "tensorflow_session_parallelism",
 )
-"""Flags of TF Serving that change nothing here. `ssl_config_file` is refused: nobody should trust a TLS not there."""
+"""Flags of TF Serving that change nothing here."""
 GRACE_S = 3
 
 log = logging.getLogger("cartwheel-model-server")
@@ -72,6 +72,7 @@ def arg_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow_version_labels_for_unavailable_models", type=_flag, nargs="?", const=True, default=False
     )
+    parser.add_argument("--ssl_config_file", type=Path, help="an SSLConfig in text format: TLS for gRPC, not for REST")
     parser.add_argument("--monitoring_config_file", type=Path, help="a MonitoringConfig in text format")
     parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=2)
     parser.add_argument("--tensorflow_inter_op_parallelism", type=int, default=2)
@@ -120,6 +121,7 @@ def serve(args: argparse.Namespace) -> None:
     if args.port == args.rest_api_port:
         raise InputError(f"one port ({args.port}) for gRPC and REST", where="the flags", cure="give each its own")
     metrics_path = monitoring_path(args.monitoring_config_file)
+    credentials = grpc_credentials(args.ssl_config_file)
     rest_socket = _bound(args.host, args.rest_api_port, "--rest_api_port") if args.rest_api_port else None
     if args.port:
         _bound(args.host, args.port, "--port").close()  # early and clear; gRPC binds once models are loaded
@@ -161,7 +163,7 @@ def serve(args: argparse.Namespace) -> None:
         ) from None
 
     grpc_server = grpc_api.server(versions, threads=threads)
-    _listen(grpc_server, args)
+    _listen(grpc_server, args, credentials)
     grpc_server.start()
     if args.model_config_file and args.model_config_file_poll_wait_seconds > 0:
         threading.Thread(target=_poll_config, args=(versions, args, text), name="config", daemon=True).start()
@@ -190,17 +192,24 @@ def serve(args: argparse.Namespace) -> None:
         grpc_server.stop(GRACE_S).wait(GRACE_S)
 
 
-def _listen(grpc_server: Any, args: argparse.Namespace) -> None:
+def _listen(grpc_server: Any, args: argparse.Namespace, credentials: Any) -> None:
     """Bind the port and the socket for gRPC."""
+
+    def add(address: str) -> None:
+        if credentials is None:
+            grpc_server.add_insecure_port(address)
+        else:
+            grpc_server.add_secure_port(address, credentials)
+
     if args.port:
         try:
-            grpc_server.add_insecure_port(f"{args.host}:{args.port}")
+            add(f"{args.host}:{args.port}")
         except RuntimeError:
             raise _port_in_use(args.host, args.port, "--port") from None
         log.info("Running gRPC ModelServer at %s:%d ...", args.host, args.port)
     if args.grpc_socket_path:
         try:
-            grpc_server.add_insecure_port(f"unix:{args.grpc_socket_path}")
+            add(f"unix:{args.grpc_socket_path}")
         except RuntimeError as error:
             raise InputError(
                 f"cannot listen on {args.grpc_socket_path}: {error}",
@@ -253,6 +262,50 @@ def parse_config(text: str, where: str) -> Any:
         return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     except text_format.ParseError as error:
         raise InputError(f"no ModelServerConfig: {error}", where=where, cure="correct its text format") from None
+
+
+def grpc_credentials(path: Path | None) -> Any:
+    """What the `SSLConfig` says that gRPC is encrypted with; None without a file.
+
+    Raises:
+        InputError: the file cannot be read, or names no key and certificate.
+    """
+    if path is None:
+        return None
+    import grpc
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+    # The message is not among the published protos.
+    described = descriptor_pb2.FileDescriptorProto(name="ssl_config.proto", package="tensorflow.serving")
+    message = described.message_type.add(name="SSLConfig")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for number, name in enumerate(("server_key", "server_cert", "custom_ca", "client_verify"), 1):
+        kind = kinds.TYPE_BOOL if name == "client_verify" else kinds.TYPE_STRING
+        message.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(described)
+    config = message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.serving.SSLConfig"))()
+    try:
+        text_format.Parse(path.read_text(), config)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise InputError(
+            f"no SSLConfig: {error}", where="--ssl_config_file", cure="name a readable file in text format"
+        ) from None
+    if not config.server_key or not config.server_cert:
+        raise InputError(
+            "the SSLConfig has no server_key or no server_cert", where="--ssl_config_file", cure="put both in as PEM"
+        )
+    if config.client_verify and not config.custom_ca:
+        raise InputError(
+            "the SSLConfig has client_verify and no custom_ca",
+            where="--ssl_config_file",
+            cure="put the authority in as PEM",
+        )
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        root_certificates=config.custom_ca.encode() or None,
+        require_client_auth=config.client_verify,
+    )
 
 
 def monitoring_path(path: Path | None) -> str | None:

@@ -25,7 +25,7 @@ EVALUATION: dict[str, Any] = {
     "requested_by": "monitoring",
     "commit": "abc",
     "parameters": {"epochs": 4, "seed": 1},
-    "table_versions": {"training_lists": 3},
+    "table_versions": {"training_lists": 3, "items": 2},
     "means": {"model": {"ndcg_at_10": 0.3}, "popularity": {"ndcg_at_10": 0.1}},
     "num_lists": 3,
     "folds": [{"as_of": 4, "num_lists": 2, "means": {"model": {"ndcg_at_10": 0.25}}}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from serving.local_server.__main__ import arg_parser, monitoring_path
+from contracts.errors import InputError
+from serving.local_server.__main__ import arg_parser, grpc_credentials, monitoring_path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -53,6 +55,59 @@ def test_refuses_bad_flags(flags: list[str], what: str) -> None:
     result = run(*flags)
     assert result.returncode == 2
     assert what in result.stderr
+
+
+def test_grpc_is_encrypted_as_the_config_says(tools: Any, tmp_path: Path) -> None:
+    """Whoever trusts the certificate and has one of the same authority is answered; nobody else is."""
+    import grpc
+    from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    key, certificate = ((tmp_path / f"{name}.pem").read_text() for name in ("key", "cert"))
+    config = tmp_path / "ssl.config"
+    texts = {"server_key": key, "server_cert": certificate, "custom_ca": certificate}
+    config.write_text(
+        "".join(f"{name}: {json.dumps(text)}\n" for name, text in texts.items()) + "client_verify: true\n"
+    )
+    server = tools.Server("local", tmp_path, "", f"--ssl_config_file={config}")
+
+    def code(credentials: Any) -> Any:
+        address = f"localhost:{server.grpc_port}"
+        channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+        with channel:
+            request = get_model_status_pb2.GetModelStatusRequest()
+            request.model_spec.name = "none"
+            with pytest.raises(grpc.RpcError) as error:
+                model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request, timeout=20)
+        return error.value.code()
+
+    try:
+        root = certificate.encode()
+        assert code(grpc.ssl_channel_credentials(root, key.encode(), root)) == grpc.StatusCode.NOT_FOUND
+        assert code(grpc.ssl_channel_credentials(root)) == grpc.StatusCode.UNAVAILABLE
+        assert code(None) == grpc.StatusCode.UNAVAILABLE
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("server_key: 1", "no SSLConfig"),
+        ('server_key: "x"', "no server_cert"),
+        ('server_key: "x" server_cert: "y" client_verify: true', "no custom_ca"),
+    ],
+)
+def test_an_ssl_config_that_is_none(text: str, what: str, tmp_path: Path) -> None:
+    """It is refused before anything starts."""
+    (tmp_path / "ssl.config").write_text(text)
+    with pytest.raises(InputError, match=what):
+        grpc_credentials(tmp_path / "ssl.config")
 
 
 def test_version_says_it_is_local() -> None:
