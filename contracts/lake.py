@@ -7,7 +7,7 @@ those of the environment (`AWS_ACCESS_KEY_ID` and so on), which deltalake, Arrow
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 from contracts.errors import InputError
@@ -59,12 +59,13 @@ def version_of(table: Table) -> int | None:
 def lock(name: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock of all who write the lake; wait for it. It is released however this process ends.
 
-    Of a folder, it is a file; of an object store, which has no locks, an advisory lock of the database that Airflow has,
-    for hosts that share the one share the other.
+    Of a folder, it is a file; of an object store, which has no locks, an advisory lock of the database that Airflow has:
+    hosts that share the one share the other.
 
     Raises:
         InputError: the database cannot be reached, or was lost while the lock was held.
-        Source: https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
+
+    Source: https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
     if not is_remote():
         with locked(settings().home_dir / "run" / f"{name}.lock", shared=shared):
@@ -73,12 +74,26 @@ def lock(name: str, *, shared: bool = False) -> Iterator[None]:
     import psycopg
 
     password = "" if settings().database_url else settings().secret("postgres_password")
-    lock_name, kind = f"cartwheel {settings().lake_uri} {name}", "_shared" if shared else ""
+    function, key = (
+        f"lock{'_shared' if shared else ''}(hashtextextended(%s, 0))",
+        f"cartwheel {settings().lake_uri} {name}",
+    )
+    with ExitStack() as stack:
+        with _reported(name):
+            address = settings().database_uri("postgres", password)
+            connection = stack.enter_context(closing(psycopg.connect(address, autocommit=True)))
+            connection.execute(f"SELECT pg_advisory_{function}", [key])
+        yield
+        with _reported(name):  # without the connection, others may have had the lock meanwhile
+            connection.execute(f"SELECT pg_advisory_un{function}", [key])
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    import psycopg
+
     try:
-        with psycopg.connect(settings().database_uri("postgres", password), autocommit=True) as connection:
-            connection.execute(f"SELECT pg_advisory_lock{kind}(hashtextextended(%s, 0))", [lock_name])
-            yield
-            connection.execute(f"SELECT pg_advisory_unlock{kind}(hashtextextended(%s, 0))", [lock_name])
+        yield
     except psycopg.OperationalError as error:
         raise InputError(
             f"the lock {name!r} of the lake is not to be had: {str(error).splitlines()[0]}",

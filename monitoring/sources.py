@@ -49,7 +49,7 @@ def withdrawn_items(champion: Champion | None) -> list[str]:
         return []
     try:
         then, now = _recommendable(champion.items_version), _recommendable(None)
-    except (DeltaError, FileNotFoundError):  # a vacuum has removed that version
+    except (DeltaError, OSError):  # a vacuum has removed that version
         return []
     return sorted(then - now)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from contracts import lake
@@ -70,6 +71,16 @@ def test_whoever_writes_waits_for_whoever_must_be_alone(
         process.kill()
         wait_until(entered.is_set, "the lock")
         writer.join()
+
+
+def test_a_lock_that_was_lost_is_an_error(postgres_server: Any, store: Callable[[int, str], None]) -> None:
+    """Others may have written meanwhile. An error of what was done under it stays that error."""
+    store(postgres_server.port, postgres_server.password)
+    mine = "pid <> pg_backend_pid() AND query LIKE '%pg_advisory_lock%'"
+    with pytest.raises(InputError, match="the lock 'tables' of the lake is not to be had"), lake.lock("tables"):
+        postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+    with pytest.raises(psycopg.OperationalError, match="of another database"), lake.lock("tables"):
+        raise psycopg.OperationalError("of another database")
 
 
 def test_no_lock_without_its_database(store: Callable[[int, str], None]) -> None:
