@@ -36,16 +36,27 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write `text` beside `path`, fsync, rename. `mode` holds from the first byte on, whatever the umask."""
+    """Write a text in UTF-8 whole, by `write_bytes`."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644, modified_ns: int | None = None) -> None:
+    """Write `content` beside `path`, fsync, rename. `mode` holds from the first byte on, whatever the umask.
+
+    Args:
+        modified_ns: when the file shall say that it was modified; None: now.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
-        file.write(text)
+        file.write(content)
         file.flush()
         os.fsync(descriptor)
+    if modified_ns is not None:
+        os.utime(beside, ns=(modified_ns, modified_ns))
     beside.replace(path)
     sync(path.parent)
 

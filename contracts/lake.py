@@ -74,22 +74,21 @@ def lock(name: str, *, shared: bool = False) -> Iterator[None]:
     import psycopg
 
     password = "" if settings().database_url else settings().secret("postgres_password")
-    function, key = (
-        f"lock{'_shared' if shared else ''}(hashtextextended(%s, 0))",
-        f"cartwheel {settings().lake_uri} {name}",
-    )
+    key = f"cartwheel {settings().lake_uri} {name}"
+    function = f"lock{'_shared' if shared else ''}(hashtextextended(%s, 0))"
     with ExitStack() as stack:
-        with _reported(name):
+        with _plain_failures(name):
             address = settings().database_uri("postgres", password)
             connection = stack.enter_context(closing(psycopg.connect(address, autocommit=True)))
             connection.execute(f"SELECT pg_advisory_{function}", [key])
         yield
-        with _reported(name):  # without the connection, others may have had the lock meanwhile
+        with _plain_failures(name):  # without the connection, others may have had the lock meanwhile
             connection.execute(f"SELECT pg_advisory_un{function}", [key])
 
 
 @contextmanager
-def _reported(name: str) -> Iterator[None]:
+def _plain_failures(name: str) -> Iterator[None]:
+    """Say in one line that the database of the lock is not there."""
     import psycopg
 
     try:

@@ -17,6 +17,7 @@ from typing import Any
 from contracts import tables
 from contracts.errors import InputError
 from contracts.files import locked, write_json
+from contracts.lake import exists
 from contracts.settings import settings
 from contracts.tables import Table
 
@@ -83,7 +84,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
         InputError: there is no such gate, or one of its tables does not exist.
     """
     from expectations.facts import last_interval_of_the_clock
-    from expectations.snapshot import is_there, open_snapshot
+    from expectations.snapshot import open_snapshot
 
     if name not in GATES:
         raise InputError(f"no gate {name!r}", where="GATE", cure=f"name one of {', '.join(GATES)}")
@@ -91,7 +92,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
     # Gates share a context and the Data Docs.
     with locked(settings().home_dir / "great_expectations.lock"):
         started = time.monotonic()
-        covers = tuple(table for table in gate.covers if not table.may_be_empty or is_there(table))
+        covers = tuple(table for table in gate.covers if not table.may_be_empty or exists(table))
         around = {table.name: open_snapshot(table) for table in (*covers, *gate.reads)}
         versions = {table.name: around[table.name].version for table in covers}
         references = {table.name: around[table.name].version for table in gate.reads}

@@ -149,10 +149,6 @@ def complete_through(delta: DeltaTable) -> int | None:
     return None
 
 
-def is_there(table: Table) -> bool:
-    return open_table(table) is not None
-
-
 def open_snapshot(table: Table) -> Snapshot:
     """Open a table at its newest version.
 

@@ -8,7 +8,7 @@ names the refresh of the champion that is wanted, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -70,7 +70,9 @@ def current_inputs(data: TrainingData, registered: Registered) -> Record:
     }
 
 
-def observe(coming: int, registered: Registered) -> tuple[Observation, dict[int, quality.Live]]:
+def observe(
+    coming: int, registered: Registered, withdrawn_items: Sequence[str]
+) -> tuple[Observation, dict[int, quality.Live]]:
     """What is known before an interval comes, and the live metrics of every model version in the one before."""
     latest, champion = coming - 1, registered.champion
     by_version = quality.by_version(sources.attributions(latest), settings().gate_confidence)
@@ -78,8 +80,9 @@ def observe(coming: int, registered: Registered) -> tuple[Observation, dict[int,
     end = min(champion.as_of, latest) if champion else latest
     moved = drift.lasting_drift(sources.category_shares(), latest, range(end - settings().training_intervals, end))
     live = by_version.get(champion.version) if champion else None
-    withdrawn = tuple(sources.withdrawn_items(champion))
-    observation = Observation(coming, champion, live, moved, sources.failed_gates(), registered.challenger, withdrawn)
+    observation = Observation(
+        coming, champion, live, moved, sources.failed_gates(), registered.challenger, tuple(withdrawn_items)
+    )
     return observation, by_version
 
 
@@ -110,7 +113,7 @@ def decide_now() -> Record:
     inputs = current_inputs(data, registered)
     if on_file is not None and on_file.get("inputs") == inputs:
         return on_file
-    observation, by_version = observe(coming, registered)
+    observation, by_version = observe(coming, registered, inputs["withdrawn_items"])
     request = open_request(status.report())  # also one of an earlier interval
     state = State(str(request["key"]) if request else None, inputs["finished"], inputs["refreshed"])
     decision = decide(observation, state, Thresholds.of(settings()))

@@ -118,8 +118,8 @@ def decide(observation: Observation, state: State, thresholds: Thresholds) -> De
 def _with_refresh(reasons: tuple[str, ...], observation: Observation, state: State, thresholds: Thresholds) -> Decision:
     """No training; newer data for the champion, if it lacks any."""
     champion, limit = observation.champion, thresholds.refresh_after_intervals
-    withdrawn, is_young = observation.withdrawn_items, champion is None or observation.interval - champion.as_of < limit
-    if champion is None or not limit or (is_young and not withdrawn):
+    withdrawn = observation.withdrawn_items
+    if champion is None or not limit or (observation.interval - champion.as_of < limit and not withdrawn):
         return Decision(False, reasons)
     if observation.challenger is not None:
         # Its refresh would come after it, and put older weights in the place of newer ones.

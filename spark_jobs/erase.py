@@ -32,7 +32,7 @@ from contracts.champion import base_path
 from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
 from contracts.exposures import admin_socket, finish_log, finished_logs
-from contracts.files import read_json, sync, write_json
+from contracts.files import read_json, sync, write_bytes, write_json
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 from contracts.tables import (
@@ -50,6 +50,7 @@ from contracts.tables import (
 )
 from contracts.trainings import clear_abandoned
 from spark_jobs import storage
+from spark_jobs.scratch import clear_staging
 from spark_jobs.sinks import sinks
 
 BY_USER = (
@@ -259,16 +260,8 @@ def _replace(system: fs.FileSystem, path: str, content: bytes) -> None:
         with system.open_output_stream(path) as file:
             file.write(content)
         return
-    target = Path(path)
-    time_ns = target.stat().st_mtime_ns  # readers tell the time of a version by it
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    with beside.open("wb") as copy:
-        copy.write(content)
-        copy.flush()
-        os.fsync(copy.fileno())
-    os.utime(beside, ns=(time_ns, time_ns))
-    beside.replace(target)
-    sync(target.parent)
+    # Readers tell the time of a version by that of its file.
+    write_bytes(Path(path), content, modified_ns=Path(path).stat().st_mtime_ns)
 
 
 def _redact_checkpoint(system: fs.FileSystem, path: str) -> None:
@@ -399,7 +392,7 @@ def models_left() -> list[str]:
 
 
 def erase(person: Person, dataset: Dataset) -> Removed:
-    """Remove the person from everything under `settings().home_dir` but models that still serve.
+    """Remove the person from the lake and everything under `settings().home_dir`, but models that still serve.
 
     The caller holds the lock of the tables. Killed or refused, it is run again.
 
@@ -426,7 +419,7 @@ def erase(person: Person, dataset: Dataset) -> Removed:
         removed[sink.name] = sink.withdraw(person.stored)  # the shop's own id was never there
     # What was fetched and has not landed is fetched again.
     shutil.rmtree(settings().home_dir / "spool", ignore_errors=True)
-    storage.clear_staging()
+    clear_staging()
     # So are the examples of a training that was killed.
     clear_abandoned()
     removed["reports"] = erase_reports(person)

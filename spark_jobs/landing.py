@@ -22,6 +22,7 @@ from contracts.tables import BRONZE_EVENTS, UNTIMED
 from spark_jobs import ledger, reading, rules, sources, storage
 from spark_jobs.parsing import MESSAGE_ID, declared_columns, parse
 from spark_jobs.pseudonyms import without_erased
+from spark_jobs.scratch import staging_folder
 from spark_jobs.session import say
 
 _KEY = ["interval", "event_id"]
@@ -134,7 +135,7 @@ class Landing:
         )  # fmt: skip
         if self.replace is not None:
             events = events.where(self.replace.predicate)
-        with storage.staging_folder() as folder:
+        with staging_folder() as folder:
             storage.stage(events.repartition("interval"), BRONZE_EVENTS, f"{folder}/all")
             staged = storage.staged(self.spark, BRONZE_EVENTS, f"{folder}/all")
             if number == 0 and self.is_complete:

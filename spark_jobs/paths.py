@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import re
 import uuid
 from collections.abc import Iterable
@@ -13,7 +11,7 @@ from pyarrow import fs
 
 from contracts import lake
 from contracts.settings import settings
-from spark_jobs.scratch import STAGING, own_name
+from spark_jobs.scratch import own_staging
 
 
 def for_spark(paths: Iterable[object]) -> list[str]:
@@ -33,13 +31,6 @@ def _is_ours(path: str) -> bool:
 def _put_into_lake(path: str) -> str:
     """Copy a file to the lake for as long as this process runs; its address."""
     system, root = lake.filesystem()
-    place = f"{STAGING}/{own_name()}/{uuid.uuid4().hex}/{Path(path).name}"
-    _clear_at_exit()
+    place = f"{own_staging()}/{uuid.uuid4().hex}/{Path(path).name}"
     fs.copy_files(path, f"{root}/{place}", destination_filesystem=system)
     return f"{settings().lake_uri}/{place}"
-
-
-@functools.cache
-def _clear_at_exit() -> None:
-    system, root = lake.filesystem()
-    atexit.register(system.delete_dir, f"{root}/{STAGING}/{own_name()}")

@@ -22,7 +22,7 @@ from contracts.tables import RECOMMENDATIONS, USER_HISTORIES
 from spark_jobs import pending, storage
 from spark_jobs.features import rows_before
 from spark_jobs.scoring import score
-from spark_jobs.scratch import STAGING
+from spark_jobs.scratch import STAGING, clear_staging
 from spark_jobs.session import plain_failures, say, session
 
 ANSWERS = f"{STAGING}/recommendations"
@@ -43,7 +43,7 @@ def _work(version: int) -> tuple[Path, str]:
     finished = everything / made_of
     if not finished.exists():
         shutil.rmtree(everything, ignore_errors=True)
-        storage.clear_staging(ANSWERS)
+        clear_staging(ANSWERS)
         finished.mkdir(parents=True)
     return finished, f"{ANSWERS}/{made_of}"
 
@@ -85,7 +85,7 @@ def main() -> int:
     shutil.rmtree(finished)
     record = {"model_version": model.version}
     num_users = storage.commit(answers, RECOMMENDATIONS, replace="all", record=record)
-    storage.clear_staging(answers)
+    clear_staging(answers)
     say(f"{RECOMMENDATIONS.name}: {num_users:,} users, by version {model.version}")
     return 0
 

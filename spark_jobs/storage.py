@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ from contracts.lake import open_table
 from contracts.settings import settings
 from contracts.tables import Column, Table
 from spark_jobs.paths import for_spark
-from spark_jobs.scratch import STAGING, is_abandoned, own_name
+from spark_jobs.scratch import staging_folder
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -234,27 +233,6 @@ def write(frame: DataFrame, table: Table, *, replace: Replaced = "all", record: 
 
 
 @contextmanager
-def staging_folder() -> Iterator[str]:
-    """A folder of the lake for `stage`, which is gone afterwards. What killed processes of this host left goes, too."""
-    system, root = lake.filesystem()
-    for info in system.get_file_info(fs.FileSelector(f"{root}/{STAGING}", allow_not_found=True)):
-        if is_abandoned(info.base_name):
-            clear_staging(f"{STAGING}/{info.base_name}")
-    folder = f"{STAGING}/{own_name()}/{uuid.uuid4().hex}"
-    try:
-        yield folder
-    finally:
-        clear_staging(folder)
-
-
-def clear_staging(folder: str = STAGING) -> None:
-    """Remove what is staged in a folder of the lake, or all that is staged: nobody may be writing then."""
-    system, root = lake.filesystem()
-    with suppress(FileNotFoundError):
-        system.delete_dir(f"{root}/{folder}")
-
-
-@contextmanager
 def staged_files(frame: DataFrame, table: Table) -> Iterator[str]:
     """Rows as `stage` writes them, for `commit`: a folder that is gone afterwards."""
     with staging_folder() as folder:
@@ -371,7 +349,7 @@ def commit(
         if beside:
             raise RuntimeError(f"{table.name}: rows of {', '.join(sorted(beside))} lie beside what is replaced")
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        actions = list(pool.map(partial(_take_up, table), staged_files))
+        actions = list(pool.map(partial(_take_up, table, *lake.filesystem()), staged_files))
     opened.create_write_transaction(
         actions,
         "overwrite" if partitions or replace == "all" else "append",
@@ -391,9 +369,8 @@ def _values(place: PurePosixPath) -> dict[str, str]:
     return dict(part.split("=", 1) for part in place.parent.parts)
 
 
-def _take_up(table: Table, file: _File) -> AddAction:
+def _take_up(table: Table, system: fs.FileSystem, root: str, file: _File) -> AddAction:
     """Move a file to its place in the table; what a commit says of it."""
-    system, root = lake.filesystem()
     target = f"{root}/{table.name}/{file.place}"
     if not lake.is_remote():  # a store has no folders
         system.create_dir(f"{root}/{table.name}/{file.place.parent}")

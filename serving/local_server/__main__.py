@@ -205,7 +205,13 @@ def _listen(grpc_server: Any, args: argparse.Namespace, credentials: Any) -> Non
         try:
             add(f"{args.host}:{args.port}")
         except RuntimeError:
-            raise _port_in_use(args.host, args.port, "--port") from None
+            if credentials is None:
+                raise _port_in_use(args.host, args.port, "--port") from None
+            raise InputError(
+                f"gRPC cannot listen on {args.host}:{args.port} with this key and certificate",
+                where="--ssl_config_file",
+                cure="put in the PEM of a key and of its certificate, and see that nothing else has the port",
+            ) from None
         log.info("Running gRPC ModelServer at %s:%d ...", args.host, args.port)
     if args.grpc_socket_path:
         try:

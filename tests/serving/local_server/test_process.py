@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from contracts.errors import InputError
+from contracts.ports import free_ports
 from serving.local_server.__main__ import arg_parser, grpc_credentials, monitoring_path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -93,6 +94,17 @@ def test_grpc_is_encrypted_as_the_config_says(tools: Any, tmp_path: Path) -> Non
         assert code(None) == grpc.StatusCode.UNAVAILABLE
     finally:
         server.stop()
+
+
+def test_a_key_that_is_none_is_named(tmp_path: Path) -> None:
+    """It is not taken for a port in use."""
+    (tmp_path / "models.config").touch()
+    (tmp_path / "ssl.config").write_text('server_key: "x" server_cert: "y"')
+    [port] = free_ports(1)
+    files = [f"--model_config_file={tmp_path / 'models.config'}", f"--ssl_config_file={tmp_path / 'ssl.config'}"]
+    result = run(f"--port={port}", *files)
+    assert result.returncode == 2
+    assert "with this key and certificate (in --ssl_config_file)" in result.stderr
 
 
 @pytest.mark.parametrize(
