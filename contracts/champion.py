@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contracts.files import read_json
-from contracts.names import MODEL
 from contracts.settings import settings
 
 
@@ -24,7 +23,8 @@ def document_path() -> Path:
 
 def base_path() -> Path:
     """The folder whose numeric subfolders are the versions."""
-    return settings().serving_dir / "models" / MODEL
+    chosen = settings()
+    return chosen.serving_dir / "models" / chosen.model
 
 
 def champion() -> Champion | None:

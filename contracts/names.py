@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-MODEL = "recommender"
-"""The served model, and the registered model in MLflow."""
 EXPERIMENT = "cartwheel"
 """The MLflow experiment."""
 

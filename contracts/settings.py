@@ -63,6 +63,13 @@ class Settings(BaseSettings):
         Path("datasets/complete_journey.toml"), description="The file that describes the shop's data."
     )
 
+    model: str = Field(
+        "recommender",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="Name of the model, in its address and in MLflow. Shops that share a TF Serving or an MLflow have "
+        "different ones.",
+    )
+
     data_dir: str = Field(
         "", description="Folder that relative paths in the dataset file start from. Empty: the folder of that file."
     )
@@ -92,6 +99,11 @@ class Settings(BaseSettings):
     mlflow_link: str = Field("", description="Where a browser finds MLflow, if not at the address that programs use.")
     serving_url: str = Field(
         "", description="REST addresses of outside TF Servings instead of the local one, separated by commas."
+    )
+    serving_config: str = Field(
+        "",
+        description="The file of models (--model_config_file) of a TF Serving that serves other models, too: ours is "
+        "entered beside them. Empty: a file in CARTWHEEL_HOME.",
     )
     serving_ca_file: str = Field(
         "", description="Authorities (PEM) that sign the certificates of TF Servings at https. Empty: the system's."

@@ -15,7 +15,6 @@ from typing import Any
 from contracts.errors import InputError
 from contracts.files import read_json, write_json
 from contracts.lake import version_of
-from contracts.names import MODEL
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
 from contracts.trainings import (
@@ -180,7 +179,7 @@ def refresh_due(*, force: bool = False) -> tuple[str, str] | None:
     if data is None or champion is None:
         if force:
             raise InputError(
-                "there is nothing to refresh", where=f"registered model {MODEL}", cure="train a model first"
+                "there is nothing to refresh", where=f"registered model {settings().model}", cure="train a model first"
             )
         return None
     key = first = refresh_key(champion.version, data)

@@ -12,7 +12,7 @@ import pandas as pd
 from contracts.errors import InputError
 from contracts.files import read_json
 from contracts.lake import open_table
-from contracts.names import CHALLENGER, CHAMPION, ITEMS_VERSION, MODEL
+from contracts.names import CHALLENGER, CHAMPION, ITEMS_VERSION
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, ITEMS
 from monitoring import status
@@ -90,7 +90,7 @@ def registered() -> Registered:
         # A missing alias is an error to MLflow, told apart from others by no stable code: look it up instead.
         aliases = {
             alias: int(version)
-            for model in client.search_registered_models(f"name = '{MODEL}'")
+            for model in client.search_registered_models(f"name = '{settings().model}'")
             for alias, version in model.aliases.items()
         }
         champion, challenger = (_version(client, aliases.get(alias)) for alias in (CHAMPION, CHALLENGER))
@@ -107,7 +107,7 @@ def _version(client: MlflowClient, version: int | None) -> ModelVersion | None:
     if version is None:
         return None
     try:
-        return client.get_model_version(MODEL, str(version))
+        return client.get_model_version(settings().model, str(version))
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
@@ -127,7 +127,7 @@ def _described(champion: ModelVersion) -> Champion:
     except (KeyError, ValueError) as error:
         raise InputError(
             f"model version {champion.version} has no usable tags as_of and evaluation ({error})",
-            where=f"registered model {MODEL}",
+            where=f"registered model {settings().model}",
             cure="give the alias champion to a version that training registered",
         ) from None
 

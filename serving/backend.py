@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import httpx
 
-from contracts.names import MODEL
 from contracts.settings import settings
 from serving.client import Recommendation, RestClient, ServingError
 
@@ -33,20 +32,20 @@ class Backend(RestClient):
 
     def recommend(self, user_ids: Sequence[str], *, version: int) -> list[Recommendation]:
         """What a version recommends to each user, in their order."""
-        path = f"/v1/models/{MODEL}/versions/{version}:predict"
+        path = f"/v1/models/{settings().model}/versions/{version}:predict"
         rows = self._predict(path, [{"user_id": user_id} for user_id in user_ids], {})
         return [replace(row, model_version=version) for row in rows]
 
     def labelled(self, label: str) -> int:
         """The version a label points at."""
         # The status page ignores labels; the metadata page does not.
-        metadata = self._ask("GET", f"/v1/models/{MODEL}/labels/{label}/metadata").json()
+        metadata = self._ask("GET", f"/v1/models/{settings().model}/labels/{label}/metadata").json()
         return int(metadata["model_spec"]["version"])
 
     def states(self) -> dict[int, VersionState]:
         """State of every version the endpoint has seen; empty when it knows no model yet."""
         try:
-            entries = self._ask("GET", f"/v1/models/{MODEL}").json()["model_version_status"]
+            entries = self._ask("GET", f"/v1/models/{settings().model}").json()["model_version_status"]
         except ServingError as error:
             if error.status_code == httpx.codes.NOT_FOUND:
                 return {}

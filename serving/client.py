@@ -12,7 +12,6 @@ from typing import Any, Self
 import httpx
 import stamina
 
-from contracts.names import MODEL
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 
@@ -139,7 +138,9 @@ class Client(RestClient):
         ids = user_ids if key is None else [pseudonym(user_id, key) for user_id in user_ids]
         optional = {"x-cartwheel-arm": arm, "x-cartwheel-served-at": served_at}
         headers = {name: value for name, value in optional.items() if value is not None}
-        return self._predict(f"/v1/models/{MODEL}:predict", [{"user_id": user_id} for user_id in ids], headers)
+        return self._predict(
+            f"/v1/models/{settings().model}:predict", [{"user_id": user_id} for user_id in ids], headers
+        )
 
 
 @contextmanager

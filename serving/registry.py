@@ -11,7 +11,6 @@ from typing import Any
 from contracts import verdicts
 from contracts.errors import InputError
 from contracts.files import read_json
-from contracts.names import MODEL
 from contracts.settings import settings
 
 
@@ -42,7 +41,7 @@ def aliases() -> dict[str, int]:
         InputError: MLflow does not answer.
     """
     with _answering():
-        models = _client().search_registered_models(f"name = '{MODEL}'")
+        models = _client().search_registered_models(f"name = '{settings().model}'")
     return {alias: int(version) for model in models for alias, version in model.aliases.items()}
 
 
@@ -53,7 +52,7 @@ def versions() -> dict[int, Any]:
         InputError: MLflow does not answer.
     """
     with _answering():
-        return {int(each.version): each for each in _client().search_model_versions(f"name = '{MODEL}'")}
+        return {int(each.version): each for each in _client().search_model_versions(f"name = '{settings().model}'")}
 
 
 def deployable(version: int) -> tuple[str, str]:
@@ -65,11 +64,11 @@ def deployable(version: int) -> tuple[str, str]:
     model_version = versions().get(version)
     if model_version is None:
         raise InputError(
-            f"{MODEL} has no version {version}: it was never registered, or somebody has deleted it",
+            f"{settings().model} has no version {version}: it was never registered, or somebody has deleted it",
             where=settings().mlflow_uri,
             cure="name a registered version, or train another",
         )
-    where = f"version {version} of {MODEL}"
+    where = f"version {version} of {settings().model}"
     return str(model_version.source), verdicts.check(
         _verdict(model_version.run_id, where), settings().secret(verdicts.KEY), where=where
     )
@@ -123,9 +122,9 @@ def move_alias(alias: str, version: int) -> None:
     with _answering():
         if version not in versions():
             if before is not None:
-                _client().delete_registered_model_alias(MODEL, alias)
+                _client().delete_registered_model_alias(settings().model, alias)
         elif before != version:
-            _client().set_registered_model_alias(MODEL, alias, str(version))
+            _client().set_registered_model_alias(settings().model, alias, str(version))
 
 
 def drop_alias(alias: str, versions: Collection[int]) -> None:
@@ -136,4 +135,4 @@ def drop_alias(alias: str, versions: Collection[int]) -> None:
     """
     if aliases().get(alias) in versions:
         with _answering():
-            _client().delete_registered_model_alias(MODEL, alias)
+            _client().delete_registered_model_alias(settings().model, alias)

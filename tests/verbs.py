@@ -19,7 +19,10 @@ from typing import Any
 
 import pytest
 
-from contracts.settings import settings
+from contracts.settings import Settings, settings
+
+MODEL: str = Settings.model_fields["model"].default
+"""The model's name where no setting says another."""
 
 
 @dataclass(frozen=True)

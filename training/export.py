@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from contracts.files import sha256
-from contracts.names import MODEL
+from contracts.settings import settings
 from contracts.verdicts import GOLDEN, MANIFEST
 from training.config import RankerConfig
 from training.data import Shop
@@ -194,7 +194,7 @@ def _warm_up(folder: Path, users: list[str]) -> None:
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
         for batch in (users[:1], users):
             request = predict_pb2.PredictRequest()
-            request.model_spec.name = MODEL
+            request.model_spec.name = settings().model
             request.model_spec.signature_name = "serving_default"
             request.inputs["user_id"].CopyFrom(tf.make_tensor_proto(batch))
             log = prediction_log_pb2.PredictLog(request=request)

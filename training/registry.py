@@ -124,7 +124,7 @@ def champion() -> int | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        models = _client().search_registered_models(f"name = '{names.MODEL}'")
+        models = _client().search_registered_models(f"name = '{settings().model}'")
     except MlflowException as error:
         raise _unfetchable(f"the alias {names.CHAMPION}", error) from None
     versions = [model.aliases[names.CHAMPION] for model in models if names.CHAMPION in model.aliases]
@@ -159,7 +159,7 @@ def fetch(version: int, folder: Path) -> tuple[dict[str, Any], Path]:
     from mlflow.exceptions import MlflowException
 
     try:
-        run_id = _client().get_model_version(names.MODEL, str(version)).run_id
+        run_id = _client().get_model_version(settings().model, str(version)).run_id
     except MlflowException as error:
         raise _unfetchable(f"version {version}", error) from None
     return fetch_run(run_id, folder)
@@ -195,7 +195,7 @@ def _unfetchable(what: str, error: Exception) -> InputError:
 def log_edge(version: int, folder: Path, report: Mapping[str, float]) -> str:
     """Keep the files for LiteRT, and what was measured of them, with the run of a version; its id."""
     client = _client()
-    run_id = str(client.get_model_version(names.MODEL, str(version)).run_id)
+    run_id = str(client.get_model_version(settings().model, str(version)).run_id)
     client.log_artifacts(run_id, str(folder), EDGE_FOLDER)
     for name, value in report.items():
         client.log_metric(run_id, f"edge.{name}", value)
@@ -268,10 +268,10 @@ def register(run_id: str, evaluation: Mapping[str, Any], verdict: Mapping[str, A
 
     client = _client()
     try:
-        client.get_registered_model(names.MODEL)
+        client.get_registered_model(settings().model)
     except MlflowException:
-        client.create_registered_model(names.MODEL)
-    registered = client.search_model_versions(f"name = '{names.MODEL}' and run_id = '{run_id}'")
+        client.create_registered_model(settings().model)
+    registered = client.search_model_versions(f"name = '{settings().model}' and run_id = '{run_id}'")
     if registered:
         version = registered[0].version
     else:
@@ -284,6 +284,6 @@ def register(run_id: str, evaluation: Mapping[str, Any], verdict: Mapping[str, A
             names.ITEMS_VERSION: str(evaluation["table_versions"][ITEMS.name]),
             **_lineage(evaluation),
         }
-        version = client.create_model_version(names.MODEL, source=source, run_id=run_id, tags=tags).version
-    client.set_registered_model_alias(names.MODEL, names.CHALLENGER, version)
+        version = client.create_model_version(settings().model, source=source, run_id=run_id, tags=tags).version
+    client.set_registered_model_alias(settings().model, names.CHALLENGER, version)
     return int(version)

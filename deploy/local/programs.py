@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 
 from contracts.errors import InputError
-from contracts.names import MODEL
 from contracts.settings import REPOSITORY, Settings
 from deploy.local import postgres
 
@@ -78,10 +77,10 @@ def programs(settings: Settings) -> list[Program]:
         server = ["server", "--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"]
         before_airflow.append(Program(MLFLOW, [sys.executable, "-m", "mlflow", *server], url=settings.mlflow_uri))
     if not settings.serving_url:
-        url = f"{settings.serving_urls[0]}/v1/models/{MODEL}"
+        url = f"{settings.serving_urls[0]}/v1/models/{settings.model}"
         before_airflow.append(Program(MODEL_SERVER, shlex.split(serving_verb("command")), url=url, stop_wait_s=20))
     gateway = shlex.split(serving_verb("command", "--gateway"))
-    before_airflow.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{MODEL}"))
+    before_airflow.append(Program(GATEWAY, gateway, url=f"{settings.gateway_url}/v1/models/{settings.model}"))
     # Without --skip-serve-logs a log server would listen on every interface; the api-server reads the files itself.
     return [
         *before_airflow,

@@ -84,7 +84,7 @@ def build(
     version = progress.deployed_version()
     evaluation = progress.evaluation_of(version) if version is not None else {}
     shown = examples(max(live)) if live else {}
-    rest = f"{chosen.gateway_url}/v1/models/{names.MODEL}:predict"
+    rest = f"{chosen.gateway_url}/v1/models/{chosen.model}:predict"
     example_user = shown["best"]["user_id"] if shown else "somebody"
     home = (
         ""

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import certifi
 
 from contracts.exposures import admin_socket, current_log
-from contracts.names import MODEL
 from contracts.settings import Settings
 from serving.gateway.routes import DECIDED, FILTER, MODEL_CLUSTER, NOWHERE_CLUSTER, OURS, ROUTES, SHADOW_CLUSTER, typed
 
@@ -431,7 +430,7 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
                 "unhealthy_threshold": 3,
                 "healthy_threshold": 1,
                 # A model without a labelled version answers nobody yet.
-                "http_health_check": {"path": f"/v1/models/{MODEL}/labels/stable/metadata"},
+                "http_health_check": {"path": f"/v1/models/{settings.model}/labels/stable/metadata"},
             }
         ]
         cluster["outlier_detection"] = {

@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from contracts.names import MODEL
 from contracts.settings import Settings
 
 ROUTES = OURS = "cartwheel"
@@ -71,7 +70,7 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
         mirrored["request_mirror_policies"] = [
             {"cluster": SHADOW_CLUSTER, "runtime_fraction": {"default_value": share}}
         ]
-    model = f"/v1/models/{MODEL}"
+    model = f"/v1/models/{settings.model}"
     which = r"(/(versions|labels)/[^/:]+)?"
     decided = {"headers": [{"name": DECIDED, "present_match": True}]}
     # No direct response: Envoy would skip the rules for other origins on it.

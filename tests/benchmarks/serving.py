@@ -33,12 +33,12 @@ from deltalake import DeltaTable
 from contracts.champion import base_path
 from contracts.errors import InputError, reported
 from contracts.files import write_json
-from contracts.names import MODEL
 from contracts.ports import free_ports
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import USER_HISTORIES
 from serving import desired
 from serving.gateway import process
+from tests.verbs import MODEL
 
 RESULT = REPOSITORY / "docs" / "benchmarks" / "serving.json"
 CLIENTS = (1, 8, 32)

@@ -47,7 +47,7 @@ SET_ELSEWHERE = {
     "home", "cache",  # by the Dockerfile
     "rest_port", "postgres_port", "loop_metrics_port",  # by the network
     "java_home", "model_server", "replay_intervals",  # of `make run` only
-    "gateway_tls_dir",  # needs a mount of one's own
+    "gateway_tls_dir", "serving_config",  # need a mount of one's own
 }  # fmt: skip
 
 

@@ -18,11 +18,11 @@ import pytest
 import tensorflow as tf
 from mlflow import MlflowClient
 
-from contracts.names import EXPERIMENT, MODEL
+from contracts.names import EXPERIMENT
 from contracts.ports import free_ports
 from contracts.settings import REPOSITORY
 from serving.backend import Backend
-from tests.verbs import run_verb
+from tests.verbs import MODEL, run_verb
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,7 @@ import pytest
 from deltalake import write_deltalake
 
 from contracts.metrics import NDCG
-from contracts.names import MODEL
-from tests.verbs import run_verb
+from tests.verbs import MODEL, run_verb
 
 
 class Home:

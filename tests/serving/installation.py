@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from contracts.names import CHALLENGER, MODEL
+from contracts.names import CHALLENGER
 from contracts.verdicts import FILE, MANIFEST, sealed
 from serving.desired import Desired, parse, render
 from serving.gateway.routes import state
-from tests.verbs import Ended, run_killed_verb, run_verb
+from tests.verbs import MODEL, Ended, run_killed_verb, run_verb
 
 VERDICT_KEY = "5e" * 32
 WRITES = (
@@ -25,21 +25,36 @@ WRITES = (
 class Shop:
     """An installation in a temporary folder: MLflow store, model server, and the verbs."""
 
-    def __init__(self, folder: Path, exported: Callable[[int], Path], tools: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        exported: Callable[[int], Path],
+        tools: Any,
+        *,
+        model: str = MODEL,
+        beside: Shop | None = None,
+    ) -> None:
+        """Args: beside: another one, with whose model server and MLflow it makes do."""
         import mlflow
 
-        self.folder, self.exported = folder, exported
-        self.server = tools.Server("local", folder, start=False)
-        store = f"sqlite:///{folder}/mlflow.db"
+        self.folder, self.exported, self.model = folder, exported, model
+        self.server = beside.server if beside else tools.Server("local", folder, start=False)
+        store = f"sqlite:///{(beside or self).folder}/mlflow.db"
         self.settings = {
             "CARTWHEEL_HOME": str(folder),
+            "CARTWHEEL_MODEL": model,
+            "CARTWHEEL_SERVING_CONFIG": str(beside.serving / "models.config") if beside else "",
             "CARTWHEEL_MLFLOW_TRACKING_URI": store,
             "CARTWHEEL_REST_PORT": str(self.server.rest_port),
             "CARTWHEEL_SECRET_VERDICT_KEY": VERDICT_KEY,
         }
         self.mlflow = mlflow.MlflowClient(tracking_uri=store)
-        self.experiment = self.mlflow.create_experiment("cartwheel", artifact_location=f"file://{folder}/artifacts")
-        self.mlflow.create_registered_model(MODEL)
+        self.experiment = (
+            beside.experiment
+            if beside
+            else self.mlflow.create_experiment("cartwheel", artifact_location=f"file://{folder}/artifacts")
+        )
+        self.mlflow.create_registered_model(self.model)
         self.serving = folder / "serving"
 
     def register(
@@ -70,8 +85,8 @@ class Shop:
         judged = {"passed": True, "rules": [], "manifest_sha256": sha256(artifact / MANIFEST)} | dict(verdict or {})
         self.mlflow.log_dict(run.info.run_id, sealed(judged, VERDICT_KEY), FILE)
         source = f"{run.info.artifact_uri}/model"
-        version = self.mlflow.create_model_version(MODEL, source=source, run_id=run.info.run_id).version
-        self.mlflow.set_registered_model_alias(MODEL, CHALLENGER, version)
+        version = self.mlflow.create_model_version(self.model, source=source, run_id=run.info.run_id).version
+        self.mlflow.set_registered_model_alias(self.model, CHALLENGER, version)
         return int(version)
 
     def verb(self, *words: str, code: int = 0) -> Ended:
@@ -107,11 +122,11 @@ class Shop:
     def restore(self) -> None:
         """As it was, also in the model server."""
         for name in {*self.aliases()} - {*self.saved_aliases}:
-            self.mlflow.delete_registered_model_alias(MODEL, name)
+            self.mlflow.delete_registered_model_alias(self.model, name)
         for name, version in self.saved_aliases.items():
-            self.mlflow.set_registered_model_alias(MODEL, name, str(version))
+            self.mlflow.set_registered_model_alias(self.model, name, str(version))
         saved = self.folder / "saved"
-        models = Path("serving") / "models" / MODEL
+        models = Path("serving") / "models" / self.model
         for child in (saved / models).iterdir():
             if not (self.folder / models / child.name).exists():
                 shutil.copytree(child, self.folder / models / child.name)
@@ -121,7 +136,7 @@ class Shop:
         (self.folder / "beside").write_text(config)
         (self.folder / "beside").rename(self.serving / "models.config")
         for version in before.versions:
-            self.server.wait_state(MODEL, version, "AVAILABLE")
+            self.server.wait_state(self.model, version, "AVAILABLE")
         for file in ("serving/rollout.json", "serving/history.jsonl", "gateway/routes.json", "serving/models.config"):
             shutil.copy(saved / file, self.folder / "beside")
             (self.folder / "beside").rename(self.folder / file)
@@ -152,18 +167,18 @@ class Shop:
 
     def served(self, label: str = "stable") -> float:
         """The first score of user x: three, plus a tenth of the export's number."""
-        answer = self.server.predict(f"{MODEL}/labels/{label}", {"instances": ["x"]}).json()
+        answer = self.server.predict(f"{self.model}/labels/{label}", {"instances": ["x"]}).json()
         return round(answer["predictions"][0]["scores"][0], 4)
 
     def answering(self) -> tuple[int | None, float]:
         """The version that the gateway would ask, and its first score for user x: it must answer at any time."""
         routes = json.loads((self.folder / "gateway" / "routes.json").read_text())
         version = state(routes)["stable"]
-        answer = self.server.predict(f"{MODEL}/versions/{version}", {"instances": ["x"]}).json()
+        answer = self.server.predict(f"{self.model}/versions/{version}", {"instances": ["x"]}).json()
         return version, round(answer["predictions"][0]["scores"][0], 4)
 
     def aliases(self) -> dict[str, int]:
-        aliases = self.mlflow.get_registered_model(MODEL).aliases
+        aliases = self.mlflow.get_registered_model(self.model).aliases
         return {alias: int(version) for alias, version in aliases.items()}
 
     def history(self) -> list[tuple[int, str, int | None]]:
@@ -172,7 +187,7 @@ class Shop:
         return [(line["version"], line["what"], line["champion"]) for line in map(json.loads, lines)]
 
     def on_disk(self) -> set[str]:
-        return {path.name for path in (self.serving / "models" / MODEL).iterdir()}
+        return {path.name for path in (self.serving / "models" / self.model).iterdir()}
 
 
 def sha256(path: Path) -> str:

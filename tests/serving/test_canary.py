@@ -18,12 +18,13 @@ import pandas as pd
 import pytest
 from deltalake import write_deltalake
 
-from contracts.names import MODEL, NOTHING_TO_DO
+from contracts.names import NOTHING_TO_DO
 from contracts.ports import free_ports
 from contracts.settings import settings
 from contracts.tables import ATTRIBUTIONS, EXPOSURES
 from serving.rollout import outcomes
 from tests.serving.installation import Shop
+from tests.verbs import MODEL
 
 pytestmark = pytest.mark.slow
 

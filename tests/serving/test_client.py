@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from contracts.names import MODEL
 from contracts.pseudonyms import pseudonym
 from serving.backend import Backend
 from serving.client import Client, ServingError
+from tests.verbs import MODEL
 
 
 def test_a_model_server(server: Any, base_of: Callable[..., Path], tools: Any) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from contracts.names import MODEL
 from tests.serving.test_canary import OpenShop
+from tests.verbs import MODEL
 
 DURATION_S = float(os.environ.get("CARTWHEEL_TEST_LOAD_S", "600"))
 NUM_USERS = 500

@@ -11,10 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from contracts.names import CHALLENGER, CHAMPION, MODEL, NOTHING_TO_DO
+from contracts.files import write_text
+from contracts.names import CHALLENGER, CHAMPION, NOTHING_TO_DO
 from contracts.verdicts import FILE, sealed
 from tests.serving.installation import Shop, write_manifest
-from tests.verbs import run_verb
+from tests.verbs import MODEL, run_verb
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,41 @@ def shop(pristine: Shop) -> Shop:
     if (challenger := pristine.rollout()["challenger"]) is not None:
         pristine.verb("reject", "--version", str(challenger))
     return pristine
+
+
+def test_shops_share_a_model_server(shop: Shop, tmp_path: Path, exported: Callable[[int], Path], tools: Any) -> None:
+    """Each deploys and rolls back its own model; the other's, and one of somebody else, answer as they did."""
+    config = shop.serving / "models.config"
+    shutil.copytree(exported(3), tmp_path / "stranger" / "1")
+    entry = tools.model_text("stranger", tmp_path / "stranger", [1])
+    write_text(config, config.read_text().replace("model_config_list {", f"model_config_list {{ {entry}", 1))
+    shop.server.wait_state("stranger", 1, "AVAILABLE")
+
+    def others(mine: Shop) -> list[Any]:
+        stranger = shop.server.predict("stranger", {"instances": ["x"]}).json()
+        return [stranger, *[each.served() for each in (shop, second) if each is not mine]]
+
+    second = Shop(tmp_path / "second", exported, tools, model="second", beside=shop)
+    namesake = {"CARTWHEEL_MODEL": MODEL, "CARTWHEEL_HOME": str(tmp_path / "third")}
+    refused = run_verb("serving", "initialise", environment=second.settings | namesake)
+    assert (refused.returncode, "another CARTWHEEL_MODEL" in refused.stderr) == (2, True)
+    second.verb("initialise")
+    before, aliases = shop.served(), shop.aliases()
+    first = second.register(2)
+    second.deploy(first)
+    assert (second.served(), shop.served(), shop.aliases()) == (3.2, before, aliases)
+
+    around = others(second)
+    second.deploy(second.register(4))
+    assert second.served() == 3.4
+    second.verb("rollback")
+    assert (second.served(), others(second), second.aliases()) == (3.2, around, {CHAMPION: first})
+
+    around = others(shop)
+    shop.deploy(shop.register(5))
+    assert shop.served() == 3.5
+    shop.verb("rollback")
+    assert (shop.served(), others(shop)) == (before, around)
 
 
 def test_on_its_way_and_back(shop: Shop) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from contracts.settings import settings
 from serving.__main__ import app
 from serving.client import Recommendation
 from serving.command import server_command
-from serving.desired import Desired, parse, render
+from serving.desired import Desired, parse, read, render, write
 from serving.rollout import history, steps
 from serving.rollout.document import Rollout
 from serving.rollout.endpoint import differences
@@ -31,6 +33,29 @@ def test_desired_state_round_trip(desired: Desired, tmp_path: Path) -> None:
 def test_empty_state_names_no_model(tmp_path: Path) -> None:
     """Without versions the config lists no model: an empty version list would unload everything."""
     assert "config {" not in render(Desired(), tmp_path)
+
+
+def _deploy_often(model: str, config: Path) -> None:
+    os.environ |= {"CARTWHEEL_MODEL": model, "CARTWHEEL_SERVING_CONFIG": str(config)}
+    settings.cache_clear()
+    for version in range(1, 101):
+        write(Desired((version,), {"stable": version}))
+        assert read() == Desired((version,), {"stable": version})
+
+
+def test_shops_write_into_one_config_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one writes while the other does is not lost."""
+    config, fork = home / "models.config", multiprocessing.get_context("fork")
+    shops = [fork.Process(target=_deploy_often, args=(model, config)) for model in ("one", "two")]
+    for shop in shops:
+        shop.start()
+    for shop in shops:
+        shop.join()
+    assert [shop.exitcode for shop in shops] == [0, 0]
+    for model in ("one", "two"):
+        monkeypatch.setenv("CARTWHEEL_MODEL", model)
+        settings.cache_clear()
+        assert parse(config.read_text(), "") == Desired((100,), {"stable": 100})
 
 
 def test_labels_need_versions() -> None:

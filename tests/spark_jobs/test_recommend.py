@@ -14,13 +14,14 @@ import httpx
 import numpy as np
 import pytest
 
-from contracts import champion, names
+from contracts import champion
 from contracts.files import write_json
 from contracts.lake import exists
 from contracts.ports import free_ports
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import RECOMMENDATIONS, USER_HISTORIES
 from spark_jobs import pending, recommend, storage
+from tests.verbs import MODEL
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +57,10 @@ def served(model: Path, users: list[str], folder: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "serving.local_server", f"--rest_api_port={rest}", f"--port={grpc}"]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, f"--model_name={names.MODEL}", f"--model_base_path={model.parent}"],
+            [*command, f"--model_name={MODEL}", f"--model_base_path={model.parent}"],
             cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    url, end_s = f"http://127.0.0.1:{rest}/v1/models/{names.MODEL}:predict", time.monotonic() + 60
+    url, end_s = f"http://127.0.0.1:{rest}/v1/models/{MODEL}:predict", time.monotonic() + 60
     try:
         while time.monotonic() < end_s:
             try:

@@ -22,6 +22,7 @@ from contracts.settings import settings
 from contracts.trainings import REQUEST, TABLES
 from contracts.verdicts import FILE, GOLDEN, MANIFEST
 from tests.training.tables import write_shop, write_tables
+from tests.verbs import MODEL
 from training import __main__ as verbs
 from training import registry
 from training.config import RankerConfig
@@ -151,7 +152,7 @@ def champion(home: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.rmtree(home / "tables")
     write_tables(5)
     client = MlflowClient(tracking_uri=settings().mlflow_uri, registry_uri=settings().mlflow_uri)
-    client.set_registered_model_alias(names.MODEL, names.CHAMPION, str(version))
+    client.set_registered_model_alias(MODEL, names.CHAMPION, str(version))
     return client
 
 
@@ -172,9 +173,9 @@ def test_from_champion_to_challenger(champion: MlflowClient, home: Path, capsys:
     verbs.gate("refresh_b")
     for _ in range(2):
         verbs.register("refresh_b")
-    versions_there = champion.search_model_versions(f"name = '{names.MODEL}'")
+    versions_there = champion.search_model_versions(f"name = '{MODEL}'")
     assert sorted(int(version.version) for version in versions_there) == [1, 2]
-    refreshed = champion.get_model_version_by_alias(names.MODEL, names.CHALLENGER)
+    refreshed = champion.get_model_version_by_alias(MODEL, names.CHALLENGER)
     assert (int(refreshed.version), refreshed.tags["as_of"], refreshed.tags["refresh_of_version"]) == (2, "5", "1")
     assert json.loads(refreshed.tags["evaluation"]) == {"model": {"ndcg_at_10": 0.3}}
     result = json.loads((settings().training_dir / "refresh_b" / "result.json").read_text())
@@ -217,7 +218,7 @@ def test_a_challenger_is_scored_beside_the_champion_and_may_be_forced(
         with pytest.raises(KeyboardInterrupt):
             verbs.gate("by_hand", force=True, reason="a new code, looked at")
     verbs.register("by_hand")
-    version = champion.get_model_version_by_alias(names.MODEL, names.CHALLENGER)
+    version = champion.get_model_version_by_alias(MODEL, names.CHALLENGER)
     assert version.tags["gate"] == "forced"
     note = champion.get_run(version.run_id).data.tags["mlflow.note.content"]
     assert "### The gate: forced" in note

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from contracts import names
 from contracts.files import locked, write_json
 from contracts.settings import settings
+from tests.verbs import MODEL
 from training import __main__ as verbs
 from training import registry
 
@@ -65,10 +66,10 @@ def test_a_training_is_one_run_and_one_version(client: MlflowClient, tmp_path: P
     assert "ndcg_at_10.png" in {file.path for file in client.list_artifacts(run_id)}
     assert (run.data.tags["data.training_lists"], run.data.tags["mlflow.source.git.commit"]) == ("3", "abc")
     assert {registry.register(run_id, EVALUATION, PASSED) for _ in range(2)} == {1}
-    assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 1
+    assert int(client.get_model_version_by_alias(MODEL, names.CHALLENGER).version) == 1
     other = registry.log_run("as_of_6_v4", EVALUATION, tmp_path)
     assert registry.register(other, EVALUATION, PASSED) == 2
-    assert int(client.get_model_version_by_alias(names.MODEL, names.CHALLENGER).version) == 2
+    assert int(client.get_model_version_by_alias(MODEL, names.CHALLENGER).version) == 2
 
 
 def test_a_registration_that_was_killed_is_completed(
@@ -85,7 +86,7 @@ def test_a_registration_that_was_killed_is_completed(
         with pytest.raises(KeyboardInterrupt):
             registry.register(run_id, EVALUATION, PASSED)
     assert registry.register(run_id, EVALUATION, PASSED) == 1
-    aliases = client.get_registered_model(names.MODEL).aliases
+    aliases = client.get_registered_model(MODEL).aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {names.CHALLENGER: 1}
 
 

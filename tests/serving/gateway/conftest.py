@@ -16,12 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from contracts.names import MODEL
 from contracts.ports import free_ports
 from contracts.settings import settings
 from serving.gateway import process
 from serving.gateway.traffic import Traffic
-from tests.verbs import Ended, run_verb
+from tests.verbs import MODEL, Ended, run_verb
 
 PREDICT = f"/v1/models/{MODEL}:predict"
 POPULAR = {"items": ["p", "q"], "scores": [2.0, 1.0]}

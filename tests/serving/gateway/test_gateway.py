@@ -21,10 +21,10 @@ from typing import Any
 import httpx
 import pytest
 
-from contracts.names import MODEL
 from contracts.settings import REPOSITORY
 from serving.client import Client, ServingError
 from serving.gateway.traffic import Traffic
+from tests.verbs import MODEL
 
 pytestmark = pytest.mark.slow
 V1 = f"/v1/models/{MODEL}"
