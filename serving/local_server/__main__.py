@@ -267,7 +267,9 @@ def parse_config(text: str, where: str) -> Any:
     try:
         return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     except text_format.ParseError as error:
-        raise InputError(f"no ModelServerConfig: {error}", where=where, cure="correct its text format") from None
+        # In the words of the real one, which somebody may look for in the log.
+        message = f"Invalid protobuf file: '{where}': no ModelServerConfig: {error}"
+        raise InputError(message, where=where, cure="correct its text format") from None
 
 
 def grpc_credentials(path: Path | None) -> Any:

@@ -10,13 +10,16 @@ from typing import Any
 
 import grpc
 from tensorflow_serving.apis import (
+    classification_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from serving.local_server import HEADER, metrics
+from serving.local_server.inference import CLASSIFY, REGRESS, infer, multi_infer
 from serving.local_server.messages import SIGNATURE_DEF, metadata_response, status_response
 from serving.local_server.saved_model import DEFAULT_SIGNATURE, array_of, proto_of
 from serving.local_server.status import StatusError, invalid
@@ -67,16 +70,34 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # typ
     def __init__(self, versions: Versions) -> None:
         self.versions = versions
 
-    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def _measured(self, api: str, name: str, context: grpc.ServicerContext, call: Callable[[], Any]) -> Any:
         start_s = time.perf_counter()
-        name = request.model_spec.name
         try:
-            response = _answered(context, lambda: _predict(self.versions, request))
+            response = _answered(context, call)
         finally:
             code = context.code()
             metrics.count_request(name, code.name if isinstance(code, grpc.StatusCode) else "OK")
-        metrics.observe_latency(name, "Predict", "GRPC", time.perf_counter() - start_s)
+        metrics.observe_latency(name, api, "GRPC", time.perf_counter() - start_s)
         return response
+
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return self._measured("Predict", request.model_spec.name, context, lambda: _predict(self.versions, request))
+
+    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
+        response = classification_pb2.ClassificationResponse()
+        return self._measured(
+            "Classify", request.model_spec.name, context, lambda: _infer(self.versions, request, CLASSIFY, response)
+        )
+
+    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
+        response = regression_pb2.RegressionResponse()
+        return self._measured(
+            "Regress", request.model_spec.name, context, lambda: _infer(self.versions, request, REGRESS, response)
+        )
+
+    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
+        name = request.tasks[0].model_spec.name if request.tasks else ""
+        return self._measured("MultiInference", name, context, lambda: _multi_infer(self.versions, request))
 
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         def metadata() -> Any:
@@ -90,18 +111,38 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # typ
 def _predict(versions: Versions, request: Any) -> Any:
     name, number, label = _spec(request)
     with versions.use(name, number, label) as (version, model):
-        signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        signature = model.signature(signature_name)
+        signature = model.signature(request.model_spec.signature_name)
         output_names = list(request.output_filter) or list(signature.outputs)
         if unknown := set(output_names) - signature.outputs.keys():
             raise invalid(f"output tensor alias not found in signature: {sorted(unknown)}")
         outputs = signature.run({key: array_of(tensor) for key, tensor in request.inputs.items()})
     response = predict_pb2.PredictResponse()
-    response.model_spec.name, response.model_spec.signature_name = name, signature_name
-    response.model_spec.version.value = version
+    _name_model(response.model_spec, request.model_spec, version)
     for key in output_names:
         response.outputs[key].CopyFrom(proto_of(outputs[key]))
     return response
+
+
+def _infer(versions: Versions, request: Any, method: str, response: Any) -> Any:
+    with versions.use(*_spec(request)) as (version, model):
+        response.result.CopyFrom(infer(model, method, request.model_spec.signature_name, request.input))
+    _name_model(response.model_spec, request.model_spec, version)
+    return response
+
+
+def _multi_infer(versions: Versions, request: Any) -> Any:
+    if not request.tasks:
+        raise invalid("Inference request must have at least one task")
+    with versions.use(*_spec(request.tasks[0])) as (version, model):
+        response = multi_infer(model, request)
+    for task, result in zip(request.tasks, response.results, strict=True):
+        _name_model(result.model_spec, task.model_spec, version)
+    return response
+
+
+def _name_model(ours: Any, asked: Any, version: int) -> None:
+    ours.name, ours.signature_name = asked.name, asked.signature_name or DEFAULT_SIGNATURE
+    ours.version.value = version
 
 
 class _Model(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The REST interface of TF Serving: Predict, model status, metadata, and the Prometheus page."""
+"""The REST interface of TF Serving: Predict, Classify, Regress, model status, metadata, and the Prometheus page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from google.protobuf import json_format
 from grpc import StatusCode
 
-from serving.local_server import HEADER, metrics, tensors
+from serving.local_server import HEADER, inference, metrics, tensors
 from serving.local_server.messages import metadata_response, status_response
 from serving.local_server.status import StatusError, invalid
 from serving.local_server.versions import LARGEST_VERSION, Versions
@@ -88,7 +88,7 @@ def answer(versions: Versions, method: str, path: str, body: bytes, packed: bool
     start_s = time.perf_counter()
     try:
         if method == "POST" and (match := _PREDICT.fullmatch(path)):
-            model, api = match["name"], "predict"
+            model, api = match["name"], match["verb"]
             content = _counted_predict(versions, match, _unpacked(body) if packed else body)
         elif method == "GET" and (match := _GET.fullmatch(path)):
             model, api = match["name"], ""
@@ -133,7 +133,10 @@ def _counted_predict(versions: Versions, match: re.Match[str], body: bytes) -> b
 
 def _predict(versions: Versions, match: re.Match[str], body: bytes) -> bytes:
     if match["verb"] != "predict":
-        raise StatusError(StatusCode.UNIMPLEMENTED, f"The local server does not answer :{match['verb']}")
+        signature_name, source = inference.parse(body)
+        with versions.use(match["name"], _number(match), match["label"]) as (_, model):
+            result = inference.infer(model, inference.METHODS[match["verb"]], signature_name, source)
+        return json.dumps(inference.as_json(result), ensure_ascii=False).encode()
     request, by_row = tensors.parse(body)
     with versions.use(match["name"], _number(match), match["label"]) as (_, model):
         signature = model.signature(request.get("signature_name", ""))

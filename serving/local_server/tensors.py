@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping
@@ -24,17 +23,40 @@ def parse(body: bytes) -> tuple[dict[str, Any], bool]:
     Raises:
         StatusError: INVALID_ARGUMENT when it is no JSON object with one of `instances` and `inputs`.
     """
+    request = json_object(body)
+    if ("instances" in request) == ("inputs" in request):
+        raise invalid("The request must have one of the keys 'instances' and 'inputs'")
+    return request, "instances" in request
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The object that a body is.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT when it is none, or names its signature by anything but a string.
+    """
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise invalid(f"JSON Parse error: {error}") from None
     if not isinstance(request, dict):
         raise invalid("The request must be a JSON object")
-    if ("instances" in request) == ("inputs" in request):
-        raise invalid("The request must have one of the keys 'instances' and 'inputs'")
     if not isinstance(request.get("signature_name", ""), str):
         raise invalid("'signature_name' must be a string")
-    return request, "instances" in request
+    return request
+
+
+def encoded(value: Any) -> bytes | None:
+    """The bytes of a string, or of `{"b64": ...}`; None of anything else.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    if isinstance(value, str):
+        return value.encode()
+    if _is_b64(value) and isinstance(value["b64"], str):
+        return base64.b64decode(value["b64"], validate=True)
+    return None
 
 
 def from_rows(instances: Any, infos: Mapping[str, Any]) -> Arrays:
@@ -112,12 +134,11 @@ def _leaf(name: str, value: Any, dtype: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if dtype == tf.string:
         try:
-            if isinstance(value, str):
-                return value.encode()
-            if _is_b64(value) and isinstance(value["b64"], str):
-                return base64.b64decode(value["b64"], validate=True)
-        except (binascii.Error, UnicodeEncodeError) as error:
+            content = encoded(value)
+        except ValueError as error:
             raise invalid(f"Input {name!r}: {error}") from None
+        if content is not None:
+            return content
     elif dtype == tf.bool:
         if isinstance(value, bool):
             return value
@@ -125,7 +146,7 @@ def _leaf(name: str, value: Any, dtype: Any) -> Any:
         if is_number and isinstance(value, int) and dtype.min <= value <= dtype.max:
             return value
     elif dtype.is_floating and is_number:
-        if not _fits(value, dtype):
+        if not fits(value, dtype):
             raise invalid(
                 f"Cannot convert JSON value: {value} of input {name!r} to {dtype.name} without loss of precision"
             )
@@ -133,7 +154,7 @@ def _leaf(name: str, value: Any, dtype: Any) -> Any:
     raise invalid(f"JSON Value: {json.dumps(value)[:80]} of input {name!r} is not of expected type: {dtype.name}")
 
 
-def _fits(value: float, dtype: Any) -> bool:
+def fits(value: float, dtype: Any) -> bool:
     """Whether a floating type holds a number as TF Serving sees it (`IsLosslessDecimal` in its util/json_tensor.cc)."""
     limits = ml_dtypes.finfo(dtype.as_numpy_dtype)  # type: ignore[no-untyped-call]
     if isinstance(value, int):

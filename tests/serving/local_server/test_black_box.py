@@ -38,6 +38,133 @@ def channel(server: Any) -> Iterator[grpc.Channel]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base path of a model of examples: half of x, and two; x is 0 where an example has none."""
+    import tensorflow as tf
+
+    base, v1 = tmp_path_factory.mktemp("halves"), tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        serialized = v1.placeholder(tf.string, [None])
+        x = tf.io.parse_example(serialized, {"x": tf.io.FixedLenFeature([1], tf.float32, 0.0)})["x"]
+        y = 0.5 * x + 2.0
+        label = tf.where(y > 2, tf.constant("more"), tf.constant("two"))
+        infos = {
+            key: v1.saved_model.build_tensor_info(value)
+            for key, value in (("in", serialized), ("y", y), ("label", label))
+        }
+
+        def signature(method: str, **outputs: str) -> Any:
+            method_name = f"tensorflow/serving/{method}"
+            chosen = {name: infos[key] for name, key in outputs.items()}
+            return v1.saved_model.build_signature_def({"inputs": infos["in"]}, chosen, method_name)
+
+        builder = v1.saved_model.Builder(str(base / "7"))
+        definitions = {
+            "serving_default": signature("regress", outputs="y"),
+            "by_score": signature("classify", scores="y"),
+            "by_both": signature("classify", classes="label", scores="y"),
+            "without": signature("classify", other="y"),
+        }
+        builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=definitions)
+        builder.save()
+    return base
+
+
+@pytest.fixture
+def examples(server: Any, halves: Path, tools: Any) -> Any:
+    """The server with version 7 of the model `halves`."""
+    server.configure(tools.model_text("halves", halves))
+    server.wait_state("halves", 7, "AVAILABLE")
+    return server
+
+
+@pytest.mark.parametrize(
+    ("verb", "request_", "results"),
+    [
+        ("regress", {"examples": [{"x": 2.0}, {"x": [3.0]}, {}]}, [3.0, 3.5, 2.0]),
+        ("regress", {"context": {"x": 8.0}, "examples": [{"x": 2.0}, {"n": 1}]}, [3.0, 6.0]),
+        ("classify", {"signature_name": "by_score", "examples": [{"x": 2.2}]}, [[["", 3.1]]]),
+        (
+            "classify",
+            {"signature_name": "by_both", "examples": [{"x": 2.0}, {"s": "a"}]},
+            [[["more", 3.0]], [["two", 2.0]]],
+        ),
+    ],
+)
+def test_examples(examples: Any, verb: str, request_: Any, results: Any) -> None:
+    """Examples are computed by hand; an example's own feature wins over that of the context, numbers are as floats have them."""
+    answer = examples.http.post(f"/v1/models/halves/versions/7:{verb}", json=request_)
+    assert (answer.status_code, answer.json()) == (200, {"results": results})
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        ({}, "list/array"),
+        ({"examples": []}, "list/array"),
+        ({"examples": {"x": 1.0}}, "list/array"),
+        ({"examples": [[1.0]]}, "Example must be JSON object"),
+        ({"context": [1.0], "examples": [{}]}, "Example must be JSON object"),
+        ({"examples": [{"x": [10, None]}]}, "x has element with unexpected JSON type: Null"),
+        ({"examples": [{"x": [10, {"test": 10}]}]}, "x has element with unexpected JSON type: Object"),
+        ({"examples": [{"x": [[10], 20]}]}, "x has element with unexpected JSON type: Array"),
+        ({"examples": [{"x": [10, 10.0]}]}, "feature: x expecting type: int64"),
+        ({"examples": [{"x": 2**64}]}, "Only int64 is supported"),
+        ({"examples": [{"x": 1.7e308}]}, "loss of precision"),
+        ({"examples": [{"x": "no number"}]}, "float"),
+        ({"examples": [{"x": 1.0}], "signature_name": "nope"}, "nope"),
+        ({"examples": [{"x": 1.0}], "signature_name": "by_score"}, "tensorflow/serving/regress"),
+        ({"examples": [{"x": 1.0}], "signature_name": 1}, "'signature_name'"),
+    ],
+)
+def test_bad_examples(examples: Any, request_: Any, error: str) -> None:
+    """What is no example, no feature, or for a signature of another method is answered 400 and says so."""
+    answer = examples.http.post("/v1/models/halves:regress", json=request_)
+    assert answer.status_code == 400
+    assert error in answer.json()["error"]
+
+
+def test_grpc_examples(examples: Any, channel: grpc.Channel) -> None:
+    """Classify, Regress and both at once give the same by gRPC, and name the version that answered."""
+    from tensorflow_serving.apis import classification_pb2, inference_pb2, prediction_service_pb2_grpc, regression_pb2
+
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    regress, classify = regression_pb2.RegressionRequest(), classification_pb2.ClassificationRequest()
+    classify.model_spec.signature_name = "by_both"
+    both = inference_pb2.MultiInferenceRequest()
+    for request in (regress, classify, both):
+        request.input.example_list.examples.add().features.feature["x"].float_list.value.append(2.0)
+    for request, method in ((regress, "regress"), (classify, "classify")):
+        request.model_spec.name = "halves"
+        both.tasks.add(model_spec=request.model_spec, method_name=f"tensorflow/serving/{method}")
+    regressed, classified = stub.Regress(regress, timeout=10), stub.Classify(classify, timeout=10)
+    assert [each.value for each in regressed.result.regressions] == [3.0]
+    assert [(each.label, each.score) for each in classified.result.classifications[0].classes] == [("more", 3.0)]
+    assert (regressed.model_spec.version.value, classified.model_spec.signature_name) == (7, "by_both")
+    assert regressed.model_spec.signature_name == "serving_default"
+    results = stub.MultiInference(both, timeout=10).results
+    assert [results[0].regression_result, results[1].classification_result] == [regressed.result, classified.result]
+    assert [result.model_spec for result in results] == [regressed.model_spec, classified.model_spec]
+
+    def refused(call: Any, request: Any) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.RpcError) as failure:
+            call(request, timeout=10)
+        return failure.value.code(), failure.value.details()
+
+    both.tasks.add(model_spec=regress.model_spec, method_name="tensorflow/serving/regress")
+    assert "Duplicate evaluation of signature" in refused(stub.MultiInference, both)[1]
+    both.tasks[2].model_spec.name = "another"
+    assert "the same model name" in refused(stub.MultiInference, both)[1]
+    del both.tasks[1:]
+    both.tasks[0].method_name = "tensorflow/serving/predict"
+    assert refused(stub.MultiInference, both)[0] is grpc.StatusCode.UNIMPLEMENTED
+    classify.model_spec.signature_name = "without"
+    assert refused(stub.Classify, classify)[0] is grpc.StatusCode.INVALID_ARGUMENT
+    regress.input.Clear()
+    assert refused(stub.Regress, regress) == (grpc.StatusCode.INVALID_ARGUMENT, "Input is empty.")
+
+
 def test_row_format(served: Any) -> None:
     """Rows of named values and bare values of the one input give the same predictions."""
     for instances in ([{"user_id": "x"}], ["x"], [{"user_id": {"b64": base64.b64encode(b"x").decode()}}]):
