@@ -47,6 +47,10 @@ Properties = Annotated[dict[str, str], NoDecode, BeforeValidator(_json_object)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+def _urls(value: str) -> tuple[str, ...]:
+    return tuple(url.strip().rstrip("/") for url in value.split(",") if url.strip())
+
+
 class Settings(BaseSettings):
     """All settings, checked on reading. Paths that are not absolute are taken from the repository's root."""
 
@@ -99,6 +103,11 @@ class Settings(BaseSettings):
     mlflow_link: str = Field("", description="Where a browser finds MLflow, if not at the address that programs use.")
     serving_url: str = Field(
         "", description="REST addresses of outside TF Servings instead of the local one, separated by commas."
+    )
+    serving_grpc_url: str = Field(
+        "",
+        description="gRPC addresses of the same TF Servings, as http://one:8500 or unix:/path. Empty: the local one's; of "
+        "outside ones none, and the gateway speaks REST only.",
     )
     serving_config: str = Field(
         "",
@@ -402,8 +411,17 @@ class Settings(BaseSettings):
     @property
     def serving_urls(self) -> tuple[str, ...]:
         """REST addresses of the model servers, which hold the same versions."""
-        outside = tuple(url.strip().rstrip("/") for url in self.serving_url.split(",") if url.strip())
-        return outside or (f"http://{self.host}:{self.rest_port}",)
+        return _urls(self.serving_url) or (f"http://{self.host}:{self.rest_port}",)
+
+    @property
+    def serving_grpc_urls(self) -> tuple[str, ...]:
+        """gRPC addresses of the model servers; none where nobody has said them."""
+        return _urls(self.serving_grpc_url) or (() if self.serving_url else (f"unix:{self.model_socket}",))
+
+    @property
+    def model_socket(self) -> Path:
+        """Where the local model server answers gRPC, beside the gateway's own socket."""
+        return self.gateway_dir / "model.sock"
 
     @property
     def gateway_url(self) -> str:

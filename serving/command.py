@@ -18,11 +18,6 @@ def monitoring_config_path() -> Path:
     return settings().serving_dir / "monitoring.config"
 
 
-def grpc_socket() -> Path:
-    """Where the model server answers gRPC, beside the gateway's own socket."""
-    return settings().gateway_dir / "model.sock"
-
-
 def initialise() -> None:
     """Write the files the server needs before it first starts: a config without models, and the metrics page's.
 
@@ -55,7 +50,7 @@ def server_command(
         # gRPC knows no login, and whoever reaches it may change what is served: no port, but a socket of our own folder.
         # Without either, TensorFlow Serving does not start (tensorflow/serving#1790).
         "--port=0",
-        f"--grpc_socket_path={socket or grpc_socket()}",
+        f"--grpc_socket_path={socket or settings().model_socket}",
         f"--rest_api_port={rest_port or settings().rest_port}",
         f"--model_config_file={config or desired.config_path()}",
         "--model_config_file_poll_wait_seconds=1",

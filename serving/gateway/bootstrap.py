@@ -12,7 +12,17 @@ import certifi
 
 from contracts.exposures import admin_socket, current_log
 from contracts.settings import Settings
-from serving.gateway.routes import DECIDED, FILTER, MODEL_CLUSTER, NOWHERE_CLUSTER, OURS, ROUTES, SHADOW_CLUSTER, typed
+from serving.gateway.routes import (
+    DECIDED,
+    FILTER,
+    GRPC_CLUSTER,
+    MODEL_CLUSTER,
+    NOWHERE_CLUSTER,
+    OURS,
+    ROUTES,
+    SHADOW_CLUSTER,
+    typed,
+)
 
 JWT_FILTER = "envoy.filters.http.jwt_authn"
 HEADERS_TIMEOUT_S, BODY_TIMEOUT_S, IDLE_TIMEOUT_S = 5, 10, 300
@@ -49,6 +59,8 @@ def bootstrap(settings: Settings) -> dict[str, Any]:
             "load_assignment": _assignment("admin", [{"pipe": {"path": str(admin_socket())}}]),
         },
     ]
+    if settings.serving_grpc_urls:
+        clusters.append(_model_cluster(GRPC_CLUSTER, settings))
     if settings.gateway_otlp_url:
         clusters.append(_collector_cluster(settings.gateway_otlp_url))
     return {
@@ -72,7 +84,7 @@ def certificate_path(settings: Settings) -> Path:
 
 
 def jwt_discovery(jwks: str) -> dict[str, Any]:
-    """The filter that lets in who holds a token that one of the keys (JWKS) has signed, for paths under /v1/."""
+    """The filter that lets in who holds a token that one of the keys (JWKS) has signed, for REST and gRPC."""
     provider = {
         "issuer": OURS,
         "local_jwks": {"inline_string": jwks},
@@ -85,7 +97,9 @@ def jwt_discovery(jwks: str) -> dict[str, Any]:
     config = typed(
         "extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         providers={OURS: provider},
-        rules=[{"match": {"prefix": "/v1/"}, "requires": {"provider_name": OURS}}],
+        rules=[
+            {"match": {"prefix": prefix}, "requires": {"provider_name": OURS}} for prefix in ("/v1/", "/tensorflow.")
+        ],
     )
     return {"resources": [typed("config.core.v3.TypedExtensionConfig", name=JWT_FILTER, typed_config=config)]}
 
@@ -154,7 +168,7 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
         "stat_prefix": "gateway",
         "rds": {"route_config_name": ROUTES, "config_source": _by_file(settings.gateway_dir / "routes.json")},
         "http_filters": _filters(settings),
-        "access_log": [_exposures(settings), _measures()],
+        "access_log": [_exposures(settings), _measures(is_grpc=False), _measures(is_grpc=True)],
         "local_reply_config": _local_replies(settings),
         "use_remote_address": True,
         "generate_request_id": True,
@@ -222,6 +236,7 @@ def _filters(settings: Settings) -> list[dict[str, Any]]:
         descriptors=[{"entries": [{"key": "client"}], "token_bucket": per_client}],
         rate_limits=[{"actions": [{"metadata": client}]}],
         max_dynamic_descriptors=1000,
+        rate_limited_as_resource_exhausted=True,
         filter_enabled=enabled,
         filter_enforced=enabled,
         response_headers_to_add=[{"header": {"key": "retry-after", "value": "1"}}],
@@ -234,12 +249,17 @@ def _filters(settings: Settings) -> list[dict[str, Any]]:
     lua = _extension(
         FILTER,
         "extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": _FILTER_FILE.read_text(encoding="utf-8")},
+        default_source_code={"inline_string": filter_source(settings)},
     )
     router = _extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
     cors = _extension("envoy.filters.http.cors", "extensions.filters.http.cors.v3.Cors")
     allowed_cors = [cors] if settings.gateway_cors_origins else []
     return [ready, *allowed_cors, tokens, limit, size, lua, router]
+
+
+def filter_source(settings: Settings) -> str:
+    """The filter, which knows the model's name."""
+    return f'local MODEL = "{settings.model}"\n' + _FILTER_FILE.read_text(encoding="utf-8")
 
 
 def _note(name: str) -> str:
@@ -289,13 +309,13 @@ def _exposures(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _measures() -> dict[str, Any]:
-    """Requests and their time by arm, version, step of the rollout and status."""
+def _measures(*, is_grpc: bool) -> dict[str, Any]:
+    """Requests and their time by arm, version, step of the rollout and status; of gRPC the one that HTTP has for it."""
     tags = [
         {"name": "arm", "value_format": _note("arm")},
         {"name": "model_version", "value_format": _note("version")},
         {"name": "step", "value_format": _note("step")},
-        {"name": "status", "value_format": "%RESPONSE_CODE%"},
+        {"name": "status", "value_format": _note("status") if is_grpc else "%RESPONSE_CODE%"},
         {"name": "fallback", "value_format": "%RESP(X-CARTWHEEL-FALLBACK)%"},
     ]
     logger = _extension(
@@ -307,7 +327,8 @@ def _measures() -> dict[str, Any]:
             {"stat": {"name": "latency_ms", "tags": tags}, "unit": "Milliseconds", "value_format": "%DURATION%"}
         ],
     )
-    return logger | {"filter": _is_note("arm", {"present_match": True})}
+    filters = [_is_note("arm", {"present_match": True}), _is_note("is_grpc", {"bool_match": is_grpc})]
+    return logger | {"filter": {"and_filter": {"filters": filters}}}
 
 
 def _local_replies(settings: Settings) -> dict[str, Any]:
@@ -331,9 +352,20 @@ def _local_replies(settings: Settings) -> dict[str, Any]:
         )
     # What is no error is left as it is.
     refusals = [(503, 503, {"headers_to_add": [{"header": {"key": "retry-after", "value": "1"}}]}), (400, 599, {})]
+    # gRPC has a form of its own for errors.
+    is_rest = {
+        "header_filter": {
+            "header": {
+                "name": "content-type",
+                "string_match": {"prefix": "application/grpc"},
+                "invert_match": True,
+                "treat_missing_header_as_empty": True,
+            }
+        }
+    }
     mappers += [
         {
-            "filter": {"and_filter": {"filters": [_status("GE", first), _status("LE", last)]}},
+            "filter": {"and_filter": {"filters": [is_rest, _status("GE", first), _status("LE", last)]}},
             "body_format_override": {
                 "json_format": {"error": "%LOCAL_REPLY_BODY%"},
                 "content_type": "application/json",
@@ -380,8 +412,10 @@ def _metrics_listener(settings: Settings) -> dict[str, Any]:
 
 def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
     """The model servers. The shadow's are the same ones, with limits of their own: it must take nothing from others."""
+    urls = settings.serving_grpc_urls if name == GRPC_CLUSTER else settings.serving_urls
+    protocol = "http2_protocol_options" if name == GRPC_CLUSTER else "http_protocol_options"
     options = {
-        "explicit_http_config": {"http_protocol_options": {}},
+        "explicit_http_config": {protocol: {}},
         "common_http_protocol_options": {"idle_timeout": "60s"},
     }
     if name == SHADOW_CLUSTER:
@@ -393,11 +427,12 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
             ),
             _extension("envoy.filters.http.upstream_codec", "extensions.filters.http.upstream_codec.v3.UpstreamCodec"),
         ]
-    size = MAX_REQUESTS if name == MODEL_CLUSTER else MAX_REQUESTS // 8
-    addresses = [_url_address(url) for url in settings.serving_urls]
+    size = MAX_REQUESTS // 8 if name == SHADOW_CLUSTER else MAX_REQUESTS
+    addresses = [_url_address(url) for url in urls]
     cluster = {
         "name": name,
-        "type": "STRICT_DNS",
+        # A socket's path is no name to look up.
+        "type": "STATIC" if any("pipe" in address for address in addresses) else "STRICT_DNS",
         "dns_lookup_family": "ALL",
         "connect_timeout": "0.25s",
         "lb_policy": "LEAST_REQUEST",
@@ -433,13 +468,14 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
                 "http_health_check": {"path": f"/v1/models/{settings.model}/labels/stable/metadata"},
             }
         ]
+    if name != SHADOW_CLUSTER:
         cluster["outlier_detection"] = {
             "consecutive_5xx": 5,
             "interval": "1s",
             "base_ejection_time": "5s",
             "max_ejection_percent": 50,
         }
-    return cluster | _encryption(settings.serving_urls, settings.serving_ca_file)
+    return cluster | _encryption(urls, settings.serving_ca_file)
 
 
 def _collector_cluster(url: str) -> dict[str, Any]:
@@ -512,6 +548,8 @@ def _address(host: str, port: int) -> dict[str, Any]:
 
 def _url_address(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return {"pipe": {"path": parts.path}}
     return _address(str(parts.hostname), parts.port or (443 if parts.scheme == "https" else 80))
 
 

@@ -118,6 +118,142 @@ function users_of(body)
   return users
 end
 
+-- Protobuf: Lua has no reader of it either. A message becomes lists of its values, numbers or bytes, by their fields.
+
+local function read_varint(bytes, from)
+  local value, scale = 0, 1
+  while true do
+    local byte = string.byte(bytes, from) or error("a number without an end")
+    value, scale, from = value + byte % 128 * scale, scale * 128, from + 1
+    if byte < 128 then return value, from end
+  end
+end
+
+local WIDTHS = {[1] = 8, [5] = 4}
+
+function read_message(bytes)
+  local fields, from = {}, 1
+  while from <= #bytes do
+    local tag, value
+    tag, from = read_varint(bytes, from)
+    local number, kind = math.floor(tag / 8), tag % 8
+    if kind == 0 then
+      value, from = read_varint(bytes, from)
+    else
+      local size = WIDTHS[kind]
+      if kind == 2 then size, from = read_varint(bytes, from) end
+      if not size or from + size - 1 > #bytes then error("no field, or cut off") end
+      value, from = string.sub(bytes, from, from + size - 1), from + size
+    end
+    fields[number] = fields[number] or {}
+    table.insert(fields[number], value)
+  end
+  return fields
+end
+
+-- A message within a message; where it stands several times, its parts count together.
+
+local function read_inner(fields, number)
+  return read_message(table.concat(fields[number] or {}))
+end
+
+local function read_map(fields, number)
+  local map = {}
+  for _, entry in ipairs(fields[number] or {}) do
+    local pair = read_message(entry)
+    map[pair[1] and pair[1][1] or ""] = read_inner(pair, 2)
+  end
+  return map
+end
+
+local function varint(value)
+  local bytes = {}
+  repeat
+    local rest = math.floor(value / 128)
+    bytes[#bytes + 1] = string.char(value % 128 + (rest > 0 and 128 or 0))
+    value = rest
+  until value == 0
+  return table.concat(bytes)
+end
+
+local function field(number, bytes)
+  return varint(number * 8 + 2) .. varint(#bytes) .. bytes
+end
+
+-- gRPC sends a message behind five bytes: whether it is compressed, and its size.
+
+function read_frame(body)
+  if string.sub(body, 1, 1) ~= "\0" then error("compressed") end
+  return string.sub(body, 6)
+end
+
+function frame(message)
+  local size, bytes = #message, {}
+  for place = 4, 1, -1 do
+    bytes[place], size = string.char(size % 256), math.floor(size / 256)
+  end
+  return "\0" .. table.concat(bytes) .. message
+end
+
+-- What of a request by gRPC the filter needs: the model it asks for, a version or label of it, and a prediction's users.
+
+function read_request(message, is_prediction)
+  local fields = read_message(message)
+  local spec = read_inner(fields, 1)
+  local user_ids = is_prediction and read_map(fields, 2).user_id or {}
+  local function last(number) return spec[number] and spec[number][#spec[number]] end
+  return {
+    model = last(1), label = last(4), users = user_ids[8] or {},
+    version = spec[2] and (read_inner(spec, 2)[1] or {0})[1],
+  }
+end
+
+-- The version that a request by gRPC is answered by, and what to add to it for that: what comes later counts.
+
+function resolve_message(request, arm, traffic)
+  local label = request.label
+  if request.version or (label and label ~= "stable" and label ~= "canary") then
+    return "pinned", request.version, ""
+  end
+  arm = label or arm
+  local version = traffic[arm]
+  return arm, version, version and field(1, field(2, varint(8) .. varint(version)))
+end
+
+local function read_float(bytes, from)
+  local a, b, c, d = string.byte(bytes, from, from + 3)
+  local exponent, fraction = d % 128 * 2 + math.floor(c / 128), c % 128 * 65536 + b * 256 + a
+  if exponent == 255 then return "null" end
+  local value = exponent == 0 and math.ldexp(fraction, -149) or math.ldexp(fraction + 0x800000, exponent - 150)
+  return string.format("%.9g", d < 128 and value or -value)
+end
+
+local function json_string(text)
+  return '"' .. string.gsub(text, '[%c"\\]', function(char) return string.format("\\u%04x", string.byte(char)) end) .. '"'
+end
+
+-- Items and scores of an answer by gRPC, as REST has them in columns; nil where it has no items.
+
+function shown_by(message)
+  local outputs = read_map(read_message(message), 1)
+  local items = outputs.items and outputs.items[8]
+  if not items then return nil end
+  local floats = table.concat(outputs.scores and (outputs.scores[5] or outputs.scores[4]) or {})
+  local size = read_message(read_inner(outputs.items, 2)[2][1])[1][1]
+  local shown, scores = {}, {}
+  for row = 1, size do
+    local texts, numbers = {}, {}
+    for place = (row - 1) * #items / size + 1, row * #items / size do
+      texts[#texts + 1] = json_string(items[place])
+      if #floats == 4 * #items then numbers[#numbers + 1] = read_float(floats, 4 * place - 3) end
+    end
+    shown[row], scores[row] = "[" .. table.concat(texts, ", ") .. "]", "[" .. table.concat(numbers, ", ") .. "]"
+  end
+  return string.format(
+    '{"outputs": {"items": [%s], "scores": [%s]}}', table.concat(shown, ", "), table.concat(scores, ", ")
+  )
+end
+
 -- A number from 0 to 1 for a text: FNV-1a of 32 bits, finished as murmur3 does. Lua's numbers hold 53 bits exactly,
 -- so products are made of halves.
 
@@ -161,17 +297,27 @@ function resolve(path, arm, traffic)
   return arm, version, version and string.format("%s/versions/%s%s", model, version, verb)
 end
 
-local function refuse(handle, status, message)
-  handle:respond(
-    {[":status"] = status, ["content-type"] = "application/json"},
-    string.format('{ "error": "%s" }', message)
-  )
+-- Statuses of gRPC as HTTP has them, for the measures; any other is 500.
+
+local GRPC_STATUSES = {
+  ["0"] = 200, ["3"] = 400, ["4"] = 504, ["5"] = 404, ["7"] = 403, ["8"] = 429, ["12"] = 501, ["14"] = 503, ["16"] = 401,
+}
+local OF_HTTP = {["400"] = "3", ["403"] = "7", ["404"] = "5", ["501"] = "12"}
+local RPC = "/tensorflow.serving."
+
+local function refuse(handle, is_grpc, status, message)
+  local headers = {[":status"] = status, ["content-type"] = "application/json"}
+  if not is_grpc then return handle:respond(headers, string.format('{ "error": "%s" }', message)) end
+  headers["grpc-status"] = OF_HTTP[status]
+  handle:respond(headers, message)
 end
 
 function envoy_on_request(handle)
   -- Waiting for the body makes all that was asked of `handle` before it invalid.
-  local is_prediction = string.find(handle:headers():get(":path"), ":predict", 1, true) ~= nil
-  local body = is_prediction and handle:body()
+  local asked = handle:headers():get(":path")
+  local is_grpc = string.sub(asked, 1, #RPC) == RPC
+  local is_prediction = string.find(asked, ":predict", 1, true) ~= nil or asked == RPC .. "PredictionService/Predict"
+  local body = (is_grpc or is_prediction) and handle:body()
   local headers, metadata, traffic = handle:headers(), handle:metadata(), {}
   for _, name in ipairs({"stable", "canary", "canary_share", "shadow", "step"}) do traffic[name] = metadata:get(name) end
   if not traffic.canary_share then return end -- not a route to the model
@@ -180,28 +326,62 @@ function envoy_on_request(handle)
   local override = headers:get("x-cartwheel-arm")
   local served_at = headers:get("x-cartwheel-served-at")
   if (override or served_at) and claims.scope ~= "admin" then
-    return refuse(handle, "403", "x-cartwheel-arm and x-cartwheel-served-at need a token with the scope admin")
+    return refuse(handle, is_grpc, "403", "x-cartwheel-arm and x-cartwheel-served-at need a token with the scope admin")
   end
 
-  local user = headers:get("x-cartwheel-user")
-  local users = user and {user} or body and users_of(tostring(body:getBytes(0, body:length()))) or {}
-  local path, query = string.match(headers:get(":path"), "^([^?]*)(.*)$")
-  local arm, version, target = resolve(path, override or arm_of(users, traffic), traffic)
-  if not target then
-    return refuse(handle, "404", "no version is " .. arm .. ": deploy one, or ask for another")
+  local user, bytes = headers:get("x-cartwheel-user"), body and tostring(body:getBytes(0, body:length())) or ""
+  local users, arm, version, target
+  if is_grpc then
+    local is_read, message = pcall(read_frame, bytes)
+    if not is_read then return refuse(handle, is_grpc, "501", "the gateway takes no compressed messages") end
+    local request
+    is_read, request = pcall(read_request, message, is_prediction)
+    if not is_read then return refuse(handle, is_grpc, "400", "no message of TensorFlow Serving") end
+    if request.model ~= MODEL then return refuse(handle, is_grpc, "404", "the gateway serves the model " .. MODEL) end
+    users = user and {user} or request.users
+    local chosen = override or arm_of(users, traffic)
+    arm, version, target = resolve_message(request, chosen, traffic)
+    if string.find(asked, "GetModelStatus", 1, true) then arm, version, target = "pinned", request.version, "" end
+    if target then
+      body:setBytes(frame(message .. target))
+      headers:remove("content-length")
+    end
+  else
+    users = user and {user} or body and users_of(bytes) or {}
+    local path, query = string.match(asked, "^([^?]*)(.*)$")
+    arm, version, target = resolve(path, override or arm_of(users, traffic), traffic)
+    if target then headers:replace(":path", target .. query) end
   end
-  headers:replace(":path", target .. query)
+  if not target then
+    return refuse(handle, is_grpc, "404", "no version is " .. arm .. ": deploy one, or ask for another")
+  end
   headers:replace("x-cartwheel-decided", "1")
   headers:remove("authorization")
   if traffic.shadow then headers:replace("x-cartwheel-shadow", string.format("%d", traffic.shadow)) end
   notes:set(OURS, "request", {
     arm = arm, version = tonumber(version), step = traffic.step, client = claims.sub, served_at = served_at, users = users,
-    is_prediction = is_prediction, has_fallback = is_prediction and metadata:get("popular") ~= "",
+    is_prediction = is_prediction, is_grpc = is_grpc,
+    has_fallback = is_prediction and not is_grpc and metadata:get("popular") ~= "",
   })
   handle:clearRouteCache()
 end
 
+local function on_grpc_response(handle)
+  local body = handle:body()
+  local message = body and tostring(body:getBytes(0, body:length())) or ""
+  local trailers, notes = handle:trailers(), handle:streamInfo():dynamicMetadata()
+  local status = handle:headers():get("grpc-status") or trailers and trailers:get("grpc-status")
+  local request = notes:get(OURS).request
+  local is_read, shown = pcall(function() return status == "0" and shown_by(read_frame(message)) end)
+  request.status = GRPC_STATUSES[status] or 500
+  request.is_prediction = request.is_prediction and is_read and shown and true or false
+  notes:set(OURS, "request", request)
+  if request.is_prediction then notes:set(OURS, "response", shown) end
+end
+
 function envoy_on_response(handle)
+  local request = (handle:streamInfo():dynamicMetadata():get(OURS) or {}).request
+  if request and request.is_grpc then return on_grpc_response(handle) end
   local body = handle:headers():get(":status") == "200" and handle:body()
   if not body then return end
   local headers, notes = handle:headers(), handle:streamInfo():dynamicMetadata()

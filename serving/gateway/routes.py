@@ -11,7 +11,9 @@ from contracts.settings import Settings
 ROUTES = OURS = "cartwheel"
 DECIDED = "x-cartwheel-decided"
 """The header by which the filter says that it has chosen a version. Without, no request reaches a model."""
-MODEL_CLUSTER, SHADOW_CLUSTER, NOWHERE_CLUSTER = "model", "shadow", "nowhere"
+MODEL_CLUSTER, SHADOW_CLUSTER, GRPC_CLUSTER, NOWHERE_CLUSTER = "model", "shadow", "grpc", "nowhere"
+RPCS = ("PredictionService/Predict", "PredictionService/GetModelMetadata", "ModelService/GetModelStatus")
+"""What may be asked by gRPC: not what changes a model server."""
 FILTER = "envoy.filters.http.lua"
 _MILLION = 1_000_000
 
@@ -78,8 +80,17 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
     entries: list[dict[str, Any]] = [
         {"match": {"path": "/livez"}, "direct_response": {"status": 200, "body": {"inline_string": "live\n"}}}
     ]
-    for verb, to in ((":predict", mirrored), ("(/metadata)?", action)):
-        match = {"safe_regex": {"regex": model + which + verb}}
+    matches = [
+        ({"safe_regex": {"regex": model + which + verb}}, to)
+        for verb, to in ((":predict", mirrored), ("(/metadata)?", action))
+    ]
+    if settings.serving_grpc_urls:
+        by_grpc = action | {
+            "cluster": GRPC_CLUSTER,
+            "retry_policy": action["retry_policy"] | {"retry_on": "connect-failure,refused-stream,reset,unavailable"},
+        }
+        matches += [({"path": f"/tensorflow.serving.{rpc}", "grpc": {}}, by_grpc) for rpc in RPCS]
+    for match, to in matches:
         entries += [{"match": match | decided, "route": to} | base, {"match": match, "route": undecided} | base]
     return {"name": ROUTES, "virtual_hosts": [{"name": ROUTES, "domains": ["*"], "routes": entries}]}
 

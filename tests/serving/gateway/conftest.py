@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +29,15 @@ POPULAR = {"items": ["p", "q"], "scores": [2.0, 1.0]}
 class Gateway:
     """An installation with a gateway of its own, and a client that holds a token."""
 
-    def __init__(self, folder: Path, urls: list[str], ca_file: str = "", **added: str) -> None:
+    def __init__(
+        self, folder: Path, urls: list[str], ca_file: str = "", grpc_urls: Sequence[str] = (), **added: str
+    ) -> None:
         self.home = folder
         port, metrics_port = free_ports(2)
         self.environment = {
             "CARTWHEEL_HOME": str(folder),
             "CARTWHEEL_SERVING_URL": ",".join(urls),
+            "CARTWHEEL_SERVING_GRPC_URL": ",".join(grpc_urls),
             "CARTWHEEL_SERVING_CA_FILE": ca_file,
             "CARTWHEEL_GATEWAY_PORT": str(port),
             "CARTWHEEL_GATEWAY_METRICS_PORT": str(metrics_port),
@@ -180,9 +183,13 @@ def urls(replicas: list[Any]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def gateway(urls: list[str], tools: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(
+    replicas: list[Any], urls: list[str], tools: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
     """A gateway that lets a client ask without limit, and waits for models as long as tests beside this one may need."""
-    running = Gateway(tmp_path_factory.mktemp("gateway"), urls, requests_per_s="100000", timeout_ms="10000")
+    grpc_urls = [f"http://127.0.0.1:{server.grpc_port}" for server in replicas]
+    options = {"requests_per_s": "100000", "timeout_ms": "10000"}
+    running = Gateway(tmp_path_factory.mktemp("gateway"), urls, grpc_urls=grpc_urls, **options)
     try:
         tools.wait_until(
             lambda: httpx.get(f"{running.url}/readyz", trust_env=False).status_code == 200, "a healthy model"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import math
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from hypothesis import example, given
 from hypothesis import strategies as st
 from lupa.luajit21 import LuaError, LuaRuntime
+from tensorflow_serving.apis import predict_pb2
 
-import serving.gateway
+from contracts.settings import settings
+from serving.gateway import bootstrap
 
-SOURCE = Path(serving.gateway.__file__).with_name("filter.lua").read_text()
+SOURCE = bootstrap.filter_source(settings())
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
@@ -170,3 +173,86 @@ def test_a_path_names_its_version(lua: Any, path: str, arm: str, decided: tuple[
 def test_a_path_to_an_arm_without_a_version_leads_nowhere(lua: Any) -> None:
     """The filter refuses it then."""
     assert lua.globals().resolve(f"{M}:predict", "stable", lua.table_from({})) == ("stable", None, None)
+
+
+# Protobuf, against the real one
+
+
+@pytest.fixture(scope="module")
+def bytewise() -> Any:
+    """The filter, whose texts are bytes."""
+    runtime = LuaRuntime(encoding=None)
+    runtime.execute(SOURCE.encode())
+    return runtime
+
+
+specs = st.fixed_dictionaries(
+    {},
+    optional={"name": texts, "signature_name": texts},
+) | st.builds(
+    lambda name, choice: {"name": name} | choice,
+    texts,
+    st.builds(lambda version: {"version": {"value": version}}, st.integers(0, 2**50))
+    | st.builds(lambda label: {"version_label": label}, texts),
+)
+
+
+@given(specs, st.lists(texts, max_size=5), st.integers(1, 2**50))
+def test_a_request_by_grpc_is_read_and_asks_for_one_version(
+    bytewise: Any, spec: Any, users: list[str], stable: int
+) -> None:
+    """The filter reads what protobuf wrote, and protobuf what the filter added: all as before, but for the version."""
+    message = predict_pb2.PredictRequest(model_spec=spec)
+    message.inputs["other"].float_val.append(1.0)
+    message.inputs["user_id"].string_val.extend(user.encode() for user in users)
+    functions = bytewise.globals()
+    request = functions.read_request(functions.read_frame(b"\0" * 5 + message.SerializeToString()), True)
+    assert list(request.users.values()) == [user.encode() for user in users]
+    assert (request.model or b"").decode() == spec.get("name", "")
+    assert request.version == spec.get("version", {}).get("value")
+    assert (request.label or b"").decode() == spec.get("version_label", "")
+    traffic = bytewise.table_from({b"stable": stable})
+    arm, version, added = functions.resolve_message(request, b"stable", traffic)
+    asked = predict_pb2.PredictRequest.FromString(message.SerializeToString() + added)
+    if spec.keys() & {"version", "version_label"} and spec.get("version_label") != "stable":
+        assert (arm, asked) == (b"pinned", message)
+        return
+    assert (arm, version) == (b"stable", stable)
+    message.model_spec.version.value = stable
+    assert asked == message
+
+
+@given(st.lists(st.tuples(texts, st.floats(width=32, allow_nan=False)), min_size=1, max_size=6), st.integers(1, 3))
+def test_an_answer_by_grpc_is_logged_as_one_by_rest(bytewise: Any, row: list[tuple[str, float]], size: int) -> None:
+    """Items as they are, scores as floats have them; what is infinite is none."""
+    response = predict_pb2.PredictResponse()
+    items, scores = ([[pair[place] for pair in row]] * size for place in (0, 1))
+    response.outputs["items"].CopyFrom(tf.make_tensor_proto(items, tf.string))
+    response.outputs["scores"].CopyFrom(tf.make_tensor_proto(scores, tf.float32))
+    expected = {
+        "items": items,
+        "scores": [[score if math.isfinite(score) else None for score in each] for each in scores],
+    }
+    assert json.loads(bytewise.globals().shown_by(response.SerializeToString())) == {
+        "outputs": expected
+        | {
+            "scores": [
+                [None if each is None else pytest.approx(each, rel=1e-7) for each in scores]
+                for scores in expected["scores"]
+            ]
+        }
+    }
+
+
+@pytest.mark.parametrize("bytes_", [b"\x0a", b"\x0a\x05x", b"\x80", b"\x0b", b"\x0d\0\0"])
+def test_what_is_no_message_is_refused(bytewise: Any, bytes_: bytes) -> None:
+    """Cut off, or of a kind that there is not."""
+    with pytest.raises(LuaError):
+        bytewise.globals().read_message(bytes_)
+
+
+def test_a_compressed_message_is_refused(bytewise: Any) -> None:
+    with pytest.raises(LuaError):
+        bytewise.globals().read_frame(b"\1\0\0\0\0")
+    message = b"x" * 70_000
+    assert bytewise.globals().frame(message) == b"\0" + len(message).to_bytes(4, "big") + message

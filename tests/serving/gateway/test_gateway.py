@@ -18,8 +18,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from contracts.settings import REPOSITORY
 from serving.client import Client, ServingError
@@ -86,6 +97,91 @@ def test_every_form_of_tensorflow_servings_interface(stable: Any) -> None:
             f"{V1}%2f..:predict",
         ):
             assert http.post(path, json={"instances": ["x"]}).status_code in (400, 404)
+
+
+def grpc_request(*users: str, model: str = MODEL, **spec: Any) -> predict_pb2.PredictRequest:
+    """A prediction for users, as TensorFlow Serving's clients ask for it."""
+    request = predict_pb2.PredictRequest(model_spec={"name": model} | spec)
+    request.inputs["user_id"].CopyFrom(tf.make_tensor_proto([user.encode() for user in users], shape=[len(users)]))
+    return request
+
+
+def test_by_grpc(stable: Any) -> None:
+    """Answers are TensorFlow Serving's own, of the arm's version, and logged as by REST; a version that is named is asked."""
+    stable.put(Traffic(stable=1, canary=2, canary_share=0.3, step=17))
+    bearer = [("authorization", f"Bearer {stable.token}")]
+    before, num_counted = len(stable.lines()), stable.metric("envoy_cartwheel_requests", step="17", status="200")
+    with grpc.insecure_channel(f"127.0.0.1:{stable.port}") as channel, stable.http() as http:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        arms = Counter()
+        for number in range(60):
+            user = f'ü"{number}'
+            answer, call = stub.Predict.with_call(grpc_request(user), metadata=bearer, timeout=10)
+            headers = dict(call.initial_metadata())
+            arms[headers["x-cartwheel-arm"]] += 1
+            by_rest = http.post(f"{V1}:predict", json={"instances": [user]}).headers
+            assert headers["x-cartwheel-arm"] == by_rest["x-cartwheel-arm"]
+            version = int(headers["x-cartwheel-model-version"])
+            assert answer.model_spec.version.value == version == {"stable": 1, "canary": 2}[headers["x-cartwheel-arm"]]
+            items = [f"{user}{letter}".encode() for letter in "abc"]
+            assert tf.make_ndarray(answer.outputs["items"]).tolist() == [items]
+        assert arms.keys() == {"stable", "canary"}
+        [line] = [line for line in stable.lines(before + 120) if line["request_id"] == headers["x-request-id"]]
+        assert json.loads(line["response"]) == {
+            "outputs": {
+                "items": [[item.decode() for item in items]],
+                "scores": [pytest.approx([n + version / 10 for n in (3, 2, 1)], abs=1e-6)],
+            }
+        }
+        assert (line["user_ids"], line["arm"], line["model_version"], line["step"]) == (
+            [user], headers["x-cartwheel-arm"], version, 17,
+        )  # fmt: skip
+        assert stable.metric("envoy_cartwheel_requests", step="17", status="200") == num_counted + 120
+
+        for spec, number in (({"version": {"value": 2}}, 2), ({"version_label": "stable"}, 1)):
+            answer = stub.Predict(grpc_request("x", "y", **spec), metadata=bearer, timeout=10)
+            assert answer.model_spec.version.value == number
+            assert tf.make_ndarray(answer.outputs["items"]).shape == (2, 3)
+        asked = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec={"name": MODEL}, metadata_field=["signature_def"]
+        )
+        assert stub.GetModelMetadata(asked, metadata=bearer, timeout=10).model_spec.version.value == 1
+        status = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": MODEL})
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        assert len(models.GetModelStatus(status, metadata=bearer, timeout=10).model_version_status) == 2
+
+
+def test_what_grpc_is_refused(stable: Any) -> None:
+    """Nobody without a token, no other model, nothing that changes a model server; failures are counted, and not logged."""
+    stable.put(Traffic(stable=1, step=18))
+    before = len(stable.lines())
+    with grpc.insecure_channel(f"127.0.0.1:{stable.port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        reload = model_management_pb2.ReloadConfigRequest(config={"model_config_list": {}})
+        wrong = grpc_request("x")
+        wrong.inputs["user"].CopyFrom(wrong.inputs["user_id"])
+        for call, request, code, options in (
+            (stub.Predict, grpc_request("x"), grpc.StatusCode.UNAUTHENTICATED, {"metadata": []}),
+            (stub.Predict, grpc_request("x", model="other"), grpc.StatusCode.NOT_FOUND, {}),
+            (stub.Predict, grpc_request("x", version_label="canary"), grpc.StatusCode.NOT_FOUND, {}),
+            (stub.Predict, grpc_request("x", version={"value": 9}), grpc.StatusCode.NOT_FOUND, {}),
+            (stub.Predict, wrong, grpc.StatusCode.INVALID_ARGUMENT, {}),
+            (
+                stub.Predict,
+                grpc_request(*"x" * 99),
+                grpc.StatusCode.UNIMPLEMENTED,
+                {"compression": grpc.Compression.Gzip},
+            ),
+            (stub.Classify, classification_pb2.ClassificationRequest(), grpc.StatusCode.UNIMPLEMENTED, {}),
+            (models.HandleReloadConfigRequest, reload, grpc.StatusCode.UNIMPLEMENTED, {}),
+        ):
+            with pytest.raises(grpc.RpcError) as failure:
+                call(request, **{"metadata": [("authorization", f"Bearer {stable.token}")], "timeout": 10} | options)
+            assert failure.value.code() is code, (request, failure.value)
+    assert stable.metric("envoy_cartwheel_requests", step="18", status="404") == 1
+    assert stable.metric("envoy_cartwheel_requests", step="18", status="400") == 1
+    assert len(stable.lines()) == before
 
 
 def test_who_may_ask(stable: Any, kit: Any, tools: Any) -> None:
