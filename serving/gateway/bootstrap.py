@@ -414,7 +414,7 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
     """The model servers. The shadow's are the same ones, with limits of their own: it must take nothing from others."""
     urls = settings.serving_grpc_urls if name == GRPC_CLUSTER else settings.serving_urls
     protocol = "http2_protocol_options" if name == GRPC_CLUSTER else "http_protocol_options"
-    options = {
+    options: dict[str, Any] = {
         "explicit_http_config": {protocol: {}},
         "common_http_protocol_options": {"idle_timeout": "60s"},
     }
@@ -429,7 +429,7 @@ def _model_cluster(name: str, settings: Settings) -> dict[str, Any]:
         ]
     size = MAX_REQUESTS // 8 if name == SHADOW_CLUSTER else MAX_REQUESTS
     addresses = [_url_address(url) for url in urls]
-    cluster = {
+    cluster: dict[str, Any] = {
         "name": name,
         # A socket's path is no name to look up.
         "type": "STATIC" if any("pipe" in address for address in addresses) else "STRICT_DNS",

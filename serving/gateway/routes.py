@@ -80,7 +80,7 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
     entries: list[dict[str, Any]] = [
         {"match": {"path": "/livez"}, "direct_response": {"status": 200, "body": {"inline_string": "live\n"}}}
     ]
-    matches = [
+    matches: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"safe_regex": {"regex": model + which + verb}}, to)
         for verb, to in ((":predict", mirrored), ("(/metadata)?", action))
     ]

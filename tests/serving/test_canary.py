@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pandas as pd
 import pytest
+import tensorflow as tf
 from deltalake import write_deltalake
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from contracts.names import NOTHING_TO_DO
 from contracts.ports import free_ports
@@ -163,6 +166,29 @@ def test_a_bad_canary_is_stopped_and_has_never_had_more_than_its_share(shop: Ope
     assert shop.shoppers(400) == {(200, "stable", champion): 400}
     assert f"version {version} was stopped" not in shop.verb("history").stdout
     assert f"version {version} rejected, by " in shop.verb("history").stdout
+
+
+def test_a_bad_canary_is_stopped_also_where_it_is_asked_by_grpc(shop: OpenShop) -> None:
+    """At the model server's own socket; what it fails is counted for its arm by the status that HTTP has for it."""
+    champion, version = shop.rollout()["champion"], shop.register(3, "failing")
+    shop.bring(version)
+    shop.verb("canary", "--version", str(version), "--share", "0.3")
+    bearer = [("authorization", shop.http.headers["authorization"])]
+    answered: Counter[tuple[int | None, str]] = Counter()
+    with grpc.insecure_channel(f"127.0.0.1:{shop.http.base_url.port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        for number in range(200):
+            request = predict_pb2.PredictRequest(model_spec={"name": MODEL})
+            request.inputs["user_id"].CopyFrom(tf.make_tensor_proto([f"user-{number}"]))
+            try:
+                answer = stub.Predict(request, metadata=bearer, timeout=10)
+                answered[answer.model_spec.version.value, "OK"] += 1
+            except grpc.RpcError as error:
+                answered[None, error.code().name] += 1
+    assert answered.keys() == {(champion, "OK"), (None, "INVALID_ARGUMENT")}
+    assert 35 <= answered[None, "INVALID_ARGUMENT"] <= 85
+    time.sleep(0.2)
+    assert "predictions failed, and 0 of the champion's" in shop.advance(version, "canary", 1)
 
 
 def test_a_share_that_a_kill_has_kept_back(shop: OpenShop) -> None:
