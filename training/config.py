@@ -30,8 +30,9 @@ class RankerConfig:
     hidden_units: tuple[int, ...] = (128, 64)
     item_bias_l2: float = 1e-3
 
-    negative_share: float = 0.15
-    """Chance of a candidate that was not taken to be a negative; often-taken ones have up to four times this."""
+    negatives_a_list: int = 40
+    """About how many of a list's candidates that were not taken are negatives; often-taken ones come up to four times as
+    often as others."""
     lists_a_batch: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 60

@@ -96,7 +96,9 @@ class Shop:
 
 
 Part = Callable[[], Shop]
-"""Reads the shop with the users of one bucket."""
+"""Reads the shop with the users of one bucket, or of some small ones."""
+ROWS_A_PART = 25_000
+"""Rows of `user_histories` that buckets are put together for: to open tables takes its time for few rows, too."""
 
 
 def _open(table: tables.Table, versions: Mapping[str, int]) -> DeltaTable:
@@ -205,10 +207,18 @@ def with_users(shop: Shop, buckets: Collection[int] | None = None) -> Shop:
 
 
 def parts(shop: Shop) -> list[Part]:
-    """The shop in parts: a bucket of users each, in order."""
+    """The shop in parts: buckets of users, in order, whatever number of workers there is."""
     histories = _open(tables.USER_HISTORIES, shop.versions)
-    buckets = pc.unique(histories.to_pyarrow_table(columns=["bucket"])["bucket"]).to_pylist()
-    return [partial(with_users, shop, [bucket]) for bucket in sorted(buckets)]
+    counts = pc.value_counts(histories.to_pyarrow_table(columns=["bucket"])["bucket"]).to_pylist()
+    of_parts: list[list[int]] = []
+    num_rows = 0
+    for bucket, count in sorted((each["values"], each["counts"]) for each in counts):
+        num_rows += count
+        if not of_parts or num_rows > ROWS_A_PART:
+            of_parts.append([])
+            num_rows = count
+        of_parts[-1].append(bucket)
+    return [partial(with_users, shop, buckets) for buckets in of_parts]
 
 
 def load_shop(dataset: Dataset, versions: Mapping[str, int]) -> Shop:

@@ -123,7 +123,9 @@ def sampled_examples(
     for chosen, candidate, labels in list_candidates(shop, shop.lists[as_of], retrieve):
         features = candidate.features.numpy()
         # Often-taken items are the hard negatives: they are kept more often (log1p(count) of 3 purchases is 1.4).
-        chance = np.minimum(config.negative_share * (1.0 + features[:, count]), min(1.0, 4 * config.negative_share))
+        num_candidates = np.bincount(candidate.list_ids.numpy(), minlength=len(chosen))
+        share = (config.negatives_a_list / np.maximum(num_candidates, 1))[candidate.list_ids.numpy()]
+        chance = np.minimum(share * np.minimum(1.0 + features[:, count], 4.0), 1.0)
         in_sample = labels | (generator.random(len(labels)) < chance)
         chance = np.where(labels, 1.0, chance)
         yield Examples(

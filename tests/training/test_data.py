@@ -12,7 +12,7 @@ import pytest
 from contracts.dataset import Dataset, load
 from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES
 from tests.training.tables import write_shop, write_table
-from training import baselines, evaluation
+from training import baselines, data, evaluation
 from training.data import (
     ITEM_STATISTICS,
     Shop,
@@ -126,8 +126,8 @@ def in_ids(shop: Shop) -> tuple[dict[str, Any], dict[tuple[int, str], list[str]]
     return histories, taken
 
 
-def test_parts_are_the_whole(dataset: Dataset) -> None:
-    """A bucket of users each, with their histories and lists; together they are the shop, read at once."""
+def test_parts_are_the_whole(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket of users each, with their histories and lists, small ones together; they are the shop, read at once."""
     items = load_items(dataset, {}, num_intervals=2)
     assert (sorted(items.statistics), items.coming, sorted(items.list_intervals)) == ([2, 3, 4], 4, [1, 2, 3])
     assert items.statistics[3][:, ITEM_STATISTICS.index("events_all")].tolist() == [3.0, 3.0, 0.0]
@@ -136,6 +136,9 @@ def test_parts_are_the_whole(dataset: Dataset) -> None:
         {"ann": (["a", "c"], [0.5, 2.5]), "bob": (["b"], [1.0]), "cem": (["b", "a"], [0.25, 0.25])},
         {(2, "ann"): ["a", "b"], (2, "bob"): ["b"], (3, "ann"): ["c"], (3, "cem"): ["a"]},
     )
+    [only] = parts(items)
+    assert in_ids(only()) == whole
+    monkeypatch.setattr(data, "ROWS_A_PART", 3)
     first, second = (in_ids(part()) for part in parts(items))
     assert (sorted(first[0]), sorted(second[0])) == (["ann", "cem"], ["bob"])
     assert (first[0] | second[0], first[1] | second[1]) == whole
