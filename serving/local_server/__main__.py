@@ -136,14 +136,14 @@ def serve(args: argparse.Namespace) -> None:
     import uvicorn
 
     from serving.local_server import grpc_api, rest
-    from serving.local_server.saved_model import SavedModel
     from serving.local_server.status import StatusError
     from serving.local_server.versions import Versions
+    from serving.local_server.warmup import load
 
     tf.get_logger().setLevel("ERROR")
     threads = (os.cpu_count() or 1) + 2
     versions = Versions(
-        lambda path: SavedModel(
+        lambda path: load(
             path,
             intra_op_threads=args.tensorflow_intra_op_parallelism,
             inter_op_threads=args.tensorflow_inter_op_parallelism,

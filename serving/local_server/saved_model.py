@@ -1,8 +1,7 @@
-"""One loaded SavedModel: its signatures, how to run them, and its warm-up."""
+"""One loaded SavedModel: its signatures, and how to run them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,10 @@ from grpc import StatusCode
 from numpy.typing import NDArray
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2
-from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.local_server.status import BY_NUMBER, StatusError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-MAX_WARMUP_RECORDS = 1000
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -62,7 +58,7 @@ class SavedModel:
     The TF1 loader is used because it feeds and fetches by tensor name, as TF Serving does.
 
     Raises:
-        StatusError: the folder holds no SavedModel that loads, or a warm-up record fails.
+        StatusError: the folder holds no SavedModel that loads.
     """
 
     def __init__(self, path: Path, *, intra_op_threads: int, inter_op_threads: int) -> None:
@@ -80,10 +76,6 @@ class SavedModel:
                 for name, definition in self.signature_defs.items()
                 if not name.startswith("__")
             }
-            self._warm_up(path / WARMUP_FILE)
-        except StatusError:
-            self.close()
-            raise
         except tf.errors.OpError as error:
             self.close()
             raise StatusError(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), error.message) from None
@@ -104,19 +96,6 @@ class SavedModel:
         if name not in self._signatures:
             raise invalid(f'Serving signature name: "{name}" not found in signature def')
         return self._signatures[name]
-
-    def _warm_up(self, records: Path) -> None:
-        if not records.is_file():
-            return
-        for number, record in enumerate(itertools.islice(tf.data.TFRecordDataset(str(records)), MAX_WARMUP_RECORDS)):
-            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-            if log.WhichOneof("log_type") != "predict_log":
-                raise StatusError(
-                    StatusCode.UNIMPLEMENTED, f"Warm-up record {number} is no Predict request: not supported locally"
-                )
-            request = log.predict_log.request
-            inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
-            self.signature(request.model_spec.signature_name).run(inputs)
 
     def close(self) -> None:
         self._signatures = {}

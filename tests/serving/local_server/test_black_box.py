@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,31 @@ def test_warm_up_passes(server: Any, base_of: Callable[..., Path], tools: Any) -
     server.wait_state("warm", 1, "AVAILABLE")
 
 
+@pytest.mark.parametrize(("is_right", "state"), [(True, "AVAILABLE"), (False, "END")])
+def test_warm_up_by_examples(server: Any, halves: Path, tools: Any, tmp_path: Path, is_right: bool, state: str) -> None:
+    """Records may be of any kind of request; one whose signature is of another method fails."""
+    from tensorflow_serving.apis import classification_pb2, inference_pb2, input_pb2, prediction_log_pb2, regression_pb2
+
+    shutil.copytree(halves, tmp_path / "halves")
+    x = {"features": {"feature": {"x": {"float_list": {"value": [2.0]}}}}}
+    given = input_pb2.Input(example_list={"examples": [x]})
+    spec = {"name": "any", "signature_name": "by_score" if is_right else "serving_default"}
+    classify = classification_pb2.ClassificationRequest(model_spec=spec, input=given)
+    regress = regression_pb2.RegressionRequest(model_spec={"name": "any"}, input=given)
+    task = {"model_spec": {"name": "any"}, "method_name": "tensorflow/serving/regress"}
+    both = inference_pb2.MultiInferenceRequest(tasks=[task], input=given)
+    _write_records(
+        tmp_path / "halves" / "7",
+        prediction_log_pb2.PredictionLog(regress_log={"request": regress}),
+        prediction_log_pb2.PredictionLog(multi_inference_log={"request": both}),
+        prediction_log_pb2.PredictionLog(classify_log={"request": classify}),
+    )
+    name = f"warm-{state}"
+    with nullcontext() if is_right else pytest.raises(grpc.RpcError, match="method_name"):
+        server.configure(tools.model_text(name, tmp_path / "halves", [7]))
+    server.wait_state(name, 7, state)
+
+
 def _warm_up(folder: Path, *, signature: str) -> None:
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -377,10 +403,16 @@ def _warm_up(folder: Path, *, signature: str) -> None:
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = "any", signature
     request.inputs["user_id"].CopyFrom(tf.make_tensor_proto(["x"]))
-    log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    _write_records(folder, prediction_log_pb2.PredictionLog(predict_log={"request": request}))
+
+
+def _write_records(folder: Path, *logs: Any) -> None:
+    import tensorflow as tf
+
     (folder / "assets.extra").mkdir()
     with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        writer.write(log.SerializeToString())
+        for log in logs:
+            writer.write(log.SerializeToString())
 
 
 def test_unload_waits_for_requests(server: Any, base_of: Callable[..., Path], tools: Any, tmp_path: Path) -> None:

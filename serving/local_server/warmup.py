@@ -1,0 +1,56 @@
+"""A model that has answered before it is asked: the requests that TF Serving calls warm-up records."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from grpc import StatusCode
+from tensorflow_serving.apis import prediction_log_pb2
+
+from serving.local_server.inference import CLASSIFY, REGRESS, infer, multi_infer
+from serving.local_server.saved_model import SavedModel, array_of
+from serving.local_server.status import BY_NUMBER, StatusError
+
+RECORDS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MAX_RECORDS = 1000
+
+
+def load(path: Path, *, intra_op_threads: int, inter_op_threads: int) -> SavedModel:
+    """Load a version's folder and replay its records.
+
+    Raises:
+        StatusError: it does not load, or a record fails.
+    """
+    model = SavedModel(path, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads)
+    try:
+        if (path / RECORDS_FILE).is_file():
+            for number, record in enumerate(
+                itertools.islice(tf.data.TFRecordDataset(str(path / RECORDS_FILE)), MAX_RECORDS)
+            ):
+                _replay(model, number, prediction_log_pb2.PredictionLog.FromString(record.numpy()))
+    except StatusError:
+        model.close()
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        model.close()
+        code = BY_NUMBER.get(error.error_code) if isinstance(error, tf.errors.OpError) else None
+        raise StatusError(code or StatusCode.UNKNOWN, f"Warm-up records: {type(error).__name__}: {error}") from error
+    return model
+
+
+def _replay(model: SavedModel, number: int, log: Any) -> None:
+    kind = log.WhichOneof("log_type")
+    if kind == "predict_log":
+        request = log.predict_log.request
+        inputs = {name: array_of(tensor) for name, tensor in request.inputs.items()}
+        model.signature(request.model_spec.signature_name).run(inputs)
+    elif kind in ("classify_log", "regress_log"):
+        request, method = getattr(log, kind).request, CLASSIFY if kind == "classify_log" else REGRESS
+        infer(model, method, request.model_spec.signature_name, request.input)
+    elif kind == "multi_inference_log":
+        multi_infer(model, log.multi_inference_log.request)
+    else:
+        raise StatusError(StatusCode.UNIMPLEMENTED, f"Warm-up record {number} is a {kind}: not supported locally")
