@@ -314,9 +314,9 @@ end
 
 function envoy_on_request(handle)
   -- Waiting for the body makes all that was asked of `handle` before it invalid.
-  local asked = handle:headers():get(":path")
-  local is_grpc = string.sub(asked, 1, #RPC) == RPC
-  local is_prediction = string.find(asked, ":predict", 1, true) ~= nil or asked == RPC .. "PredictionService/Predict"
+  local full_path = handle:headers():get(":path")
+  local is_grpc = string.sub(full_path, 1, #RPC) == RPC
+  local is_prediction = string.find(full_path, ":predict", 1, true) ~= nil or full_path == RPC .. "PredictionService/Predict"
   local body = (is_grpc or is_prediction) and handle:body()
   local headers, metadata, traffic = handle:headers(), handle:metadata(), {}
   for _, name in ipairs({"stable", "canary", "canary_share", "shadow", "step"}) do traffic[name] = metadata:get(name) end
@@ -341,14 +341,14 @@ function envoy_on_request(handle)
     users = user and {user} or request.users
     local chosen = override or arm_of(users, traffic)
     arm, version, target = resolve_message(request, chosen, traffic)
-    if string.find(asked, "GetModelStatus", 1, true) then arm, version, target = "pinned", request.version, "" end
+    if string.find(full_path, "GetModelStatus", 1, true) then arm, version, target = "pinned", request.version, "" end
     if target then
       body:setBytes(frame(message .. target))
       headers:remove("content-length")
     end
   else
     users = user and {user} or body and users_of(bytes) or {}
-    local path, query = string.match(asked, "^([^?]*)(.*)$")
+    local path, query = string.match(full_path, "^([^?]*)(.*)$")
     arm, version, target = resolve(path, override or arm_of(users, traffic), traffic)
     if target then headers:replace(":path", target .. query) end
   end

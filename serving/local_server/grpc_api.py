@@ -140,9 +140,10 @@ def _multi_infer(versions: Versions, request: Any) -> Any:
     return response
 
 
-def _name_model(ours: Any, asked: Any, version: int) -> None:
-    ours.name, ours.signature_name = asked.name, asked.signature_name or DEFAULT_SIGNATURE
-    ours.version.value = version
+def _name_model(effective: Any, requested: Any, version: int) -> None:
+    """Fill in the ModelSpec of an answer."""
+    effective.name, effective.signature_name = requested.name, requested.signature_name or DEFAULT_SIGNATURE
+    effective.version.value = version
 
 
 class _Model(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]

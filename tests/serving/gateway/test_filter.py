@@ -213,13 +213,13 @@ def test_a_request_by_grpc_is_read_and_asks_for_one_version(
     assert (request.label or b"").decode() == spec.get("version_label", "")
     traffic = bytewise.table_from({b"stable": stable})
     arm, version, added = functions.resolve_message(request, b"stable", traffic)
-    asked = predict_pb2.PredictRequest.FromString(message.SerializeToString() + added)
+    routed = predict_pb2.PredictRequest.FromString(message.SerializeToString() + added)
     if spec.keys() & {"version", "version_label"} and spec.get("version_label") != "stable":
-        assert (arm, asked) == (b"pinned", message)
+        assert (arm, routed) == (b"pinned", message)
         return
     assert (arm, version) == (b"stable", stable)
     message.model_spec.version.value = stable
-    assert asked == message
+    assert routed == message
 
 
 @given(st.lists(st.tuples(texts, st.floats(width=32, allow_nan=False)), min_size=1, max_size=6), st.integers(1, 3))

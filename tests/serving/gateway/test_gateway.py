@@ -142,10 +142,10 @@ def test_by_grpc(stable: Any) -> None:
             answer = stub.Predict(grpc_request("x", "y", **spec), metadata=bearer, timeout=10)
             assert answer.model_spec.version.value == number
             assert tf.make_ndarray(answer.outputs["items"]).shape == (2, 3)
-        asked = get_model_metadata_pb2.GetModelMetadataRequest(
+        metadata_request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec={"name": MODEL}, metadata_field=["signature_def"]
         )
-        assert stub.GetModelMetadata(asked, metadata=bearer, timeout=10).model_spec.version.value == 1
+        assert stub.GetModelMetadata(metadata_request, metadata=bearer, timeout=10).model_spec.version.value == 1
         status = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": MODEL})
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         assert len(models.GetModelStatus(status, metadata=bearer, timeout=10).model_version_status) == 2

@@ -378,12 +378,12 @@ def test_warm_up_by_examples(server: Any, halves: Path, tools: Any, tmp_path: Pa
 
     shutil.copytree(halves, tmp_path / "halves")
     x = {"features": {"feature": {"x": {"float_list": {"value": [2.0]}}}}}
-    given = input_pb2.Input(example_list={"examples": [x]})
+    source = input_pb2.Input(example_list={"examples": [x]})
     spec = {"name": "any", "signature_name": "by_score" if is_right else "serving_default"}
-    classify = classification_pb2.ClassificationRequest(model_spec=spec, input=given)
-    regress = regression_pb2.RegressionRequest(model_spec={"name": "any"}, input=given)
+    classify = classification_pb2.ClassificationRequest(model_spec=spec, input=source)
+    regress = regression_pb2.RegressionRequest(model_spec={"name": "any"}, input=source)
     task = {"model_spec": {"name": "any"}, "method_name": "tensorflow/serving/regress"}
-    both = inference_pb2.MultiInferenceRequest(tasks=[task], input=given)
+    both = inference_pb2.MultiInferenceRequest(tasks=[task], input=source)
     _write_records(
         tmp_path / "halves" / "7",
         prediction_log_pb2.PredictionLog(regress_log={"request": regress}),
