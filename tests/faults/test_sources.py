@@ -1,4 +1,6 @@
-"""Files, a database, an API and Kafka feed one shop that grows; landing and the broker are killed by -9 again and again."""
+"""Files, a database, an API and Kafka feed one shop that grows; landing, the broker and cleaning are killed by -9 again
+and again.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from contracts.tables import UNTIMED
 SEED = int(os.environ.get("CARTWHEEL_TEST_FAULTS_SEED", "20170102"))
 NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "5000")) // 5
 """Of each source."""
-NUM_KILLS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "3"))
+NUM_KILLS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "2"))
+"""Of landing and the broker together; cleaning is killed half as often."""
 SOURCES = ("files", "database", "api", "stream")
 PAGE = 100
 
@@ -170,7 +173,9 @@ def test_killed_again_and_again(
     files: Grow, database: tuple[str, Grow], api: tuple[str, Grow], stream: Grow, broker: Any, postgres_server: Any,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """However often landing or the broker dies, each event of each source is there once in the end, and every record accounted for."""
+    """However often landing, the broker or cleaning dies, each event of each source is there once in the end, and every
+    record accounted for.
+    """
     sources = (files, database[1], api[1], stream)
     addresses = {"database": database[0], "api": api[0], "broker": broker.address}
     (tmp_path / "shop.toml").write_text(SHOP.format(columns=COLUMNS, batch=max(250, NUM_EVENTS // 12), **addresses))
@@ -184,7 +189,27 @@ def test_killed_again_and_again(
         "CARTWHEEL_SECRET_SHOP_DB": postgres_server.password,
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "spark_jobs.land", "--through", "31"]
+    log = (tmp_path / "jobs.log").open("w")
+
+    def start(*command: str) -> subprocess.Popen[bytes]:
+        """A job in a process group of its own."""
+        argv = [sys.executable, "-m", *command]
+        return subprocess.Popen(
+            argv, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def wait_for_a_random_instant(job: subprocess.Popen[bytes]) -> None:
+        """Up to ten seconds after it has begun to write."""
+        before = progress()
+        while job.poll() is None and progress() == before:
+            time.sleep(0.02)
+        with suppress(subprocess.TimeoutExpired):
+            job.wait(chance.uniform(0, 10))
+
+    def kill(job: subprocess.Popen[bytes]) -> None:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
     def progress() -> int:
         """Grows with every file that landing writes: commits of tables, pages and parts it keeps."""
@@ -192,34 +217,31 @@ def test_killed_again_and_again(
         return sum(len(names) for folder in (tables, spool) for _, _, names in os.walk(folder))
 
     number, size = 0, NUM_EVENTS // (NUM_KILLS + 1) + 1
-    with (tmp_path / "land.log").open("w") as log:
-        for kill in range(NUM_KILLS + 1):
-            for grow in sources:
-                grow(events(number, min(size, NUM_EVENTS - number)))
-            number += min(size, NUM_EVENTS - number)
-            landing = subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            try:
-                if kill < NUM_KILLS:
-                    start = progress()
-                    while landing.poll() is None and progress() == start:
-                        time.sleep(0.02)
-                    with suppress(subprocess.TimeoutExpired):
-                        landing.wait(chance.uniform(0, 10))
-                    if kill % 3 == 1:
-                        broker.kill()
-                    elif landing.poll() is None:
-                        os.killpg(landing.pid, signal.SIGKILL)
-                if kill % 3 == 1 or kill == NUM_KILLS:
-                    landing.wait(900)
-            finally:
-                if landing.poll() is None:
-                    os.killpg(landing.pid, signal.SIGKILL)
-                landing.wait()
-            # 2: without its broker, landing says so and ends, having landed the other sources.
-            may_end_with = (0,) if kill == NUM_KILLS else (0, 2) if kill % 3 == 1 else (0, -9)
-            assert landing.returncode in may_end_with, (tmp_path / "land.log").read_text()[-3000:]
+    victims = [victim for _ in range(NUM_KILLS) for victim in chance.sample(("landing", "broker"), 2)][:NUM_KILLS]
+    for victim in [*victims, None]:
+        for grow in sources:
+            grow(events(number, min(size, NUM_EVENTS - number)))
+        number += min(size, NUM_EVENTS - number)
+        landing = start("spark_jobs.land", "--through", "31")
+        try:
+            if victim is not None:
+                wait_for_a_random_instant(landing)
+            if victim == "broker":
+                broker.kill()
+            if victim != "landing":
+                landing.wait(900)
+        finally:
+            kill(landing)
+        # 2: without its broker, landing says so and ends, having landed the other sources.
+        may_end_with = {"landing": (0, -9), "broker": (0, 2), None: (0,)}[victim]
+        assert landing.returncode in may_end_with, (tmp_path / "jobs.log").read_text()[-3000:]
+    for _ in range(NUM_KILLS // 2):
+        cleaning = start("spark_jobs.clean")
+        wait_for_a_random_instant(cleaning)
+        kill(cleaning)
+    cleaning = start("spark_jobs.clean")
+    assert cleaning.wait(900) == 0, (tmp_path / "jobs.log").read_text()[-3000:]
+    log.close()
 
     def rows(table: str) -> Any:
         return DeltaTable(str(tables / table)).to_pandas()
@@ -237,4 +259,6 @@ def test_killed_again_and_again(
     )
     assert (ledger.read == ledger.landed + ledger.quarantined + ledger.duplicates).all()
     assert (ledger.landed.sum(), ledger.quarantined.sum()) == (len(bronze), len(aside))
+    assert sorted(rows("silver_events").event_id) == sorted(bronze.event_id)
+    assert sorted(rows("quarantine").event_id) == sorted(aside.event_id)
     assert [path for path in spool.rglob("*") if path.is_file()] == []
