@@ -30,7 +30,7 @@ class RankerConfig:
     hidden_units: tuple[int, ...] = (128, 64)
     item_bias_l2: float = 1e-3
 
-    negatives_a_list: int = 40
+    negatives_a_list: int = 60
     """About how many of a list's candidates that were not taken are negatives; often-taken ones come up to four times as
     often as others."""
     lists_a_batch: int = 64
