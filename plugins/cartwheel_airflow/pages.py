@@ -70,6 +70,7 @@ def page() -> HTMLResponse:
         names=names,
         has_docs=(status.docs_folder() / "index.html").exists(),
         mlflow_url=settings().mlflow_link or settings().mlflow_uri,
+        model=settings().model,
         nonce=nonce,
     )
     scripts = f"{_NO_CONTENT_FROM_ELSEWHERE}; script-src 'nonce-{nonce}'"
