@@ -105,6 +105,6 @@ def write(desired: Desired) -> None:
     """Put a desired state into force, unless it is already. Other shops may write theirs into the file meanwhile."""
     path = config_path()
     with locked(path.with_name(f".{path.name}.lock")):
-        if not path.exists() or read() != desired:
-            beside = path.read_text() if path.exists() else ""
+        beside = path.read_text() if path.exists() else ""
+        if not beside or parse(beside, str(path)) != desired:
             write_text(path, render(desired, base_path().resolve(), beside))

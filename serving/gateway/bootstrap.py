@@ -20,6 +20,7 @@ from serving.gateway.routes import (
     NOWHERE_CLUSTER,
     OURS,
     ROUTES,
+    RPC_PREFIX,
     SHADOW_CLUSTER,
     typed,
 )
@@ -97,9 +98,7 @@ def jwt_discovery(jwks: str) -> dict[str, Any]:
     config = typed(
         "extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         providers={OURS: provider},
-        rules=[
-            {"match": {"prefix": prefix}, "requires": {"provider_name": OURS}} for prefix in ("/v1/", "/tensorflow.")
-        ],
+        rules=[{"match": {"prefix": prefix}, "requires": {"provider_name": OURS}} for prefix in ("/v1/", RPC_PREFIX)],
     )
     return {"resources": [typed("config.core.v3.TypedExtensionConfig", name=JWT_FILTER, typed_config=config)]}
 

@@ -339,9 +339,11 @@ function envoy_on_request(handle)
     if not is_read then return refuse(handle, is_grpc, "400", "no message of TensorFlow Serving") end
     if request.model ~= MODEL then return refuse(handle, is_grpc, "404", "the gateway serves the model " .. MODEL) end
     users = user and {user} or request.users
-    local chosen = override or arm_of(users, traffic)
-    arm, version, target = resolve_message(request, chosen, traffic)
-    if string.find(full_path, "GetModelStatus", 1, true) then arm, version, target = "pinned", request.version, "" end
+    if full_path == RPC .. "ModelService/GetModelStatus" then -- of all versions, as by REST
+      arm, version, target = "pinned", request.version, ""
+    else
+      arm, version, target = resolve_message(request, override or arm_of(users, traffic), traffic)
+    end
     if target then
       body:setBytes(frame(message .. target))
       headers:remove("content-length")

@@ -12,6 +12,7 @@ ROUTES = OURS = "cartwheel"
 DECIDED = "x-cartwheel-decided"
 """The header by which the filter says that it has chosen a version. Without, no request reaches a model."""
 MODEL_CLUSTER, SHADOW_CLUSTER, GRPC_CLUSTER, NOWHERE_CLUSTER = "model", "shadow", "grpc", "nowhere"
+RPC_PREFIX = "/tensorflow.serving."
 RPCS = ("PredictionService/Predict", "PredictionService/GetModelMetadata", "ModelService/GetModelStatus")
 """What may be asked by gRPC: not what changes a model server."""
 FILTER = "envoy.filters.http.lua"
@@ -89,7 +90,7 @@ def route_configuration(state: dict[str, Any], settings: Settings) -> dict[str, 
             "cluster": GRPC_CLUSTER,
             "retry_policy": action["retry_policy"] | {"retry_on": "connect-failure,refused-stream,reset,unavailable"},
         }
-        matches += [({"path": f"/tensorflow.serving.{rpc}", "grpc": {}}, by_grpc) for rpc in RPCS]
+        matches += [({"path": RPC_PREFIX + rpc, "grpc": {}}, by_grpc) for rpc in RPCS]
     for match, to in matches:
         entries += [{"match": match | decided, "route": to} | base, {"match": match, "route": undecided} | base]
     return {"name": ROUTES, "virtual_hosts": [{"name": ROUTES, "domains": ["*"], "routes": entries}]}

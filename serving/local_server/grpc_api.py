@@ -25,6 +25,8 @@ from serving.local_server.saved_model import DEFAULT_SIGNATURE, array_of, proto_
 from serving.local_server.status import StatusError, invalid
 from serving.local_server.versions import Versions
 
+_RESPONSES = {CLASSIFY: classification_pb2.ClassificationResponse, REGRESS: regression_pb2.RegressionResponse}
+
 log = logging.getLogger(__name__)
 
 
@@ -84,15 +86,13 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # typ
         return self._measured("Predict", request.model_spec.name, context, lambda: _predict(self.versions, request))
 
     def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
-        response = classification_pb2.ClassificationResponse()
         return self._measured(
-            "Classify", request.model_spec.name, context, lambda: _infer(self.versions, request, CLASSIFY, response)
+            "Classify", request.model_spec.name, context, lambda: _infer(self.versions, request, CLASSIFY)
         )
 
     def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
-        response = regression_pb2.RegressionResponse()
         return self._measured(
-            "Regress", request.model_spec.name, context, lambda: _infer(self.versions, request, REGRESS, response)
+            "Regress", request.model_spec.name, context, lambda: _infer(self.versions, request, REGRESS)
         )
 
     def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -123,7 +123,8 @@ def _predict(versions: Versions, request: Any) -> Any:
     return response
 
 
-def _infer(versions: Versions, request: Any, method: str, response: Any) -> Any:
+def _infer(versions: Versions, request: Any, method: str) -> Any:
+    response = _RESPONSES[method]()
     with versions.use(*_spec(request)) as (version, model):
         response.result.CopyFrom(infer(model, method, request.model_spec.signature_name, request.input))
     _name_model(response.model_spec, request.model_spec, version)

@@ -73,17 +73,22 @@ def _serialized(source: Any) -> NDArray[Any]:
     return np.array([context + example.SerializeToString() for example in examples], dtype=object)
 
 
-def _checked(outputs: Arrays, name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """An output of that kind of NumPy's whose first lengths are `shape`; None when the signature has none."""
+_KINDS = {"O": "strings", "f": "decimals"}
+"""By NumPy's letter of it."""
+
+
+def _checked(outputs: Arrays, name: str, kind: str, num_examples: int) -> NDArray[Any] | None:
+    """An output of that kind, `[num_examples, ...]`; None when the signature has none of that name."""
     array = outputs.get(name)
-    if array is not None and (array.dtype.kind != kind or array.shape[: len(shape)] != shape):
-        raise invalid(f"Output {name!r} is {array.dtype} {list(array.shape)}, not {kind} {list(shape)}")
+    if array is not None and (array.dtype.kind != kind or array.shape[:1] != (num_examples,)):
+        wrong = f"{tf.as_dtype(array.dtype).name} {list(array.shape)}"
+        raise invalid(f"Expected {name} Tensor of {_KINDS[kind]} for {num_examples} examples. Got: {wrong}")
     return array
 
 
 def _classifications(outputs: Arrays, num_examples: int) -> Any:
-    classes = _checked(outputs, "classes", "O", (num_examples,))
-    scores = _checked(outputs, "scores", "f", (num_examples,))
+    classes = _checked(outputs, "classes", "O", num_examples)
+    scores = _checked(outputs, "scores", "f", num_examples)
     present = [array for array in (classes, scores) if array is not None]
     if not present or len(present) != len(outputs) or any(array.shape != present[0].shape for array in present):
         raise invalid(f"Expected the outputs 'classes' and 'scores', or one of them, found {sorted(outputs)}")
@@ -100,7 +105,7 @@ def _classifications(outputs: Arrays, num_examples: int) -> Any:
 
 
 def _regressions(outputs: Arrays, num_examples: int) -> Any:
-    values = _checked(outputs, "outputs", "f", (num_examples,))
+    values = _checked(outputs, "outputs", "f", num_examples)
     if values is None or len(outputs) != 1:
         raise invalid(f"Expected one output Tensor named 'outputs', found {sorted(outputs)}")
     if values.size != num_examples:

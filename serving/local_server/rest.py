@@ -25,7 +25,7 @@ TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES >> 20} MiB: ask for fewer 
 MAX_WAITING = 256
 """Requests that may wait for a thread."""
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-_PREDICT = re.compile(_MODEL + r":(?P<verb>predict|classify|regress)")
+_POST = re.compile(_MODEL + r":(?P<verb>predict|classify|regress)")
 _GET = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ def answer(versions: Versions, method: str, path: str, body: bytes, packed: bool
     """
     start_s = time.perf_counter()
     try:
-        if method == "POST" and (match := _PREDICT.fullmatch(path)):
+        if method == "POST" and (match := _POST.fullmatch(path)):
             model, api = match["name"], match["verb"]
-            content = _counted_predict(versions, match, _unpacked(body) if packed else body)
+            content = _counted_answer(versions, match, _unpacked(body) if packed else body)
         elif method == "GET" and (match := _GET.fullmatch(path)):
             model, api = match["name"], ""
             content = _describe(versions, match)
@@ -121,9 +121,9 @@ def _failure(error: StatusError) -> tuple[int, bytes]:
     return error.http_code, json.dumps({"error": error.message}, ensure_ascii=False).encode(errors="replace")
 
 
-def _counted_predict(versions: Versions, match: re.Match[str], body: bytes) -> bytes:
+def _counted_answer(versions: Versions, match: re.Match[str], body: bytes) -> bytes:
     try:
-        content = _predict(versions, match, body)
+        content = (_predict if match["verb"] == "predict" else _infer)(versions, match, body)
     except StatusError as error:
         metrics.count_request(match["name"], error.code.name)
         raise
@@ -132,11 +132,6 @@ def _counted_predict(versions: Versions, match: re.Match[str], body: bytes) -> b
 
 
 def _predict(versions: Versions, match: re.Match[str], body: bytes) -> bytes:
-    if match["verb"] != "predict":
-        signature_name, source = inference.parse(body)
-        with versions.use(match["name"], _number(match), match["label"]) as (_, model):
-            result = inference.infer(model, inference.METHODS[match["verb"]], signature_name, source)
-        return json.dumps(inference.as_json(result), ensure_ascii=False).encode()
     request, by_row = tensors.parse(body)
     with versions.use(match["name"], _number(match), match["label"]) as (_, model):
         signature = model.signature(request.get("signature_name", ""))
@@ -146,6 +141,13 @@ def _predict(versions: Versions, match: re.Match[str], body: bytes) -> bytes:
             inputs = tensors.from_columns(request["inputs"], signature.inputs)
         outputs = signature.run(inputs)
     return json.dumps((tensors.to_rows if by_row else tensors.to_columns)(outputs), ensure_ascii=False).encode()
+
+
+def _infer(versions: Versions, match: re.Match[str], body: bytes) -> bytes:
+    signature_name, source = inference.parse(body)
+    with versions.use(match["name"], _number(match), match["label"]) as (_, model):
+        result = inference.infer(model, inference.METHODS[match["verb"]], signature_name, source)
+    return json.dumps(inference.as_json(result), ensure_ascii=False).encode()
 
 
 def _describe(versions: Versions, match: re.Match[str]) -> bytes:

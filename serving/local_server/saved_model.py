@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from grpc import StatusCode
 from numpy.typing import NDArray
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2
 
-from serving.local_server.status import BY_NUMBER, StatusError, invalid
+from serving.local_server.status import invalid, status_of
 
 DEFAULT_SIGNATURE = "serving_default"
 Arrays = dict[str, NDArray[Any]]
@@ -46,7 +45,7 @@ class Signature:
         try:
             values = self.call(*(inputs[name] for name in self.inputs))
         except tf.errors.OpError as error:
-            raise StatusError(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), error.message) from None
+            raise status_of(error) from None
         # A scalar string comes back as bare bytes, whose trailing zeros NumPy would cut without `object`.
         arrays = (np.asarray(value, dtype=object if isinstance(value, bytes) else None) for value in values)
         return dict(zip(self.outputs, arrays, strict=True))
@@ -76,12 +75,9 @@ class SavedModel:
                 for name, definition in self.signature_defs.items()
                 if not name.startswith("__")
             }
-        except tf.errors.OpError as error:
-            self.close()
-            raise StatusError(BY_NUMBER.get(error.error_code, StatusCode.UNKNOWN), error.message) from None
         except Exception as error:  # whatever a broken file makes the loader raise is a failed load
             self.close()
-            raise StatusError(StatusCode.UNKNOWN, f"{type(error).__name__}: {error}") from error
+            raise status_of(error) from error
 
     def _signature(self, definition: Any) -> Signature:
         inputs, outputs = dict(definition.inputs), dict(definition.outputs)

@@ -38,5 +38,13 @@ class StatusError(Exception):
         return HTTP_CODES.get(self.code, 500)
 
 
+def status_of(error: Exception) -> StatusError:
+    """A failure as a status: one of TensorFlow's has its own code, any other that is none is UNKNOWN."""
+    if isinstance(error, StatusError):
+        return error
+    code = BY_NUMBER.get(getattr(error, "error_code", None), StatusCode.UNKNOWN)  # type: ignore[arg-type]
+    return StatusError(code, getattr(error, "message", "") or f"{type(error).__name__}: {error}")
+
+
 def invalid(message: str) -> StatusError:
     return StatusError(StatusCode.INVALID_ARGUMENT, message)

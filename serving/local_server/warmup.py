@@ -12,7 +12,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.local_server.inference import CLASSIFY, REGRESS, infer, multi_infer
 from serving.local_server.saved_model import SavedModel, array_of
-from serving.local_server.status import BY_NUMBER, StatusError
+from serving.local_server.status import StatusError, status_of
 
 RECORDS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_RECORDS = 1000
@@ -31,13 +31,9 @@ def load(path: Path, *, intra_op_threads: int, inter_op_threads: int) -> SavedMo
                 itertools.islice(tf.data.TFRecordDataset(str(path / RECORDS_FILE)), MAX_RECORDS)
             ):
                 _replay(model, number, prediction_log_pb2.PredictionLog.FromString(record.numpy()))
-    except StatusError:
+    except Exception as error:  # also whatever a broken file makes the readers raise
         model.close()
-        raise
-    except Exception as error:  # whatever a broken file makes the readers raise
-        model.close()
-        code = BY_NUMBER.get(error.error_code) if isinstance(error, tf.errors.OpError) else None
-        raise StatusError(code or StatusCode.UNKNOWN, f"Warm-up records: {type(error).__name__}: {error}") from error
+        raise status_of(error) from error
     return model
 
 

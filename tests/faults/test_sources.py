@@ -29,7 +29,7 @@ from contracts.tables import UNTIMED
 SEED = int(os.environ.get("CARTWHEEL_TEST_FAULTS_SEED", "20170102"))
 NUM_EVENTS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_EVENTS", "5000")) // 5
 """Of each source."""
-NUM_KILLS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "2"))
+NUM_KILLS = int(os.environ.get("CARTWHEEL_TEST_FAULTS_KILLS", "3"))
 """Of landing and the broker together; cleaning is killed half as often."""
 SOURCES = ("files", "database", "api", "stream")
 PAGE = 100
