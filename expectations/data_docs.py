@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from contracts.settings import settings
 
 if TYPE_CHECKING:
-    from great_expectations.data_context import FileDataContext
+    from great_expectations.data_context import EphemeralDataContext
 
 SITE = "local_site"
 KEPT_RUNS = 5
@@ -69,7 +69,7 @@ def offline(page: str) -> str:
     return page.replace("</head>", f"{_head()}</head>", 1)
 
 
-def build(context: FileDataContext, suites: Collection[str]) -> Path:
+def build(context: EphemeralDataContext, suites: Collection[str]) -> Path:
     """Render the newest validation of some suites, and the index. Old validations go, so that the site stays small.
 
     Returns:

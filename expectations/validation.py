@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     import great_expectations as gx
     import pandas as pd
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
-    from great_expectations.data_context import FileDataContext
+    from great_expectations.data_context import EphemeralDataContext
+
+SOURCE = "delta_tables"
 
 
 @contextmanager
@@ -32,40 +33,45 @@ def _hidden(*modules: str) -> Iterator[None]:
             del sys.modules[module]
 
 
-def open_context() -> FileDataContext:
-    """The file context in `home_dir/great_expectations`, with its Data Docs in `reports_dir/data_docs`.
-
-    Everything in it is derived, so one that a killed run left broken is made anew.
-    """
+def open_context() -> EphemeralDataContext:
+    """A context of this process, whose results stay in `home_dir/great_expectations` and Data Docs in `reports_dir/data_docs`."""
     # Read by the library when it is imported; it must not call home from anybody's shop.
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     with _hidden("pyspark"):  # a fifth of the time that the import takes, and nothing here needs it
         import great_expectations as gx
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            FilesystemStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
 
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    root = settings().home_dir / "great_expectations"
-    try:
-        context = gx.get_context(mode="file", context_root_dir=root)
-    except Exception:  # whatever is wrong with it, the cure is the same
-        shutil.rmtree(root, ignore_errors=True)
-        context = gx.get_context(mode="file", context_root_dir=root)
-    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-    site = data_docs.site()
-    if context.variables.data_docs_sites.get(data_docs.SITE) != site:
-        context.update_data_docs_site(data_docs.SITE, site)
+    stores = FilesystemStoreBackendDefaults(settings().home_dir / "great_expectations")
+    stores.stores |= {
+        name: {**stores.stores[name], "store_backend": {"class_name": "InMemoryStoreBackend"}}
+        for name in (stores.checkpoint_store_name, stores.validation_definition_store_name)
+    }
+    context = gx.get_context(
+        mode="ephemeral",
+        project_config=DataContextConfig(
+            store_backend_defaults=stores,
+            data_docs_sites={data_docs.SITE: data_docs.site()},
+            progress_bars=ProgressBarsConfig(globally=False, metric_calculations=False),
+        ),
+    )
+    context.data_sources.add_pandas(SOURCE)
     return context
 
 
 def validate(
-    context: FileDataContext, suite: gx.ExpectationSuite, frame: pd.DataFrame
+    context: EphemeralDataContext, suite: gx.ExpectationSuite, frame: pd.DataFrame
 ) -> ExpectationSuiteValidationResult:
     """Hold a frame against a suite; both are kept under the suite's name."""
     import great_expectations as gx
 
-    source = context.data_sources.add_or_update_pandas("delta_tables")
-    asset = source.add_dataframe_asset(suite.name)
+    asset = context.data_sources.get(SOURCE).add_dataframe_asset(suite.name)
     batches = asset.add_batch_definition_whole_dataframe("checked_rows")
-    definition = context.validation_definitions.add_or_update(
+    definition = context.validation_definitions.add(
         gx.ValidationDefinition(name=suite.name, data=batches, suite=context.suites.add_or_update(suite))
     )
     return definition.run(

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from great_expectations.render.view import DefaultJinjaIndexPageView, DefaultJinjaPageView
+from jinja2 import FileSystemBytecodeCache
 
+from contracts.settings import settings
 from expectations.data_docs import offline
 
 
 class OfflinePageView(DefaultJinjaPageView):
     """The page of a suite or a validation."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # The templates are compiled once, not with every page.
+        folder = settings().cache_dir / "templates"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.env.bytecode_cache = FileSystemBytecodeCache(str(folder))
+
     def render(self, document: Any, template: Any = None, **kwargs: Any) -> str:
         return offline(str(super().render(document, template, **kwargs)))
 
 
-class OfflineIndexPageView(DefaultJinjaIndexPageView):
+class OfflineIndexPageView(OfflinePageView, DefaultJinjaIndexPageView):
     """The page that lists them."""
-
-    def render(self, document: Any, template: Any = None, **kwargs: Any) -> str:
-        return offline(str(super().render(document, template, **kwargs)))
