@@ -11,8 +11,8 @@ EVENTS ?= 100000
 KILLS ?= 12
 ROWS ?= 1000000
 python := .venv/bin/python
-# Three workers, as many tests wait; a folder's tests stay in one of them, with its servers (tests/conftest.py).
-pytest := pytest tests --numprocesses 3 --dist loadscope --no-loadscope-reorder
+# Three workers where many tests wait; a folder's tests stay in one of them, with its servers (tests/conftest.py).
+pytest := pytest tests --dist loadscope --no-loadscope-reorder
 compile := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --override overrides.txt
 
@@ -50,11 +50,11 @@ kafka: setup ## Run a real Apache Kafka on this machine until Ctrl-C, to try it 
 
 test: setup-test ## Set up and run the tests (ARGS=... for pytest)
 	@$(python) -m deploy.local prepare
-	@$(python) -m $(pytest) -m "not long" $(ARGS)
+	@$(python) -m $(pytest) --numprocesses 3 -m "not long" $(ARGS)
 
 test-fast: setup-test ## Run the tests that need a few seconds each
 	@$(python) -m deploy.local prepare
-	@$(python) -m $(pytest) -m "not slow and not long" $(ARGS)
+	@$(python) -m $(pytest) --numprocesses 2 -m "not slow and not long" $(ARGS)
 
 test-long: setup-test ## Run what needs an hour: full data, many kills, much fuzzing (SEED=..., EVENTS=..., KILLS=...)
 	@$(python) -m deploy.local prepare
@@ -70,7 +70,7 @@ test-faults: setup-test ## Kill everything while many events land (SEED=..., EVE
 coverage: setup-test ## Run the tests and list the lines and branches that none of them reaches (half an hour)
 	@$(python) -m deploy.local prepare
 	@$(python) -m coverage erase
-	@$(python) -m coverage run -m $(pytest) -m "not long" $(ARGS)
+	@$(python) -m coverage run -m $(pytest) --numprocesses 3 -m "not long" $(ARGS)
 	@$(python) -m coverage combine --quiet
 	@$(python) -m coverage report
 

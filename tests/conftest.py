@@ -73,6 +73,8 @@ LONGEST_FIRST = (
     "end_to_end/test_shops.py",
     "spark_jobs/sources",
     "serving/gateway",
+    "expectations",
+    "training/test_trainer.py",
 )
 """Units of tests."""
 

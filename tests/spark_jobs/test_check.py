@@ -91,6 +91,7 @@ def test_what_is_legal_but_hardly_meant(shop: Any, capsys: pytest.CaptureFixture
     assert "50% of the rows have problems: the gate raw stops the run at 20%" in output_of(shop, capsys, plain, late)
 
 
+@pytest.mark.slow
 def test_times_of_another_unit_than_declared(shop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A few seconds among milliseconds are read as what they are; where most are of another unit, that is said."""
     from datetime import UTC, datetime

@@ -150,6 +150,7 @@ def test_a_file_replaced_while_it_was_read_is_read_again(drop: Any, monkeypatch:
     assert users(drop) == [(1, "ann"), (1, "bob")]
 
 
+@pytest.mark.slow
 def test_a_young_file_is_waited_for(drop: Any) -> None:
     """A file may be written for `settle_s` more: it is read when it is that old."""
     text = (drop.folder / "shop.toml").read_text()
@@ -192,6 +193,7 @@ item_id = "article"
 
 
 @pytest.mark.parametrize(("scope", "landed"), [("of the source", 3), ("of the shop", 2)])
+@pytest.mark.slow
 def test_two_sources_with_the_same_ids(shop: Any, scope: str, landed: int) -> None:
     """Id 1 of one source is another event than id 1 of the other, unless the ids are of the shop; a repeat never lands."""
     shop.write(
@@ -210,6 +212,7 @@ def test_two_sources_with_the_same_ids(shop: Any, scope: str, landed: int) -> No
     assert by_source["site"][0] == 2
 
 
+@pytest.mark.slow
 def test_landing_one_source_again_leaves_what_the_others_have_landed(shop: Any) -> None:
     """The shop's file was corrected, and the site's is gone: that is said, and its rows of the same day stay."""
     shop.write(
@@ -250,6 +253,7 @@ def test_killed_in_the_middle(drop: Any, monkeypatch: pytest.MonkeyPatch, dies_i
     assert accounts(drop) == [(1, UNTIMED, 1, 0, 1, 0), (1, 1, 1, 1, 0, 0), (1, 2, 1, 1, 0, 0)]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_land_twice(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that finds its batch landed by another fails and says so; the events are there once."""
     put(drop, "a.csv", MONDAY.format("ann"))

@@ -111,6 +111,7 @@ def test_browsing_shop_with_items_in_its_events(shop: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_items_in_events_that_are_json(shop: Any) -> None:
     """Their names and categories come from fields that no column of events stands for, and that not each record has."""
     toml = BROWSING.replace("*.csv.gz", "*.jsonl")

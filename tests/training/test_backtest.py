@@ -48,6 +48,7 @@ def fickle(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_newer_data_is_worth_something_where_users_change(fickle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All ways begin alike; the model that is left alone never learns what is taken since; one that is never trained again
     is the refreshed one; all of it is drawn.

@@ -164,6 +164,7 @@ def test_events_of_all_types_in_the_request_give_the_same_as_the_stored_ones(
     assert bought["scores"].numpy().sum() > scores.sum() + 0.5
 
 
+@pytest.mark.slow
 def test_the_model_holds_no_user_id(shop: Shop, ranker: Ranker, tmp_path: Path) -> None:
     """Fingerprints only, but for the examples that are written beside it on purpose."""
     ids = np.array([f"{name}@example.org" for name in shop.user_ids], dtype=object)

@@ -64,6 +64,7 @@ def assert_same(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolera
         np.testing.assert_allclose(own, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_learns_what_decides(shards: list[Shard]) -> None:
     """Where one feature alone decides what is taken, the trained ranker mostly puts the taken item of unseen lists first."""
     losses = []

@@ -100,6 +100,7 @@ def tiny(shop: Shop, kind: str) -> Shop:
 
 
 @pytest.mark.parametrize("kind", ["only new users", "one item", "one user", "nothing sold twice"])
+@pytest.mark.slow
 def test_the_smallest_shops_are_trained_and_served(shop: Shop, tmp_path: Path, kind: str) -> None:
     """Lists have no item twice and none that does not exist, and are as long as there are items; metrics are numbers."""
     shop = tiny(shop, kind)

@@ -137,6 +137,7 @@ def messages(broker: Kafka, topic: str, count: int, isolation: str = "read_commi
     return pairs
 
 
+@pytest.mark.slow
 def test_a_topic_gets_all_users_of_a_version_or_none(broker: Kafka) -> None:
     """What was sent before a failure is there, but who reads what is committed does not get it; an erased user ends."""
     broker.create("lists")
@@ -156,6 +157,7 @@ def test_a_topic_gets_all_users_of_a_version_or_none(broker: Kafka) -> None:
     assert messages(broker, "lists", 1, "read_uncommitted") == [("user 0", row("user 0", "fig"))]
 
 
+@pytest.mark.slow
 def test_a_topic_of_many_users_is_filled(broker: Kafka) -> None:
     """More than what the client keeps in memory (100,000 messages) waits until that is sent."""
     broker.create("many")
@@ -211,6 +213,7 @@ def test_erasing_a_user_takes_them_out_of_the_sinks_at_once(
     assert f"database 127.0.0.1:{recommended.port}/shop" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_topic_never_gets_an_id_that_is_personal(
     broker: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
