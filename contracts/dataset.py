@@ -421,10 +421,15 @@ def resolve(path: str, folder: Path) -> str:
     elif "://" in path:
         return path
     else:
-        # Files are told apart by their paths: `..` and links are taken out of it, up to the first pattern.
-        parts = (folder / path).parts
-        fixed = next((place for place, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
-        resolved_path = Path(*parts[:fixed]).resolve().joinpath(*parts[fixed:])
+        # Files are told apart by their paths: `..` and links are taken out of it, up to the first pattern. A file may
+        # be named like a pattern, and so may the folder that it is in.
+        *start, name = (folder / path).parts
+        resolved_path = Path(*start).resolve() / name
+        if not resolved_path.exists():
+            parts = Path(path).parts
+            fixed = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+            literal = folder.joinpath(*parts[:fixed]).resolve()
+            resolved_path = Path(glob.escape(str(literal))).joinpath(*parts[fixed:])
     if not (resolved_path.exists() or glob.glob(str(resolved_path))):
         raise InputError("no such file", where=str(resolved_path), cure="correct `path` in the dataset file")
     return str(resolved_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import hashlib
 import os
 import re
@@ -80,16 +81,15 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
     versions: dict[str, str] = {}
     for declared in paths(files, folder):
         scheme, host, path = declared.rpartition("://")
-        prefix = re.split(r"[*?\[]", path, maxsplit=1)[0]
-        is_glob = prefix != path
-        start = prefix.rpartition("/")[0] if is_glob else path
+        is_glob = glob.has_magic(path) and not Path(declared).exists()
+        start = _start(path) if is_glob else path
         try:
             system, root = fs.FileSystem.from_uri(f"{scheme}{host}{start}" if host else str(Path(start).absolute()))
             info = system.get_file_info(root)
             if info.type == fs.FileType.File:
                 infos = [info]
             else:
-                is_deep = not is_glob or "/" in path.removeprefix(start).strip("/")
+                is_deep = not is_glob or path.count("/") > start.count("/") + 1
                 infos = system.get_file_info(fs.FileSelector(root, recursive=is_deep))
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0][:200]
@@ -108,6 +108,12 @@ def listed(files: Files, folder: Path) -> dict[str, str]:
             if pattern is None or _fits(each.path, pattern):
                 versions[f"{scheme}{host}{each.path}" if host else each.path] = f"{each.size} {each.mtime_ns}"
     return dict(sorted(versions.items()))
+
+
+def _start(pattern: str) -> str:
+    """The folder in which a pattern begins to be one, by its name; `[[]` stands for a bracket."""
+    literal = next(re.finditer(r"(?:\[[*?\[]\]|[^*?\[])*", pattern))[0]
+    return re.sub(r"\[([*?\[])\]", r"\1", literal.rpartition("/")[0])
 
 
 def _fits(path: str, pattern: str) -> bool:

@@ -195,6 +195,18 @@ def test_names_and_folders_that_spark_cannot_say(spark: Any, tmp_path: Path) -> 
     assert [row["who"] for row in read(spark, tmp_path, "*.parquet")] == ["pat"]
 
 
+@pytest.mark.parametrize("path", ["in/a[1].csv", "in/*.csv", "in/a[[]?].csv", "in", "*/a*", ["in/a[1].csv"]])
+def test_a_folder_that_is_named_like_a_pattern(tmp_path: Path, path: Any) -> None:
+    """The folder of the shop is where it is, whatever it is called; so is a file that is named exactly."""
+    folder = tmp_path / "export [final] (2)*?" / "shop[1]"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "a[1].csv").write_text(CSV)
+    (tmp_path / "export final").mkdir()
+    declared = events(path, format="csv").files
+    assert declared is not None
+    assert list(reading.listed(declared, folder)) == [str(folder / "in" / "a[1].csv")]
+
+
 def test_a_file_without_a_header_is_said_to_be(spark: Any, tmp_path: Path) -> None:
     """Nobody is led to name columns after the first event."""
     (tmp_path / "a.csv").write_text("1000,2025-03-03T09:00:00Z,214530001\n1001,2025-03-03T09:00:00Z,214530002\n")
