@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -18,10 +17,9 @@ from typing import Any, NoReturn
 
 from contracts.errors import InputError, reported
 from serving.local_server import NAME
+from serving.local_server.configs import batching, grpc_credentials, monitoring_path, parse_config
 
 IGNORED_FLAGS = (
-    "enable_batching",
-    "batching_parameters_file",
     "enable_per_model_batching_parameters",
     "flush_filesystem_caches",
     "force_allow_any_version_labels_for_unavailable_models",
@@ -74,6 +72,8 @@ def arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ssl_config_file", type=Path, help="an SSLConfig in text format: TLS for gRPC, not for REST")
     parser.add_argument("--monitoring_config_file", type=Path, help="a MonitoringConfig in text format")
+    parser.add_argument("--enable_batching", type=_flag, nargs="?", const=True, default=False)
+    parser.add_argument("--batching_parameters_file", type=Path, help="BatchingParameters in text format")
     parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=2)
     parser.add_argument("--tensorflow_inter_op_parallelism", type=int, default=2)
     for name in IGNORED_FLAGS:
@@ -114,12 +114,8 @@ def serve(args: argparse.Namespace) -> None:
         InputError: a flag, the config, a port or every version of a model is not usable.
         SystemExit: a signal came.
     """
-    if args.model_config_file is None and not args.model_base_path:
-        raise InputError("neither --model_config_file nor --model_base_path", where="the flags", cure="give one")
-    if not args.port and not args.grpc_socket_path:
-        raise InputError("neither --port nor --grpc_socket_path", where="the flags", cure="give one")
-    if args.port == args.rest_api_port:
-        raise InputError(f"one port ({args.port}) for gRPC and REST", where="the flags", cure="give each its own")
+    _require_sense(args)
+    parameters = batching(args.batching_parameters_file) if args.enable_batching else None
     metrics_path = monitoring_path(args.monitoring_config_file)
     credentials = grpc_credentials(args.ssl_config_file)
     rest_socket = _bound(args.host, args.rest_api_port, "--rest_api_port") if args.rest_api_port else None
@@ -136,17 +132,24 @@ def serve(args: argparse.Namespace) -> None:
     import uvicorn
 
     from serving.local_server import grpc_api, rest
+    from serving.local_server.batching import Batcher
     from serving.local_server.status import StatusError
     from serving.local_server.versions import Versions
     from serving.local_server.warmup import load
 
     tf.get_logger().setLevel("ERROR")
-    threads = (os.cpu_count() or 1) + 2
+    cores = os.cpu_count() or 1
+    threads = cores + 2
+    batcher = None
+    if parameters is not None:
+        batcher = Batcher(parameters)
+        threads = 4 * cores  # as the real one has: requests wait in them while their batch fills
     versions = Versions(
         lambda path: load(
             path,
             intra_op_threads=args.tensorflow_intra_op_parallelism,
             inter_op_threads=args.tensorflow_inter_op_parallelism,
+            batcher=batcher,
         ),
         max_num_load_retries=args.max_num_load_retries,
         load_retry_interval_s=max(args.load_retry_interval_micros, 0) / 1e6,
@@ -190,6 +193,20 @@ def serve(args: argparse.Namespace) -> None:
     finally:
         log.info("Shutting down.")
         grpc_server.stop(GRACE_S).wait(GRACE_S)
+
+
+def _require_sense(args: argparse.Namespace) -> None:
+    """Refuse flags that say nothing together."""
+    if args.model_config_file is None and not args.model_base_path:
+        raise InputError("neither --model_config_file nor --model_base_path", where="the flags", cure="give one")
+    if not args.port and not args.grpc_socket_path:
+        raise InputError("neither --port nor --grpc_socket_path", where="the flags", cure="give one")
+    if args.port == args.rest_api_port:
+        raise InputError(f"one port ({args.port}) for gRPC and REST", where="the flags", cure="give each its own")
+    if args.batching_parameters_file and not args.enable_batching:
+        raise InputError(
+            "--batching_parameters_file without --enable_batching", where="the flags", cure="give both or neither"
+        )
 
 
 def _listen(grpc_server: Any, args: argparse.Namespace, credentials: Any) -> None:
@@ -253,88 +270,6 @@ def _read_config(args: argparse.Namespace) -> str:
         raise InputError(
             f"cannot read the model config: {error}", where="--model_config_file", cure="name a readable file"
         ) from None
-
-
-def parse_config(text: str, where: str) -> Any:
-    """The `ModelServerConfig` in text format.
-
-    Raises:
-        InputError: it does not parse.
-    """
-    from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
-
-    try:
-        return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-    except text_format.ParseError as error:
-        # In the words of the real one, which somebody may look for in the log.
-        message = f"Invalid protobuf file: '{where}': no ModelServerConfig: {error}"
-        raise InputError(message, where=where, cure="correct its text format") from None
-
-
-def grpc_credentials(path: Path | None) -> Any:
-    """What the `SSLConfig` says that gRPC is encrypted with; None without a file.
-
-    Raises:
-        InputError: the file cannot be read, or names no key and certificate.
-    """
-    if path is None:
-        return None
-    import grpc
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-
-    # The message is not among the published protos.
-    described = descriptor_pb2.FileDescriptorProto(name="ssl_config.proto", package="tensorflow.serving")
-    message = described.message_type.add(name="SSLConfig")
-    kinds = descriptor_pb2.FieldDescriptorProto
-    for number, name in enumerate(("server_key", "server_cert", "custom_ca", "client_verify"), 1):
-        kind = kinds.TYPE_BOOL if name == "client_verify" else kinds.TYPE_STRING
-        message.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(described)
-    config = message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.serving.SSLConfig"))()
-    try:
-        text_format.Parse(path.read_text(), config)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise InputError(
-            f"no SSLConfig: {error}", where="--ssl_config_file", cure="name a readable file in text format"
-        ) from None
-    if not config.server_key or not config.server_cert:
-        raise InputError(
-            "the SSLConfig has no server_key or no server_cert", where="--ssl_config_file", cure="put both in as PEM"
-        )
-    if config.client_verify and not config.custom_ca:
-        raise InputError(
-            "the SSLConfig has client_verify and no custom_ca",
-            where="--ssl_config_file",
-            cure="put the authority in as PEM",
-        )
-    return grpc.ssl_server_credentials(
-        [(config.server_key.encode(), config.server_cert.encode())],
-        root_certificates=config.custom_ca.encode() or None,
-        require_client_auth=config.client_verify,
-    )
-
-
-def monitoring_path(path: Path | None) -> str | None:
-    """Path of the Prometheus page as the `MonitoringConfig` sets it, None when it is not enabled.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    if path is None:
-        return None
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise InputError(
-            f"cannot read it: {error}", where="--monitoring_config_file", cure="name a readable file"
-        ) from None
-    # The message is not among the published protos; these two fields are all it has.
-    if not re.search(r"\benable\s*:\s*(true|1)\b", text):
-        return None
-    named = re.search(r"""\bpath\s*:\s*["']([^"']*)["']""", text)
-    return named[1] if named else "/monitoring/prometheus/metrics"
 
 
 def _bound(host: str, port: int, flag: str) -> socket.socket:

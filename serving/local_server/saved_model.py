@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2
 
+from serving.local_server.batching import BatchedCall, Batcher, as_array
 from serving.local_server.status import invalid, status_of
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -46,9 +47,7 @@ class Signature:
             values = self.call(*(inputs[name] for name in self.inputs))
         except tf.errors.OpError as error:
             raise status_of(error) from None
-        # A scalar string comes back as bare bytes, whose trailing zeros NumPy would cut without `object`.
-        arrays = (np.asarray(value, dtype=object if isinstance(value, bytes) else None) for value in values)
-        return dict(zip(self.outputs, arrays, strict=True))
+        return dict(zip(self.outputs, map(as_array, values), strict=True))
 
 
 class SavedModel:
@@ -60,7 +59,10 @@ class SavedModel:
         StatusError: the folder holds no SavedModel that loads.
     """
 
-    def __init__(self, path: Path, *, intra_op_threads: int, inter_op_threads: int) -> None:
+    def __init__(
+        self, path: Path, *, intra_op_threads: int, inter_op_threads: int, batcher: Batcher | None = None
+    ) -> None:
+        self._batcher = batcher
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
         )
@@ -84,7 +86,10 @@ class SavedModel:
         options = config_pb2.CallableOptions(
             feed=[info.name for info in inputs.values()], fetch=[info.name for info in outputs.values()]
         )
-        return Signature(inputs, outputs, self.session._make_callable_from_options(options))
+        call = self.session._make_callable_from_options(options)
+        if self._batcher and inputs:
+            call = BatchedCall(call, [info.name for info in inputs.values()], self._batcher)
+        return Signature(inputs, outputs, call)
 
     def signature(self, name: str) -> Signature:
         """The signature of that name, `serving_default` for an empty one."""

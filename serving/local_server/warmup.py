@@ -10,6 +10,7 @@ import tensorflow as tf
 from grpc import StatusCode
 from tensorflow_serving.apis import prediction_log_pb2
 
+from serving.local_server.batching import Batcher
 from serving.local_server.inference import CLASSIFY, REGRESS, infer, multi_infer
 from serving.local_server.saved_model import SavedModel, array_of
 from serving.local_server.status import StatusError, status_of
@@ -18,13 +19,13 @@ RECORDS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_RECORDS = 1000
 
 
-def load(path: Path, *, intra_op_threads: int, inter_op_threads: int) -> SavedModel:
+def load(path: Path, *, intra_op_threads: int, inter_op_threads: int, batcher: Batcher | None = None) -> SavedModel:
     """Load a version's folder and replay its records.
 
     Raises:
         StatusError: it does not load, or a record fails.
     """
-    model = SavedModel(path, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads)
+    model = SavedModel(path, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads, batcher=batcher)
     try:
         if (path / RECORDS_FILE).is_file():
             for number, record in enumerate(

@@ -179,9 +179,15 @@ def base_of(exported: Callable[[int], Path], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module", params=["local", *(["real"] if REAL_SERVER else [])])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def kind(request: pytest.FixtureRequest) -> str:
+    """The local model server, and TF Serving's own where it is installed."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def server(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that started with an empty config."""
-    running = Server(request.param, tmp_path_factory.mktemp("server"))
+    running = Server(kind, tmp_path_factory.mktemp("server"))
     try:
         yield running
     finally:

@@ -14,7 +14,8 @@ import pytest
 
 from contracts.errors import InputError
 from contracts.ports import free_ports
-from serving.local_server.__main__ import arg_parser, grpc_credentials, monitoring_path
+from serving.local_server.__main__ import arg_parser
+from serving.local_server.configs import grpc_credentials, monitoring_path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -130,7 +131,7 @@ def test_version_says_it_is_local() -> None:
 def test_flags_of_the_real_server_parse() -> None:
     """Flags parse with `=`, switches with and without a value, and TF Serving's defaults hold."""
     args = arg_parser().parse_args(["--model_base_path=x", "--enable_batching", "--port=1"])
-    assert (args.port, args.enable_batching, args.max_num_load_retries) == (1, "true", 5)
+    assert (args.port, args.enable_batching, args.max_num_load_retries) == (1, True, 5)
     assert args.allow_version_labels_for_unavailable_models is False
     args = arg_parser().parse_args(["--allow_version_labels_for_unavailable_models=true"])
     assert args.allow_version_labels_for_unavailable_models is True
