@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from contracts.errors import InputError
 from contracts.settings import settings
 from spark_jobs.pseudonyms import REDACTION
+from spark_jobs.scratch import scratch
 
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 _ASKED_FOR_OFTEN = ("PythonUtils", "functions", "org.apache.spark.sql.functions")
@@ -79,6 +80,9 @@ def session(name: str) -> SparkSession:
         conf.set(key, value)
     if not conf.contains("spark.master"):
         conf.set("spark.master", settings().spark_master)
+    if settings().spark_is_one_process and "," not in str(scratch()):  # which would make two folders of it
+        # What it spills holds ids as they came, and a killed JVM clears nothing: the next process does, here.
+        conf.set("spark.local.dir", str(scratch()))
     context = SparkContext(conf=conf, gateway=gateway)
     if context.master.startswith("local"):  # else workers are the first python3 on the PATH, which may be another
         context.pythonExec = sys.executable

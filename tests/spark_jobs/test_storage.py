@@ -13,6 +13,7 @@ from contracts.errors import InputError
 from contracts.settings import settings
 from contracts.tables import Column, Table
 from spark_jobs import storage
+from spark_jobs.scratch import scratch
 
 SHARES = Table(
     "shares",
@@ -40,6 +41,13 @@ def frame(spark: Any, *intervals: int) -> Any:
 
 def intervals(spark: Any, version: int | None = None) -> list[int]:
     return sorted(row["interval"] for row in storage.read(spark, SHARES, version).collect())
+
+
+def test_what_spark_spills_lies_where_it_is_cleared(spark: Any) -> None:
+    """It holds ids as they came: after a kill the next process clears it, as it does nothing in `/tmp`."""
+    folder = scratch()
+    assert spark.conf.get("spark.local.dir") == str(folder)
+    assert {path.name.partition("-")[0] for path in folder.iterdir()} >= {"blockmgr", "spark"}
 
 
 def test_each_version_is_read_as_it_was(spark: Any, home: Path) -> None:
