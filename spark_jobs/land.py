@@ -58,6 +58,8 @@ def main(
     with lake.lock("land"), storage.writing():
         storage.require_layout(BRONZE_EVENTS)
         ledger.catch_up()
+        for line in ledger.read_otherwise(dataset) if from_interval is None else ():
+            say(line)
         return _land(dataset, folder, from_interval, through, now, allow_fewer=allow_fewer)
 
 

@@ -121,7 +121,7 @@ class Landing:
             RuntimeError: another run has landed a batch meanwhile, or other rows were written than counted.
         """
         name = self.dataset.source_name(self.source)
-        number, position, identity = ledger.latest(name)
+        number, position, identity, _ = ledger.latest(name)
         if identity is None:
             columns = {*batch.rows.columns, *declared_columns(self.source)}
             if reading.KEYS in columns and self.source.columns.event_id is None and MESSAGE_ID not in columns:
@@ -144,7 +144,8 @@ class Landing:
             moved = {part: value for part, value in batch.position.items() if position.get(part) != value}
             if self.replace is not None and self.replace.last is not None:
                 moved = {}  # what lies beyond is still to be read
-            entry = ledger.Entry(name, number + 1, moved | {ledger.IDENTITY: identity}, accounts, self._token)
+            ours = {ledger.IDENTITY: identity, ledger.READING: ledger.reading_of(self.source)}
+            entry = ledger.Entry(name, number + 1, moved | ours, accounts, self._token)
             if number and self.replace is None and not moved and not entry.num_new:
                 say(f"{name}: nothing new")
                 return

@@ -6,6 +6,7 @@ are one atomic commit. The tables `positions` and `ledger` are made from these c
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contracts import lake
+from contracts.dataset import Dataset, Events
 from contracts.tables import BRONZE_EVENTS, LEDGER, POSITIONS, UNTIMED, Table
 from spark_jobs import storage
 
@@ -24,6 +26,8 @@ Position = dict[str, Any]
 
 IDENTITY = "columns of the id"
 """Part of each position, for landing: the columns that made the ids of the first batch make those of all later ones."""
+READING = "how records are read"
+"""Part of each position, for landing: a hash of what the dataset file says of the source's records."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Latest(NamedTuple):
     """By all batches together."""
     identity: list[str] | None
     """See IDENTITY; None before the first batch."""
+    reading: str | None
+    """See READING, of the last batch; None before the first."""
 
 
 def latest(source: str) -> Latest:
@@ -88,8 +94,31 @@ def latest(source: str) -> Latest:
     opened = storage.open_table(POSITIONS)
     rows = [] if opened is None else opened.to_pyarrow_table(filters=[("source", "=", source)]).to_pylist()
     position = {row["part"]: json.loads(row["position"]) for row in rows}
-    identity = position.pop(IDENTITY, None)
-    return Latest(max((row["batch"] for row in rows), default=0), position, identity)
+    identity, reading = position.pop(IDENTITY, None), position.pop(READING, None)
+    return Latest(max((row["batch"] for row in rows), default=0), position, identity, reading)
+
+
+def reading_of(source: Events) -> str:
+    """See READING. Weights and targets are not of it: cleaning looks at them anew."""
+    said = source.model_dump(
+        mode="json", exclude={"name", "path", "kind", "options", "settle_s", "event_ids_are", "types", "targets"}
+    )
+    return hashlib.sha256(json.dumps([said, sorted(source.types)]).encode()).hexdigest()[:16]
+
+
+def read_otherwise(dataset: Dataset) -> list[str]:
+    """The sources whose last batch was read as an earlier dataset file had it, each with what that means, in a line."""
+    behind = [
+        name
+        for name, source in ((dataset.source_name(source), source) for source in dataset.events)
+        if latest(name).reading not in (None, reading_of(source))
+    ]
+    return [
+        f"{name}: the dataset file has its records read otherwise than before (`exclude`, `columns` and the like). What "
+        "has landed stays as it was; to read it by these rules, land files again by `from_interval`, and redrive what "
+        "was set aside"
+        for name in behind
+    ]
 
 
 def catch_up() -> list[Entry]:
@@ -123,7 +152,7 @@ def _last_version() -> int:
 
 
 def _put_positions(entry: Entry) -> None:
-    """Move the parts of a position. IDENTITY is moved along by each batch, so that all are counted."""
+    """Move the parts of a position. IDENTITY and READING are moved along by each batch, so that all are counted."""
     rows = [
         {"source": entry.source, "part": part, "position": json.dumps(position), "batch": entry.batch}
         for part, position in entry.position.items()

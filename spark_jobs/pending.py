@@ -240,7 +240,10 @@ def arg_parser() -> argparse.ArgumentParser:
 def main(step: str, from_interval: int | None, through: int | None) -> int:
     """Print what is pending for `step`; the exit status is 0 or NOTHING_TO_DO."""
     if step == "land":
-        intervals = land(load(settings().dataset_path), settings().data_path, from_interval, through, datetime.now(UTC))
+        dataset = load(settings().dataset_path)
+        for line in ledger.read_otherwise(dataset):
+            print(line)
+        intervals = land(dataset, settings().data_path, from_interval, through, datetime.now(UTC))
     elif step == "build":
         intervals = build()
     elif step == "features":

@@ -517,6 +517,23 @@ def test_another_meaning_of_types_makes_silver_anew(copied_shop: Any) -> None:
     assert pending.clean() == []
 
 
+def test_other_rules_are_said_before_more_lands(drop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has landed stays as it was read, nobody need wonder why; landed again, it is read by the rules of now."""
+    put(drop, "a.csv", MONDAY.format("ann"), MONDAY.format("bob"))
+    assert drop.land(through=1) == 0
+    rule = '[[events.exclude]]\nreason = "staff"\ncolumn = "who"\none_of = "bob"\n'
+    drop.write(shop__toml=FOLDER_TOML.replace("settle_s = 0", "settle_s = 0\ntypes = { purchase = 9.0 }"))
+    pending.main("land", None, 1)
+    assert "read otherwise" not in capsys.readouterr().out
+    drop.write(shop__toml=FOLDER_TOML + rule)
+    pending.main("land", None, 1)
+    assert "tiny: the dataset file has its records read otherwise than before" in capsys.readouterr().out
+    assert (drop.land(from_interval=1, through=1), drop.clean()) == (0, 0)
+    assert drop.values(SILVER_EVENTS, "user_id") == [("ann",)]
+    pending.main("land", None, 1)
+    assert "read otherwise" not in capsys.readouterr().out
+
+
 def test_an_excluded_user_stays_excluded_when_redriven(drop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ids are personal, whether a user is excluded cannot be seen any more: such rows are not re-driven."""
     monkeypatch.setenv("CARTWHEEL_SECRET_PSEUDONYM_KEY", "4a" * 32)
