@@ -100,10 +100,10 @@ def latest(source: str) -> Latest:
 
 def reading_of(source: Events) -> str:
     """See READING. Weights and targets are not of it: cleaning looks at them anew."""
-    said = source.model_dump(
+    rules = source.model_dump(
         mode="json", exclude={"name", "path", "kind", "options", "settle_s", "event_ids_are", "types", "targets"}
     )
-    return hashlib.sha256(json.dumps([said, sorted(source.types)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([rules, sorted(source.types)]).encode()).hexdigest()[:16]
 
 
 def read_otherwise(dataset: Dataset) -> list[str]:
