@@ -13,7 +13,7 @@ from contracts.errors import InputError
 from contracts.files import lock_holder, read_json
 from contracts.lake import open_table
 from contracts.settings import REPOSITORY, settings
-from contracts.tables import ITEM_FEATURES, ITEMS, TRAINING_LISTS, USER_HISTORIES, Table
+from contracts.tables import ITEM_FEATURES, ITEMS, SILVER_EVENTS, TRAINING_LISTS, USER_HISTORIES, Table
 
 TABLES = (ITEM_FEATURES, ITEMS, USER_HISTORIES, TRAINING_LISTS)
 SETTINGS = ("seed", "training_intervals", "fold_offsets", "training_epochs", "top_k", "ranker")
@@ -78,6 +78,19 @@ def training_data() -> TrainingData | None:
     # Features may be ahead: an interval in which nobody took anything has no lists.
     coming = max([max(lists) + 1, *as_ofs(ITEM_FEATURES)])
     return TrainingData(coming, {table.name: opened.version() for table, opened in tables.items()}, checked)
+
+
+def judged_training_data() -> TrainingData | None:
+    """`training_data`, once gates have looked at all that was computed together; None while they have not.
+
+    A build that is on its way has written features that no gate has looked at, or one of two. What a gate refused is
+    judged, too: no training follows, but somebody is to be told.
+    """
+    verdicts = [read_json(settings().reports_dir / "gates" / f"{gate}.json") for gate in ("features", "lists")]
+    versions = [verdict.get("reference_versions", {}).get(SILVER_EVENTS.name) for verdict in verdicts]
+    is_refused = any(verdict.get("passed") is False for verdict in verdicts)
+    is_whole = None not in versions and len({*versions}) == 1
+    return training_data() if is_whole or is_refused else None
 
 
 def needed_training_data() -> TrainingData:

@@ -20,6 +20,7 @@ from contracts.tables import ATTRIBUTIONS, CATEGORY_SHARES, TRAINING_LISTS
 from contracts.trainings import (
     REQUEST,
     TrainingData,
+    judged_training_data,
     needed_training_data,
     refresh_key,
     training_data,
@@ -86,8 +87,8 @@ def observe(
 
 
 def is_pending() -> str | None:
-    """Why a decision is due, in words; None when the one on file still stands."""
-    data = training_data()
+    """Why a decision is due, in words; None when the one on file still stands, or a build is on its way."""
+    data = judged_training_data()
     if data is None:
         return None
     on_file = read_json(status.decisions_folder() / f"{data.as_of}.json") or None
@@ -153,7 +154,7 @@ def training_due(*, force: bool = False) -> tuple[str, str] | None:
     Raises:
         InputError: `force`, and there is no training data yet.
     """
-    data = needed_training_data() if force else training_data()
+    data = needed_training_data() if force else judged_training_data()
     request = open_request(status.report())
     if data is None or (not force and (request is None or _finished(data) is not None)):
         return None
@@ -175,7 +176,8 @@ def refresh_due(*, force: bool = False) -> tuple[str, str] | None:
     Raises:
         InputError: `force`, and there is no data or no model yet.
     """
-    data, champion, record = training_data(), sources.registered().champion, status.report()
+    data = training_data() if force else judged_training_data()
+    champion, record = sources.registered().champion, status.report()
     if data is None or champion is None:
         if force:
             raise InputError(

@@ -45,6 +45,16 @@ class Home:
 
     def lists(self, as_of: int) -> None:
         self.write("training_lists", [{"as_of": as_of, "user_id": "a", "target_items": ["x"]}], "as_of")
+        self.gate("lists", silver=0)
+        self.gate("features", silver=0)
+
+    def gate(self, name: str, *, silver: int, passed: bool = True) -> None:
+        """What a gate says of what was made of a version of silver."""
+        path = self.folder / "reports" / "gates" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"passed": passed, "failures": [], "reference_versions": {"silver_events": silver}})
+        )
 
     def traffic(self, interval: int, model: str) -> None:
         """Twenty users to whom the model showed one item; all took x, which both baselines showed."""
@@ -249,6 +259,27 @@ def test_a_withdrawn_item_is_recommended_no_longer(home: Home) -> None:
     assert "version 1 may recommend what is withdrawn (1: bread)" in line
     assert verb == "refresh"
     assert home.run("should-refresh")[-1] == "refresh_of_1_as_of_53_v0"
+
+
+def test_what_no_gate_has_looked_at_is_not_there_yet(home: Home) -> None:
+    """While features are computed and checked nothing is decided, nor trained, not even by the clock."""
+    home.lists(52)
+    for gate in ("lists", "features"):
+        (home.folder / "reports" / "gates" / f"{gate}.json").unlink()
+    assert home.run("pending", expect=99) == ["nothing to decide"]
+    home.gate("lists", silver=1)
+    assert home.run("pending", expect=99) == ["nothing to decide"]
+    home.gate("features", silver=0)  # of the interval before
+    assert home.run("pending", expect=99) == ["nothing to decide"]
+    home.gate("features", silver=1)
+    assert home.run("pending") == ["nothing is decided yet for interval 53"]
+    assert home.run("decide")[-1] == "retrain"
+    home.gate("lists", silver=2)
+    assert home.run("should-train", expect=99) == ["no training is due"]
+    home.gate("features", silver=2)
+    assert home.run("should-train")[-1] == "as_of_53_v0"
+    home.gate("lists", silver=3, passed=False)  # which somebody is to be told
+    assert home.run("pending") == ["since the decision for interval 53 these have changed: failed_gates"]
 
 
 def test_every_rule_at_once_and_bad_data(home: Home) -> None:
