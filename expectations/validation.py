@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from contracts.errors import InputError
+from contracts.files import read_json
 from contracts.settings import settings
 from expectations import data_docs
 
@@ -34,7 +36,10 @@ def _hidden(*modules: str) -> Iterator[None]:
 
 
 def open_context() -> EphemeralDataContext:
-    """A context of this process, whose results stay in `home_dir/great_expectations` and Data Docs in `reports_dir/data_docs`."""
+    """A context of this process, whose results stay in `home_dir/great_expectations` and Data Docs in `reports_dir/data_docs`.
+
+    Everything in it is derived, so what a killed run left torn is dropped.
+    """
     # Read by the library when it is imported; it must not call home from anybody's shop.
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     with _hidden("pyspark"):  # a fifth of the time that the import takes, and nothing here needs it
@@ -46,7 +51,13 @@ def open_context() -> EphemeralDataContext:
         )
 
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    stores = FilesystemStoreBackendDefaults(settings().home_dir / "great_expectations")
+    root = settings().home_dir / "great_expectations"
+    for path in root.rglob("*.json"):
+        try:
+            read_json(path)
+        except InputError:
+            path.unlink()
+    stores = FilesystemStoreBackendDefaults(root)
     stores.stores |= {
         name: {**stores.stores[name], "store_backend": {"class_name": "InMemoryStoreBackend"}}
         for name in (stores.checkpoint_store_name, stores.validation_definition_store_name)

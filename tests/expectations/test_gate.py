@@ -305,6 +305,18 @@ def test_a_missing_answer_fails_the_gate() -> None:
     assert failure.line == "items: 2 of 2 rules were not answered (every rule must be answered)"
 
 
+@pytest.mark.parametrize("what", ["validations", "expectations"])
+def test_a_result_that_a_kill_left_torn_stops_no_gate(frames: Frames, saved: Save, home: Path, what: str) -> None:
+    """Great Expectations writes its files in place, and reads all of them for its pages."""
+    saved(frames)
+    gate.check("lists")
+    files = [path for path in (home / "great_expectations").rglob("*.json") if what in path.parts]
+    assert files
+    for path in files:
+        path.write_text(path.read_text()[:40])
+    assert gate.check("lists", full=True).passed
+
+
 def test_only_new_partitions_are_checked_again(frames: Frames, saved: Save) -> None:
     """After a pass only rewritten partitions are read; a second look at the same versions reads nothing."""
     saved(frames)
