@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 
 from serving.local_server.rest import MAX_WAITING
@@ -450,10 +451,17 @@ def test_too_many_at_once_are_told_so(server: Any, base_of: Callable[..., Path],
     places = MAX_WAITING + (os.cpu_count() or 1) + 2
     url = f"http://127.0.0.1:{server.rest_port}/v1/models/full:predict"
 
+    def connections() -> int:
+        opened = psutil.Process(server.process.pid).net_connections("tcp")
+        return sum(each.laddr.port == server.rest_port and each.status == psutil.CONN_ESTABLISHED for each in opened)
+
     async def fill() -> list[int]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as client:
+            before = connections()
             waiting = [asyncio.create_task(client.post(url, json=body)) for _ in range(places)]
+            while connections() < before + places:  # else the request below might take one of their places
+                await asyncio.sleep(0.1)
             while (refused := await client.post(url, json={"instances": ["x"]}, timeout=60)).status_code == 200:
                 await asyncio.sleep(0.1)
             assert "Too many requests wait" in refused.json()["error"]
