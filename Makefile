@@ -11,7 +11,7 @@ EVENTS ?= 100000
 KILLS ?= 12
 ROWS ?= 1000000
 python := .venv/bin/python
-# Three workers where many tests wait; a folder's tests stay in one of them, with its servers (tests/conftest.py).
+# Three workers where many tests wait, two where none does; a folder's tests stay in one of them, with its servers (tests/conftest.py).
 pytest := pytest tests --dist loadscope --no-loadscope-reorder
 compile := UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --override overrides.txt

@@ -16,8 +16,8 @@ class OfflinePageView(DefaultJinjaPageView):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # The templates are compiled once, not with every page.
-        folder = settings().cache_dir / "templates"
+        # The templates are compiled once, not with every page. What is run again lies where nobody else writes.
+        folder = settings().home_dir / "great_expectations" / "templates"
         folder.mkdir(parents=True, exist_ok=True)
         self.env.bytecode_cache = FileSystemBytecodeCache(str(folder))
 

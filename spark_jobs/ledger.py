@@ -6,7 +6,6 @@ are one atomic commit. The tables `positions` and `ledger` are made from these c
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,22 +102,21 @@ def reading_of(source: Events) -> str:
     rules = source.model_dump(
         mode="json", exclude={"name", "path", "kind", "options", "settle_s", "event_ids_are", "types", "targets"}
     )
-    return hashlib.sha256(json.dumps([rules, sorted(source.types)]).encode()).hexdigest()[:16]
+    return storage.digest([rules, sorted(source.types)])[:16]
 
 
 def read_otherwise(dataset: Dataset) -> list[str]:
     """The sources whose last batch was read as an earlier dataset file had it, each with what that means, in a line."""
-    behind = [
-        name
-        for name, source in ((dataset.source_name(source), source) for source in dataset.events)
-        if latest(name).reading not in (None, reading_of(source))
-    ]
-    return [
-        f"{name}: the dataset file has its records read otherwise than before (`exclude`, `columns` and the like). What "
-        "has landed stays as it was; to read it by these rules, land files again by `from_interval`, and redrive what "
-        "was set aside"
-        for name in behind
-    ]
+    lines = []
+    for source in dataset.events:
+        name = dataset.source_name(source)
+        if latest(name).reading not in (None, reading_of(source)):
+            lines.append(
+                f"{name}: the dataset file has its records read otherwise than before (`exclude`, `columns` and the "
+                "like). What has landed stays as it was; to read it by these rules, land files again by "
+                "`from_interval`, and redrive what was set aside"
+            )
+    return lines
 
 
 def catch_up() -> list[Entry]:

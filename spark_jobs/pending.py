@@ -11,13 +11,12 @@ there is nothing to do. The answer comes from the tables alone, so a message tha
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from contracts import lake, names
 from contracts.champion import Champion, champion
@@ -97,12 +96,7 @@ def build() -> list[int]:
 
 def meaning(dataset: Dataset) -> str:
     """A hash of what the dataset file says that silver is made by: weights and targets."""
-    return _digest([dataset.types, dataset.target_types])[:16]
-
-
-def _digest(value: Any) -> str:
-    """A hash of what can be JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return storage.digest([dataset.types, dataset.target_types])[:16]
 
 
 def clean() -> list[int]:
@@ -190,7 +184,7 @@ def attribution_states() -> dict[int, str]:
     """What the attributions of each interval with exposures are made of: its files of exposures and of silver."""
     shown, silver = storage.files(EXPOSURES), storage.files(SILVER_EVENTS)
     made_of = {interval: [sorted(files), sorted(silver.get(interval, ()))] for interval, files in shown.items()}
-    return {interval: _digest(files) for interval, files in made_of.items()}
+    return {interval: storage.digest(files) for interval, files in made_of.items()}
 
 
 def attribute() -> list[int]:
@@ -222,7 +216,7 @@ def publish() -> dict[Sink, str]:
     """The sinks that have not got what `recommendations` holds, each with the state of that."""
     from spark_jobs.sinks import sinks
 
-    state = _digest(sorted(map(sorted, storage.files(RECOMMENDATIONS).values())))
+    state = storage.digest(sorted(map(sorted, storage.files(RECOMMENDATIONS).values())))
     states = storage.recorded(RECOMMENDATIONS, PUBLISHED).get(PUBLISHED, {})
     return {sink: state for sink in sinks() if lake.exists(RECOMMENDATIONS) and states.get(sink.name) != state}
 
@@ -241,7 +235,7 @@ def main(step: str, from_interval: int | None, through: int | None) -> int:
     """Print what is pending for `step`; the exit status is 0 or NOTHING_TO_DO."""
     if step == "land":
         dataset = load(settings().dataset_path)
-        for line in ledger.read_otherwise(dataset):
+        for line in ledger.read_otherwise(dataset) if from_interval is None else ():
             print(line)
         intervals = land(dataset, settings().data_path, from_interval, through, datetime.now(UTC))
     elif step == "build":

@@ -11,6 +11,7 @@ needs no clock, and reads transaction logs only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter, defaultdict
@@ -72,6 +73,11 @@ def state(table: Table) -> str:
     """`id@version` of what the table holds now; empty when there is no table."""
     opened = open_table(table)
     return "" if opened is None else f"{opened.metadata().id}@{opened.version()}"
+
+
+def digest(value: Any) -> str:
+    """A hash of what can be JSON, to keep with a commit."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def recorded(table: Table, key: str = "") -> dict[str, Any]:

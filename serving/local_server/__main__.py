@@ -114,7 +114,7 @@ def serve(args: argparse.Namespace) -> None:
         InputError: a flag, the config, a port or every version of a model is not usable.
         SystemExit: a signal came.
     """
-    _require_sense(args)
+    _check_flags(args)
     parameters = batching(args.batching_parameters_file) if args.enable_batching else None
     metrics_path = monitoring_path(args.monitoring_config_file)
     credentials = grpc_credentials(args.ssl_config_file)
@@ -139,11 +139,9 @@ def serve(args: argparse.Namespace) -> None:
 
     tf.get_logger().setLevel("ERROR")
     cores = os.cpu_count() or 1
-    threads = cores + 2
-    batcher = None
-    if parameters is not None:
-        batcher = Batcher(parameters)
-        threads = 4 * cores  # as the real one has: requests wait in them while their batch fills
+    batcher = Batcher(parameters) if parameters else None
+    # As many as the real one has where requests wait in them while their batch fills.
+    threads = 4 * cores if batcher else cores + 2
     versions = Versions(
         lambda path: load(
             path,
@@ -195,7 +193,7 @@ def serve(args: argparse.Namespace) -> None:
         grpc_server.stop(GRACE_S).wait(GRACE_S)
 
 
-def _require_sense(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     """Refuse flags that say nothing together."""
     if args.model_config_file is None and not args.model_base_path:
         raise InputError("neither --model_config_file nor --model_base_path", where="the flags", cure="give one")

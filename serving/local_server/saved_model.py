@@ -62,7 +62,6 @@ class SavedModel:
     def __init__(
         self, path: Path, *, intra_op_threads: int, inter_op_threads: int, batcher: Batcher | None = None
     ) -> None:
-        self._batcher = batcher
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
         )
@@ -73,7 +72,7 @@ class SavedModel:
                 meta_graph = tf.compat.v1.saved_model.loader.load(self.session, ["serve"], str(path))
             self.signature_defs = dict(meta_graph.signature_def)
             self._signatures = {
-                name: self._signature(definition)
+                name: self._signature(definition, batcher)
                 for name, definition in self.signature_defs.items()
                 if not name.startswith("__")
             }
@@ -81,14 +80,14 @@ class SavedModel:
             self.close()
             raise status_of(error) from error
 
-    def _signature(self, definition: Any) -> Signature:
+    def _signature(self, definition: Any, batcher: Batcher | None) -> Signature:
         inputs, outputs = dict(definition.inputs), dict(definition.outputs)
         options = config_pb2.CallableOptions(
             feed=[info.name for info in inputs.values()], fetch=[info.name for info in outputs.values()]
         )
         call = self.session._make_callable_from_options(options)
-        if self._batcher and inputs:
-            call = BatchedCall(call, [info.name for info in inputs.values()], self._batcher)
+        if batcher and inputs:
+            call = BatchedCall(call, [info.name for info in inputs.values()], batcher)
         return Signature(inputs, outputs, call)
 
     def signature(self, name: str) -> Signature:
