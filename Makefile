@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults coverage bench-ingest bench-model bench-training bench-devices bench-week bench-batch bench-serving lint lock clean
+.PHONY: help setup setup-test run up down status check kafka test test-fast test-long test-faults coverage bench-ingest bench-model bench-training bench-devices bench-arrival bench-week bench-batch bench-serving lint lock clean
 
 PYTHON ?=
 ARGS ?=
@@ -89,6 +89,10 @@ bench-training: setup-test ## Measure memory and speed of training with 1, 10 an
 bench-devices: setup-test ## Measure training on the CPU and, where there is one, the GPU (after `make run`)
 	@$(python) -m deploy.local prepare
 	@$(python) -m tests.benchmarks.devices
+
+bench-arrival: setup-test ## Measure how long after an event its row is in silver, landing each minute (forty minutes)
+	@$(python) -m deploy.local prepare
+	@$(python) -m tests.benchmarks.arrival $(ARGS)
 
 bench-week: setup-test ## Measure what one more week costs shops with 1, 3 and 10 times the history (twenty minutes)
 	@$(python) -m deploy.local prepare

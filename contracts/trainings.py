@@ -87,9 +87,9 @@ def judged_training_data() -> TrainingData | None:
     judged, too: no training follows, but somebody is to be told.
     """
     verdicts = [read_json(settings().reports_dir / "gates" / f"{gate}.json") for gate in ("features", "lists")]
-    versions = [verdict.get("reference_versions", {}).get(SILVER_EVENTS.name) for verdict in verdicts]
+    made_of = [verdict.get("references", {}).get(SILVER_EVENTS.name) for verdict in verdicts]
     is_refused = any(verdict.get("passed") is False for verdict in verdicts)
-    is_whole = None not in versions and len({*versions}) == 1
+    is_whole = None not in made_of and len({*made_of}) == 1
     return training_data() if is_whole or is_refused else None
 
 

@@ -3,7 +3,8 @@
 
 1. `reconcile`: do the sources hold anything new, or is `through` further than before? Neither: the run ends here.
 2. `land`: read what is new from the sources of the dataset file into the Delta table `bronze_events`, each batch whole or
-   not at all, and note that all is there up to `through`: `build_features` goes no further.
+   not at all, and note that all is there up to `through`: `build_features` goes no further. By a schedule, what landed
+   of later intervals goes on to `silver_events` and `quarantine` at once, to be looked at.
 
 A record lands once, so a run may be repeated or killed at any time. `from_interval` lands files again: what they hold
 now replaces what landed of them from that interval on.

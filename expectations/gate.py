@@ -40,7 +40,7 @@ GATES: Mapping[str, Gate] = {
     "lists": Gate((tables.TRAINING_LISTS,), (tables.SILVER_EVENTS, tables.ITEMS, tables.USER_HISTORIES)),
 }
 CLOCK = "clock"
-"""Stands beside the tables that a gate compares with; its version is the last interval that is over."""
+"""Stands beside the tables that a gate compares with, for the last interval that is over."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class Verdict:
     passed: bool
     table_versions: dict[str, int]
     """Delta version of every table the gate covers."""
-    reference_versions: dict[str, int]
-    """Delta version of the tables it compared them with; `clock`: the last interval that was over."""
+    references: dict[str, str]
+    """What the tables held that it compared them with: a digest of the complete partitions; `clock`: the last interval
+    that was over."""
     failures: tuple[Failure, ...]
     num_rules: int
     checked_rows: dict[str, int]
@@ -95,9 +96,9 @@ def check(name: str, *, full: bool = False) -> Verdict:
         covers = tuple(table for table in gate.covers if not table.may_be_empty or exists(table))
         around = {table.name: open_snapshot(table) for table in (*covers, *gate.reads)}
         versions = {table.name: around[table.name].version for table in covers}
-        references = {table.name: around[table.name].version for table in gate.reads}
+        references = {table.name: around[table.name].digest for table in gate.reads}
         if tables.BRONZE_EVENTS in covers and (over := last_interval_of_the_clock()) is not None:
-            references[CLOCK] = over
+            references[CLOCK] = str(over)
         rules = _rules_fingerprint(gate)
         before = read_verdict(name)
         passed_before = before.passed_partitions if before and before.rules == rules and not full else {}
@@ -105,7 +106,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
             before
             and before.passed
             and passed_before
-            and (before.table_versions, before.reference_versions) == (versions, references)
+            and (before.table_versions, before.references) == (versions, references)
         ):
             return before
 
@@ -116,7 +117,7 @@ def check(name: str, *, full: bool = False) -> Verdict:
             gate=name,
             passed=not failures,
             table_versions=versions,
-            reference_versions=references,
+            references=references,
             failures=failures,
             num_rules=num_rules,
             checked_rows=checked_rows,

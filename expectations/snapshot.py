@@ -96,6 +96,11 @@ class Snapshot:
             for label, entries in paths.items()
         }
 
+    @property
+    def digest(self) -> str:
+        """Of all complete partitions: it stays while others are still coming in."""
+        return hashlib.sha256(json.dumps(self.partitions, sort_keys=True).encode()).hexdigest()[:12]
+
     @cached_property
     def num_rows(self) -> dict[int, int]:
         """Rows of each interval of a partitioned table, oldest first; from the Delta log, no data is read."""

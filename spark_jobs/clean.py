@@ -1,7 +1,9 @@
 """Clean what landed: `bronze_events` into `silver_events`, and every row set aside into `quarantine` with its reasons.
 What is sold goes into `items`, by its file or by these events.
 
-Only intervals that changed since silver was last made are read. The rules are those of `spark_jobs.rules`.
+Only intervals that changed since silver was last made are read. The rules are those of `spark_jobs.rules`. Of the
+intervals that are not over yet, landing has what is new cleaned at once: that is there to be looked at, and nothing is
+made of it. Once an interval is over and its gate has looked at it, it is cleaned as a whole.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from itertools import chain
+from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -78,7 +81,7 @@ def _clean(dataset: Dataset) -> int:
     storage.require_layout(QUARANTINE)
     # Before asking what is pending: what lands from here on is for the next run.
     bronze_state, through = storage.state(BRONZE_EVENTS), pending.landed_through()
-    intervals = pending.clean()
+    intervals, meaning = pending.clean(), pending.meaning(dataset)
     folder = settings().data_path
     if through is None or not (intervals or items.is_outdated(dataset, folder)):
         print("nothing to do: silver is made of all that landed")
@@ -91,17 +94,53 @@ def _clean(dataset: Dataset) -> int:
     items.refresh_items(dataset, folder, complete, intervals)
     if not intervals:
         return 0
-    if storage.recorded(SILVER_EVENTS).get("meaning", pending.meaning(dataset)) != pending.meaning(dataset):
+    is_same_meaning = storage.recorded(SILVER_EVENTS).get("meaning", meaning) == meaning
+    if not is_same_meaning:
         say(
             "the dataset file gives types of events other weights, or has other targets: all intervals are cleaned again"
         )
     say(f"clean {pending.named(intervals)}")
-    judged = judge(bronze.where(these), dataset).persist(StorageLevel.MEMORY_AND_DISK)
+    rows_of = storage.rows(BRONZE_EVENTS, version)
+    num_read = sum(rows_of.get(interval, 0) for interval in intervals)
+    record = {"bronze": bronze_state, "through": through, "meaning": meaning}
+    if not is_same_meaning:
+        record[pending.RUNNING] = ""  # the intervals that run are to be made anew, too
+    _take_in(judge(bronze.where(these), dataset), num_read, replace=intervals, record=record)
+    return 0
+
+
+def clean_running(dataset: Dataset) -> None:
+    """Bring what has landed of intervals that are not over into silver: what is new is added to what is there.
+
+    Raises:
+        RuntimeError: as `main`.
+    """
+    with lake.lock("clean"), storage.writing():
+        bronze_state, news = storage.state(BRONZE_EVENTS), pending.running()
+        if not news:
+            return
+        spark, version = session("clean"), int(bronze_state.partition("@")[2])
+        record = storage.recorded(SILVER_EVENTS, "through") | {pending.RUNNING: bronze_state}
+        added = [files for files in news.values() if files is not None]
+        if len(added) == len(news):
+            paths = frozenset[str]().union(*added)
+            num_read = sum(storage.rows(BRONZE_EVENTS, version, paths).values())
+            judged = judge(storage.read(spark, BRONZE_EVENTS, version, paths), dataset)
+            _take_in(judged, num_read, replace="nothing", record=record)
+        else:
+            rows_of = storage.rows(BRONZE_EVENTS, version)
+            num_read = sum(rows_of.get(interval, 0) for interval in news)
+            bronze = storage.read(spark, BRONZE_EVENTS, version).where(storage.ranges_predicate("interval", news))
+            _take_in(judge(bronze, dataset), num_read, replace=[*news], record=record)
+        for table in (SILVER_EVENTS, QUARANTINE):
+            storage.compact(table)
+
+
+def _take_in(judged: DataFrame, num_read: int, *, replace: storage.Replaced, record: dict[str, Any]) -> None:
+    """Write judged rows to silver and quarantine, each in one commit."""
+    judged = judged.persist(StorageLevel.MEMORY_AND_DISK)
     try:
         aside = set_aside(judged)
-        rows_of = storage.rows(BRONZE_EVENTS, version)
-        num_read = sum(rows_of.get(interval, 0) for interval in intervals)
-        record = {"bronze": bronze_state, "through": through, "meaning": pending.meaning(dataset)}
         with (
             storage.staged_files(aside.coalesce(1), QUARANTINE) as bad,
             storage.staged_files(fit(judged).repartition("interval"), SILVER_EVENTS) as good,
@@ -109,16 +148,15 @@ def _clean(dataset: Dataset) -> int:
             num_kept, num_aside = storage.num_rows(good), storage.num_rows(bad)
             if num_read != num_kept + num_aside:
                 raise RuntimeError(f"{num_read} rows were read, but {num_kept} kept and {num_aside} set aside")
-            # Silver last: its commit says that the intervals are done, so a run that is killed before it is repeated.
-            storage.commit(bad, QUARANTINE, replace=intervals)
-            storage.commit(good, SILVER_EVENTS, replace=intervals, record=record)
+            # Silver last: its commit says that all is done, so a run that is killed before it is repeated.
+            storage.commit(bad, QUARANTINE, replace=replace, record=record)
+            storage.commit(good, SILVER_EVENTS, replace=replace, record=record)
         say(f"{num_read:,} read = {num_kept:,} kept + {num_aside:,} set aside")
         reasons = rules.count_reasons(aside.withColumnRenamed("row", "record")) if num_aside else []
         for kind in reasons[:12]:
             say(f"  {kind['rows']:,} {kind['kind']}")
     finally:
         judged.unpersist()
-    return 0
 
 
 if __name__ == "__main__":

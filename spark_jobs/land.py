@@ -1,7 +1,8 @@
 """Land what a shop's sources hold: events into `bronze_events`, what is known of users and promotions, and exposures.
 
 A run may be repeated or killed at any instant: a record that has landed is not landed again. Everything that a source
-holds lands; how far all of it is complete is written down beside it, and cleaning goes no further.
+holds lands; how far all of it is complete is written down beside it. What belongs to the interval that runs is cleaned at
+once; all else once its gate has looked at it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS
 from spark_jobs import exposures, ledger, pending, references, sources, storage
 from spark_jobs.arguments import add_flag, add_interval
+from spark_jobs.clean import clean_running
 from spark_jobs.landing import Landing, Range, landed_intervals, refuse_empty_range
 from spark_jobs.session import plain_failures, say, session
 
@@ -55,17 +57,28 @@ def main(
     Raises:
         InputError: the data cannot be read, or holds nothing in that range.
     """
-    with lake.lock("land"), storage.writing():
-        storage.require_layout(BRONZE_EVENTS)
-        ledger.catch_up()
-        for line in ledger.read_otherwise(dataset) if from_interval is None else ():
-            say(line)
-        return _land(dataset, folder, from_interval, through, now, allow_fewer=allow_fewer)
+    with lake.lock("land"):
+        failure = None
+        with storage.writing():
+            storage.require_layout(BRONZE_EVENTS)
+            ledger.catch_up()
+            for line in ledger.read_otherwise(dataset) if from_interval is None else ():
+                say(line)
+            try:
+                _land(dataset, folder, from_interval, through, now, allow_fewer=allow_fewer)
+            except InputError as error:  # what other sources brought is there all the same
+                failure = error
+        clean_running(dataset)
+        with storage.writing():
+            storage.compact(BRONZE_EVENTS)
+        if failure is not None:
+            raise failure
+    return 0
 
 
 def _land(
     dataset: Dataset, folder: Path, from_interval: int | None, through: int | None, now: datetime, *, allow_fewer: bool
-) -> int:
+) -> None:
     other = storage.recorded(BRONZE_EVENTS).get("dataset", dataset.name)
     if other != dataset.name:
         raise InputError(
@@ -93,7 +106,7 @@ def _land(
         references.land_promotions(dataset, folder)
         references.land_users(dataset, folder)
         exposures.land(dataset)
-        return 0
+        return
 
     say(f"land {dataset.name} through interval {end}")
     spark, num_landed = session("land"), 0  # before the threads, which share it
@@ -109,7 +122,6 @@ def _land(
         for each in others:
             each.result()
     exposures.land(dataset)
-    storage.compact(BRONZE_EVENTS)
     if failures:
         raise failures[0]
     if through is not None and not num_landed:
@@ -117,7 +129,6 @@ def _land(
     if lake.exists(BRONZE_EVENTS) and (before is None or end > before):
         storage.commit_metadata(BRONZE_EVENTS, {"dataset": dataset.name, "through": end})
     say(f"{BRONZE_EVENTS.name}: {num_landed:,} rows landed")
-    return 0
 
 
 def _refuse_empty_range(

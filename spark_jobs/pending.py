@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contracts import lake, names
 from contracts.champion import Champion, champion
@@ -32,6 +33,7 @@ from contracts.tables import (
     ITEM_INTERVALS,
     ITEMS,
     PROMOTIONS,
+    QUARANTINE,
     RECOMMENDATIONS,
     SILVER_EVENTS,
     TRAINING_LISTS,
@@ -45,6 +47,8 @@ from spark_jobs.arguments import add_interval
 if TYPE_CHECKING:
     from spark_jobs.sinks import Sink
 
+RUNNING = "running"
+"""What a commit of silver says of the intervals that are not over: the state of bronze that it has of them."""
 PUBLISHED = "published"
 """What a commit of `recommendations` says of its sinks: by name, the state of the table that each has got."""
 
@@ -80,11 +84,11 @@ def build() -> list[int]:
     """
     todo = features()
     open_intervals = {*clean(), *todo.item_intervals, *todo.training_lists, *todo.item_features, *todo.outdated}
-    if open_intervals or not storage.files(SILVER_EVENTS):
+    if open_intervals or not silver_files():
         return sorted(open_intervals)
     from spark_jobs import items  # which needs PySpark, though no Spark
 
-    last = max(storage.files(SILVER_EVENTS))
+    last = max(silver_files())
     if todo.category_shares or items.is_outdated(load(settings().dataset_path), settings().data_path):
         return [last]
     verdict = settings().reports_dir / "gates" / "features.json"
@@ -101,7 +105,7 @@ def meaning(dataset: Dataset) -> str:
 
 def clean() -> list[int]:
     """What of bronze silver was not made of: complete intervals, UNTIMED too, and the last one also when it is empty."""
-    record, through = storage.recorded(SILVER_EVENTS), landed_through()
+    record, through = storage.recorded(SILVER_EVENTS, "through"), landed_through()
     if through is None:
         return []
     last_through = record.get("through", through)
@@ -112,6 +116,40 @@ def clean() -> list[int]:
     if record.get("through", through - 1) < through:
         changed.add(through)
     return sorted(interval for interval in changed if interval <= through)
+
+
+def running() -> dict[int, frozenset[str] | None]:
+    """What of bronze silver lacks in the intervals that are not over: files to add, or None for an interval to make anew.
+
+    Nothing before there are complete ones, and in a replay, where time stands still: nobody may know what is to come.
+    """
+    through, complete = landed_through(), storage.recorded(SILVER_EVENTS, "through")
+    if through is None or not complete or not settings().ingest_schedule:
+        return {}
+    states = {storage.recorded(table, RUNNING).get(RUNNING, "") for table in (SILVER_EVENTS, QUARANTINE)}
+    # Two, when a run was killed between its two commits.
+    since = states.pop() if len(states) == 1 else ""
+    news = storage.additions(BRONZE_EVENTS, since)
+    if not since:
+        news |= dict.fromkeys(storage.files(SILVER_EVENTS) | storage.files(QUARANTINE))
+    return {interval: files for interval, files in news.items() if interval > through}
+
+
+def silver_through() -> float:
+    """The last interval of silver that is complete; what lies beyond is still coming in."""
+    return float(storage.recorded(SILVER_EVENTS, "through").get("through", math.inf))
+
+
+def silver_files() -> dict[int, frozenset[str]]:
+    """The files of each complete interval of silver: nothing is made of the others yet."""
+    through = silver_through()
+    return {interval: files for interval, files in storage.files(SILVER_EVENTS).items() if interval <= through}
+
+
+def silver_changes(made_of: dict[str, Any]) -> set[int]:
+    """The complete intervals of silver that are others than a table was made of, by what its commit says (`silver`)."""
+    through = silver_through()
+    return {each for each in storage.changed(SILVER_EVENTS, made_of.get("silver", "")) if each <= through}
 
 
 def named(intervals: Sequence[int]) -> str:
@@ -142,12 +180,9 @@ class Features(NamedTuple):
 
 def features(coming: int | None = None) -> Features:
     """What the feature tables lack, for a model that is to recommend in `coming` (None: the interval after the clean ones)."""
-    intervals, horizon = sorted(storage.files(SILVER_EVENTS)), load(settings().dataset_path).interval.horizon
+    intervals, horizon = sorted(silver_files()), load(settings().dataset_path).interval.horizon
     if not intervals:
         return Features([], [], [], [], [], [])
-
-    def since(table_records: dict[str, str]) -> set[int]:
-        return storage.changed(SILVER_EVENTS, table_records.get("silver", ""))
 
     def onwards(changed: set[int]) -> list[int]:
         with_data = {*intervals, *storage.files(ITEM_INTERVALS)}
@@ -155,25 +190,25 @@ def features(coming: int | None = None) -> Features:
         return sorted(interval for interval in with_data if min(changed) <= interval <= last) if changed else []
 
     if coming is None:
-        through = storage.recorded(SILVER_EVENTS, "through").get("through", intervals[-1])
-        coming = coming_interval(intervals[-1], through)
+        through = silver_through()
+        coming = coming_interval(intervals[-1], intervals[-1] if through == math.inf else int(through))
     oldest = coming - max(settings().fold_offsets) - settings().training_intervals
     as_ofs = range(max(oldest, intervals[0] + 1), coming + 1)
     made_of = storage.recorded(CATEGORY_SHARES)
-    shares = since(made_of)
+    shares = silver_changes(made_of)
     if shares or made_of.get("items") != storage.state(ITEMS):
         shares |= {interval for interval in intervals if interval > intervals[-1] - horizon}
     record = storage.recorded(ITEM_FEATURES)
     present = storage.files(ITEM_FEATURES).keys()
-    changed = since(record)
+    changed = silver_changes(record)
     if record.get("promotions") != storage.state(PROMOTIONS):
         stale = set(present)
     else:
         stale = {as_of for as_of in present if changed and as_of > min(changed)}
     return Features(
-        onwards(since(storage.recorded(ITEM_INTERVALS))),
-        sorted(since(storage.recorded(USER_HISTORIES))),
-        sorted(since(storage.recorded(TRAINING_LISTS))),
+        onwards(silver_changes(storage.recorded(ITEM_INTERVALS))),
+        sorted(silver_changes(storage.recorded(USER_HISTORIES))),
+        sorted(silver_changes(storage.recorded(TRAINING_LISTS))),
         sorted(shares),
         [as_of for as_of in as_ofs if as_of not in present or as_of in stale],
         sorted(stale - set(as_ofs)),
@@ -182,19 +217,16 @@ def features(coming: int | None = None) -> Features:
 
 def attribution_states() -> dict[int, str]:
     """What the attributions of each interval with exposures are made of: its files of exposures and of silver."""
-    shown, silver = storage.files(EXPOSURES), storage.files(SILVER_EVENTS)
+    shown, silver = storage.files(EXPOSURES), silver_files()
     made_of = {interval: [sorted(files), sorted(silver.get(interval, ()))] for interval, files in shown.items()}
     return {interval: storage.digest(files) for interval, files in made_of.items()}
 
 
 def attribute() -> list[int]:
     """Intervals with exposures and silver events, and features of all before, whose attributions are missing or of others."""
-    silver, recorded = storage.files(SILVER_EVENTS), storage.recorded(ATTRIBUTIONS).get("intervals", {})
+    silver, recorded = silver_files(), storage.recorded(ATTRIBUTIONS).get("intervals", {})
     featureless = set[int]().union(
-        *(
-            storage.changed(SILVER_EVENTS, storage.recorded(table).get("silver", ""))
-            for table in (ITEM_INTERVALS, USER_HISTORIES)
-        )
+        *(silver_changes(storage.recorded(table)) for table in (ITEM_INTERVALS, USER_HISTORIES))
     )
     return sorted(
         interval

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 import deltalake
 import pyarrow as pa
@@ -113,16 +114,17 @@ def files(table: Table) -> dict[int, frozenset[str]]:
     return {} if opened is None else _paths(opened, table.partition_by[-1])
 
 
-def rows(table: Table, version: int | None = None) -> dict[int, int]:
-    """Number of rows by the last partition column."""
+def rows(table: Table, version: int | None = None, paths: Collection[str] | None = None) -> dict[int, int]:
+    """Number of rows by the last partition column; of some files, or of all."""
     opened = open_table(table, version)
     if opened is None:
         return {}
     actions = _adds(opened)
     counts: defaultdict[int, int] = defaultdict(int)
-    values = actions[f"partition.{table.partition_by[-1]}"].to_pylist()
-    for value, number in zip(values, actions["num_records"].to_pylist(), strict=True):
-        counts[int(value)] += number
+    columns = (actions[name].to_pylist() for name in (f"partition.{table.partition_by[-1]}", "path", "num_records"))
+    for value, path, number in zip(*columns, strict=True):
+        if paths is None or path in paths:
+            counts[int(value)] += number
     return dict(counts)
 
 
@@ -132,21 +134,28 @@ def total_rows(table: Table) -> int:
 
 
 def changed(table: Table, since: str) -> set[int]:
-    """The intervals of `table` whose rows were written or removed after `since` (a `state`), gone ones included.
+    """The intervals of `table` whose rows were written or removed after `since` (a `state`), gone ones included."""
+    return {*additions(table, since)}
+
+
+def additions(table: Table, since: str) -> dict[int, frozenset[str] | None]:
+    """Of each interval that has `changed`, the files with what is new; None where rows went, or are not told apart any more.
 
     A commit that only puts files together (OPTIMIZE) says so itself, and changes nothing.
     Source: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#add-file-and-remove-file
     """
     opened = open_table(table)
     if opened is None:
-        return set()
+        return {}
     same_id, _, version = since.partition("@")
     system, root = lake.filesystem()
     log = f"{root}/{table.name}/_delta_log"
     commits = [f"{log}/{n:020d}.json" for n in range(int(version or -1) + 1, opened.version() + 1)]
+    present = _paths(opened, table.partition_by[-1])
     if same_id != opened.metadata().id or not all(info.is_file for info in system.get_file_info(commits)):
-        return set(_paths(opened, table.partition_by[-1]))  # the log does not reach back that far: all is new
-    values = set()
+        return dict.fromkeys(present)  # the log does not reach back that far: all is new
+    added: defaultdict[int, set[str]] = defaultdict(set)
+    removed = set()
     for path in commits:
         with system.open_input_stream(path) as file:
             lines = file.read().decode().splitlines()
@@ -154,8 +163,13 @@ def changed(table: Table, since: str) -> set[int]:
             action = json.loads(line)
             written = action.get("add") or action.get("remove")
             if written is not None and written["dataChange"]:
-                values.add(int(written["partitionValues"][table.partition_by[-1]]))
-    return values
+                value = int(written["partitionValues"][table.partition_by[-1]])
+                added[value].update([unquote(written["path"])] if "add" in action else [])
+                removed.update([value] if "remove" in action else [])
+    return {
+        value: None if value in removed or paths - present.get(value, frozenset()) else frozenset(paths)
+        for value, paths in added.items()
+    }
 
 
 def ranges_predicate(column: str, values: Iterable[int]) -> str:
@@ -176,8 +190,13 @@ def empty(spark: SparkSession, table: Table) -> DataFrame:
     return spark.range(0).select(*[F.lit(None).cast(column.type).alias(column.name) for column in table.columns])
 
 
-def read(spark: SparkSession, table: Table, version: int | None = None) -> DataFrame:
+def read(
+    spark: SparkSession, table: Table, version: int | None = None, paths: Collection[str] | None = None
+) -> DataFrame:
     """The table; without rows when it has not been written yet. A column that it does not have yet is null.
+
+    Args:
+        paths: only these of its files.
 
     Raises:
         InputError: another tool has written it so that its files alone do not say which rows it has.
@@ -191,10 +210,10 @@ def read(spark: SparkSession, table: Table, version: int | None = None) -> DataF
             where=table.uri,
             cure="drop these features with the tool that added them",
         )
-    paths = [f"{table.uri}/{path}" for path in _adds(opened)["path"].to_pylist()]
+    paths = _adds(opened)["path"].to_pylist() if paths is None else paths
     if not paths:
         return empty(spark, table)
-    return _parquet(spark, table, table.uri, paths)
+    return _parquet(spark, table, table.uri, [f"{table.uri}/{path}" for path in paths])
 
 
 def _parquet(spark: SparkSession, table: Table, folder: str, paths: Iterable[str]) -> DataFrame:

@@ -52,7 +52,7 @@ class Home:
         """What a gate says of what was made of a version of silver."""
         path = self.folder / "reports" / "gates" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"passed": passed, "failures": [], "reference_versions": {"silver_events": silver}}))
+        path.write_text(json.dumps({"passed": passed, "failures": [], "references": {"silver_events": silver}}))
 
     def traffic(self, interval: int, model: str) -> None:
         """Twenty users to whom the model showed one item; all took x, which both baselines showed."""
