@@ -62,7 +62,8 @@ def landed_through() -> int | None:
 def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int | None, now: datetime) -> list[int]:
     """Intervals to land: up to `through` (None: the last complete one), from `from_interval` (None: the first not landed).
 
-    The last one alone stands for news of unknown intervals: late events, or those of the running interval.
+    The last one alone stands for news of unknown intervals: late events, or those of the running interval, which may have
+    landed already and wait to be cleaned.
     """
     before = landed_through()
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
@@ -75,7 +76,7 @@ def land(dataset: Dataset, folder: Path, from_interval: int | None, through: int
         position = ledger.latest(dataset.source_name(source)).position
         if sources.open_source(source, dataset, folder).news(position):
             return [before]
-    return [before] if exposures.waiting() else []
+    return [before] if exposures.waiting() or running() else []
 
 
 def build() -> list[int]:

@@ -98,7 +98,7 @@ def send(folder: Path, address: str, events_per_s: float, until: float, ids: set
             when = datetime.now(UTC)
             put(folder, f"{lines:07}.jsonl", [event(chance, lines + each, "f", when) for each in range(size)])
             ids.update(f"drop:f{lines + each}" for each in range(size))
-            lines, written = lines + size, now
+            lines, last_s = lines + size, now
         time.sleep(0.02)
     producer.flush()
 

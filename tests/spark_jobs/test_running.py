@@ -106,10 +106,12 @@ def test_a_landing_that_was_killed_is_made_good(live: Any, monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             live.land(through=2)
     assert running(live) == ([("ann", "bread", 5.0)], 1 if table is QUARANTINE else 2)
+    assert pending.land(live.dataset, live.folder, None, 2, live.now) == [2]
     put(live, "4.csv", bad[3])
     assert live.land(through=2) == 0
     assert running(live) == ([("ann", "bread", 5.0), ("cem", "bread", 5.0)], 3)
     assert pending.running() == {}
+    assert pending.land(live.dataset, live.folder, None, 2, live.now) == []
 
 
 def test_what_was_taken_back_or_means_something_else_is_made_anew(live: Any) -> None:
