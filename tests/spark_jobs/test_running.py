@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,38 @@ from contracts.tables import (
 )
 from expectations.snapshot import open_snapshot
 from spark_jobs import land, pending, storage
-from tests.spark_jobs.conftest import BAD_ROWS, DAY_1, DAY_2, DAY_3, HEADER, TOML
+from tests.spark_jobs.conftest import BAD_ROWS, DAY_1, DAY_2, DAY_3, HEADER, PLAN, TOML, USERS, Shop
+from tests.spark_jobs.conftest import ITEMS as ITEMS_FILE
 
 MADE_OF_SILVER = (ITEM_INTERVALS, USER_HISTORIES, TRAINING_LISTS, CATEGORY_SHARES, ITEM_FEATURES)
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def live(shop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A shop that lands by a schedule; days 1 and 2 are over and built, of day 3 there is nothing."""
-    monkeypatch.setenv("CARTWHEEL_INGEST_SCHEDULE", "* * * * *")
+@pytest.fixture(scope="module")
+def two_days(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a shop of which days 1 and 2 are over and built. Copy it to change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        shop = Shop(tmp_path_factory.mktemp("two_days"), patch)
+        text = TOML.replace('"events.csv"', '"in"\nformat = "csv"')
+        shop.write(shop__toml=text, items__csv=ITEMS_FILE, users__csv=USERS, plan__csv=PLAN)
+        (shop.folder / "in").mkdir()
+        put(shop, "1.csv", DAY_1 + DAY_2)
+        shop.use()
+        shop.build(through=2)
     settings.cache_clear()
-    (shop.folder / "events.csv").unlink()
-    shop.write(shop__toml=TOML.replace('"events.csv"', '"in"\nformat = "csv"'))
-    (shop.folder / "in").mkdir()
-    put(shop, "1.csv", DAY_1 + DAY_2)
-    shop.build(through=2)
-    return shop
+    return shop.folder
+
+
+@pytest.fixture
+def live(two_days: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A shop that lands by a schedule; days 1 and 2 are over and built, of day 3 there is nothing."""
+    shutil.copytree(two_days, tmp_path / "copy")
+    (tmp_path / "copy" / "in" / "1.csv").unlink()  # it would be another file, by its path
+    monkeypatch.setenv("CARTWHEEL_INGEST_SCHEDULE", "* * * * *")
+    shop = Shop(tmp_path / "copy", monkeypatch)
+    shop.use()
+    yield shop
+    settings.cache_clear()
 
 
 def put(shop: Any, name: str, rows: str) -> None:
