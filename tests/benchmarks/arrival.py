@@ -1,9 +1,10 @@
 """`make bench-arrival`: how long after an event has come its row is in silver, with landing each minute.
 
 A whole installation runs, with a real Kafka: twelve hours of history, then events as fast as asked for, half of them by
-Kafka, half by files that are put in place every five seconds. Intervals are of an hour, so one usually ends meanwhile, and is
-built, decided on and trained on beside. An event comes when the broker or the folder has it; its row is there with the
-first commit of silver that holds it.
+Kafka, half by files that are put in place every five seconds. Intervals are of half an hour, so one ends meanwhile: it is
+built, decided on and trained on beside. There are slots for that (`CARTWHEEL_AIRFLOW_PARALLELISM`), else landing would
+wait for a training to end. An event comes when the broker or the folder has it; its row is there with the first commit of
+silver that holds it.
 
 Writes `docs/benchmarks/arrival.json`: records of source, part (whole, first third, last third), events, p50_s, p95_s, max_s;
 and one of the source `all` with the events a second, minutes, lost, doubled, and files of the fullest interval.
@@ -28,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Producer
 
@@ -41,13 +43,17 @@ from deploy.local.progress import landed
 from spark_jobs import storage
 
 RESULT = REPOSITORY / "docs" / "benchmarks" / "arrival.json"
-HOURS_BEFORE, EVENTS_AN_HOUR = 12, 40_000
+LENGTH = timedelta(minutes=30)
+NUM_BEFORE, EVENTS_BEFORE = 24, 20_000
+"""Intervals of history, and the events of each."""
+PARALLELISM = 5
+"""A training, a landing, and a step that takes one slot."""
 FILE_S = 5.0
 TOPIC = "events"
 SHOP = """
 name = "arrival"
 [interval]
-length = "1h"
+length = "30min"
 first = {first}
 volume_factor = 20.0
 [[events]]
@@ -118,7 +124,8 @@ def latencies(since: datetime) -> dict[str, list[tuple[float, float]]]:
     for moment_s, paths in commits():
         for path in paths:
             rows = pq.read_table(f"{SILVER_EVENTS.uri}/{path}", columns=["event_id", "occurred_at"], partitioning=None)
-            for event_id, occurred_at in zip(*(rows[name].to_pylist() for name in rows.column_names), strict=True):
+            times = rows["occurred_at"].cast(pa.timestamp("us", "UTC")).to_pylist()
+            for event_id, occurred_at in zip(rows["event_id"].to_pylist(), times, strict=True):
                 kind = {"s": "kafka", "d": "files"}[event_id[0]]
                 if event_id not in ids_seen and occurred_at >= since:
                     ids_seen.add(event_id)
@@ -160,17 +167,19 @@ def measured(folder: Path, minutes: float, events_per_s: float) -> list[dict[str
     broker = kafka.start(java, kafka.jars(settings(), java), folder / "kafka")
     names = [name for name in Settings.model_fields if name.endswith("_port")]
     ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
-    begins = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS_BEFORE)
+    begins = datetime.now(UTC) - (datetime.now(UTC) - datetime.min.replace(tzinfo=UTC)) % LENGTH - NUM_BEFORE * LENGTH
     (folder / "in").mkdir()
     first = begins.replace(tzinfo=None).isoformat()
     (folder / "shop.toml").write_text(SHOP.format(first=first, servers=broker.address, topic=TOPIC))
     chance = random.Random(0)
-    times = sorted(
-        begins + timedelta(hours=chance.random() * HOURS_BEFORE) for _ in range(HOURS_BEFORE * EVENTS_AN_HOUR)
-    )
+    times = sorted(begins + NUM_BEFORE * LENGTH * chance.random() for _ in range(NUM_BEFORE * EVENTS_BEFORE))
     put(folder / "in", "history.jsonl", [event(chance, -1 - place, "h", when) for place, when in enumerate(times)])
-    own = {"home": folder / "home", "cache": settings().cache_dir, "dataset": folder / "shop.toml"} | ports
-    own["ingest_schedule"] = "* * * * *"
+    own: dict[str, object] = {
+        "home": folder / "home",
+        "cache": settings().cache_dir,
+        "dataset": folder / "shop.toml",
+    } | ports
+    own |= {"ingest_schedule": "* * * * *", "airflow_parallelism": PARALLELISM}
     os.environ |= {f"CARTWHEEL_{name.upper()}": str(value) for name, value in own.items()}
     settings.cache_clear()
     deploy = [sys.executable, "-m", "deploy.local"]
@@ -179,7 +188,7 @@ def measured(folder: Path, minutes: float, events_per_s: float) -> list[dict[str
         producer = Producer({"bootstrap.servers": broker.address})
         producer.produce(TOPIC, event(chance, 0, "first", datetime.now(UTC)))
         producer.flush()
-        while not (storage.recorded(SILVER_EVENTS).get("running") and landed(HOURS_BEFORE)):
+        while not (storage.recorded(SILVER_EVENTS).get("running") and landed(NUM_BEFORE)):
             time.sleep(5)  # the history is built
         print("the history is in silver", flush=True)
         since, until = datetime.now(UTC), time.monotonic() + minutes * 60
