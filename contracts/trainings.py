@@ -7,10 +7,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from contracts.errors import InputError
-from contracts.files import lock_holder, read_json
+from contracts.files import lock_holder
+from contracts.gates import data_verdict, data_verdicts
 from contracts.lake import open_table
 from contracts.settings import REPOSITORY, settings
 from contracts.tables import ITEM_FEATURES, ITEMS, SILVER_EVENTS, TRAINING_LISTS, USER_HISTORIES, Table
@@ -50,12 +50,11 @@ def coming_interval(last: int, through: int) -> int:
     return (through if last < through <= last + settings().training_intervals else last) + 1
 
 
-def checked_versions(gates_dir: Path) -> dict[str, int]:
+def checked_versions() -> dict[str, int]:
     """Delta version of each table as the latest data gates passed it; what a gate refused no other vouches for."""
     versions: dict[str, int] = {}
     refused: set[str] = set()
-    for path in sorted(gates_dir.glob("*.json")):
-        verdict = read_json(path)
+    for verdict in data_verdicts().values():
         if verdict.get("passed") is True:
             versions |= verdict.get("table_versions", {})
         else:
@@ -65,7 +64,7 @@ def checked_versions(gates_dir: Path) -> dict[str, int]:
 
 def training_data() -> TrainingData | None:
     """What a training would read now: each table as its gate passed it, else as it is; None without lists."""
-    checked = checked_versions(settings().reports_dir / "gates")
+    checked = checked_versions()
     opened_tables = {table: open_table(table, checked.get(table.name)) for table in TABLES}
     tables = {table: opened for table, opened in opened_tables.items() if opened is not None}
 
@@ -86,7 +85,7 @@ def judged_training_data() -> TrainingData | None:
     A build that is on its way has written features that no gate has looked at, or one of two. What a gate refused is
     judged, too: no training follows, but somebody is to be told.
     """
-    verdicts = [read_json(settings().reports_dir / "gates" / f"{gate}.json") for gate in ("features", "lists")]
+    verdicts = [data_verdict(gate) for gate in ("features", "lists")]
     made_of = [verdict.get("references", {}).get(SILVER_EVENTS.name) for verdict in verdicts]
     is_refused = any(verdict.get("passed") is False for verdict in verdicts)
     is_whole = None not in made_of and len({*made_of}) == 1

@@ -17,6 +17,7 @@ from typing import Any
 from contracts import tables
 from contracts.errors import InputError
 from contracts.files import locked, write_json
+from contracts.gates import verdict_path
 from contracts.lake import exists
 from contracts.settings import settings
 from contracts.tables import Table
@@ -130,10 +131,6 @@ def check(name: str, *, full: bool = False) -> Verdict:
         )
         write_json(verdict_path(name), asdict(verdict))
         return verdict
-
-
-def verdict_path(name: str) -> Path:
-    return settings().reports_dir / "gates" / f"{name}.json"
 
 
 def read_verdict(name: str) -> Verdict | None:

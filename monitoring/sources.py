@@ -11,6 +11,7 @@ import pandas as pd
 
 from contracts.errors import InputError
 from contracts.files import read_json
+from contracts.gates import data_verdicts
 from contracts.lake import open_table
 from contracts.names import CHALLENGER, CHAMPION, ITEMS_VERSION
 from contracts.settings import settings
@@ -135,13 +136,12 @@ def _described(champion: ModelVersion) -> Champion:
 def failed_gates() -> dict[str, str]:
     """Gates whose newest verdict failed, each with its first failure in words."""
     failed: dict[str, str] = {}
-    for path in sorted((settings().reports_dir / "gates").glob("*.json")):
-        verdict = read_json(path)
+    for gate, verdict in data_verdicts().items():
         if verdict.get("passed") is not True:
             failures = verdict.get("failures") or [{}]
             first = failures[0]
             place = status.place(first)
-            failed[path.stem] = f"{place}: {first.get('observed', 'no reason given')}" if place else "no reason given"
+            failed[gate] = f"{place}: {first.get('observed', 'no reason given')}" if place else "no reason given"
     return failed
 
 

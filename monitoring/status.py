@@ -18,6 +18,7 @@ from typing import Any
 
 from contracts.dataset import load
 from contracts.files import read_json
+from contracts.gates import data_verdict, verdict_path
 from contracts.lake import version_of
 from contracts.settings import settings
 from contracts.tables import LEDGER, QUARANTINE, UNTIMED, Table
@@ -105,7 +106,7 @@ def quarantine() -> list[SetAside]:
 
 def gates() -> list[GateVerdict]:
     """The verdict of each gate, in the order in which data passes them."""
-    return [_verdict(name, settings().reports_dir / "gates" / f"{name}.json") for name in GATES]
+    return [_verdict(name) for name in GATES]
 
 
 def report() -> dict[str, Any]:
@@ -225,8 +226,8 @@ def _redrive(source: str, reason: str) -> str:
     return shlex.join([*command, "--source", source] if source else command)
 
 
-def _verdict(name: str, path: Path) -> GateVerdict:
-    content = read_json(path)
+def _verdict(name: str) -> GateVerdict:
+    content = data_verdict(name)
     if not content:
         return GateVerdict(name, None, "no verdict yet", None, (), ())
     suites = [suite for table in content.get("table_versions", {}) for suite in (table, f"{table}_facts")]
@@ -234,7 +235,7 @@ def _verdict(name: str, path: Path) -> GateVerdict:
         name=name,
         passed=content.get("passed") is True,
         line=str(content.get("line", "")),
-        time=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+        time=datetime.fromtimestamp(verdict_path(name).stat().st_mtime, UTC),
         failures=tuple(_failure(failure) for failure in content.get("failures", [])),
         suites=tuple(_with_page(suites)),
     )

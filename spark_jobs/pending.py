@@ -11,7 +11,6 @@ there is nothing to do. The answer comes from the tables alone, so a message tha
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from contracts import lake, names
 from contracts.champion import Champion, champion
 from contracts.dataset import Dataset, load
 from contracts.errors import reported
+from contracts.gates import has_passed
 from contracts.settings import settings
 from contracts.tables import (
     ATTRIBUTIONS,
@@ -92,11 +92,7 @@ def build() -> list[int]:
     last = max(silver_files())
     if todo.category_shares or items.is_outdated(load(settings().dataset_path), settings().data_path):
         return [last]
-    verdict = settings().reports_dir / "gates" / "features.json"
-    passed = json.loads(verdict.read_text()) if verdict.exists() else {}
-    current = lake.version_of(ITEM_FEATURES)
-    is_checked = passed.get("passed") is True and passed["table_versions"].get(ITEM_FEATURES.name) == current
-    return [] if is_checked else [last]
+    return [] if has_passed("features", ITEM_FEATURES.name, lake.version_of(ITEM_FEATURES)) else [last]
 
 
 def meaning(dataset: Dataset) -> str:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from contracts.files import read_json
+from contracts.gates import has_passed
 from contracts.lake import open_table, version_of
 from contracts.settings import settings
 from contracts.tables import BRONZE_EVENTS, ITEM_FEATURES, Table
@@ -27,10 +28,9 @@ def landed(interval: int) -> bool:
 
 def features_ready(coming: int) -> bool:
     """Whether features as of the coming interval are there and passed their gate in this very version."""
-    verdict = read_json(settings().reports_dir / "gates" / "features.json")
-    if verdict.get("passed") is not True or coming not in _partitions(ITEM_FEATURES):
-        return False
-    return bool(verdict["table_versions"][ITEM_FEATURES.name] == version_of(ITEM_FEATURES))
+    return coming in _partitions(ITEM_FEATURES) and has_passed(
+        "features", ITEM_FEATURES.name, version_of(ITEM_FEATURES)
+    )
 
 
 def decision(coming: int) -> dict[str, Any]:

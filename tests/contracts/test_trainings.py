@@ -10,6 +10,7 @@ from deltalake import write_deltalake
 
 from contracts import trainings
 from contracts.files import write_json
+from contracts.gates import verdict_path
 from contracts.settings import settings
 from contracts.trainings import TrainingData, checked_versions, training_data, training_key
 
@@ -20,24 +21,24 @@ def append(home: Path, table: str, as_of: int) -> None:
 
 
 def verdict(home: Path, passed: bool, **table_versions: int) -> None:
-    write_json(home / "reports" / "gates" / "features.json", {"passed": passed, "table_versions": dict(table_versions)})
+    write_json(verdict_path("features"), {"passed": passed, "table_versions": dict(table_versions)})
 
 
-def test_a_failed_gate_vouches_for_nothing(tmp_path: Path) -> None:
+def test_a_failed_gate_vouches_for_nothing(home: Path) -> None:
     """What a gate refused is not checked; what another passed is."""
-    write_json(tmp_path / "clean.json", {"passed": True, "table_versions": {"items": 1}})
-    write_json(tmp_path / "features.json", {"passed": False, "table_versions": {"training_lists": 3}})
-    assert checked_versions(tmp_path) == {"items": 1}
+    write_json(verdict_path("clean"), {"passed": True, "table_versions": {"items": 1}})
+    write_json(verdict_path("features"), {"passed": False, "table_versions": {"training_lists": 3}})
+    assert checked_versions() == {"items": 1}
 
 
-def test_each_gate_vouches_for_its_own_tables(tmp_path: Path) -> None:
+def test_each_gate_vouches_for_its_own_tables(home: Path) -> None:
     """Features and lists pass by gates of their own; an older verdict does not vouch for lists that were refused."""
     features = {"passed": True, "table_versions": {"item_features": 5, "training_lists": 3}}
-    write_json(tmp_path / "features.json", features)
-    write_json(tmp_path / "lists.json", {"passed": True, "table_versions": {"training_lists": 4}})
-    assert checked_versions(tmp_path) == {"item_features": 5, "training_lists": 4}
-    write_json(tmp_path / "lists.json", {"passed": False, "table_versions": {"training_lists": 4}})
-    assert checked_versions(tmp_path) == {"item_features": 5}
+    write_json(verdict_path("features"), features)
+    write_json(verdict_path("lists"), {"passed": True, "table_versions": {"training_lists": 4}})
+    assert checked_versions() == {"item_features": 5, "training_lists": 4}
+    write_json(verdict_path("lists"), {"passed": False, "table_versions": {"training_lists": 4}})
+    assert checked_versions() == {"item_features": 5}
 
 
 def test_the_data_of_a_training_is_what_passed_its_gates(home: Path) -> None:
