@@ -110,7 +110,7 @@ class Reader:
             kind = self._kind(columns, options.watermark)
             before = self._before(position, kind)
             low = self._start(kind, before, position.get("settled", ALL))
-            settled = self._settled(spark, kind)  # before the rows themselves are asked for
+            settled = self._settled(spark, kind, low)  # before the rows themselves are asked for
             high = self._highest(spark, kind, before, low)
             watermark = _quoted(spark, options.url, options.watermark)
             bounds = [(">=", low), ("<=", high)]
@@ -157,10 +157,11 @@ class Reader:
         earlier = _earlier(kind, watermark, overlap)
         return earlier if settled == ALL else min(earlier, settled, key=lambda text: _sortable(kind, text))
 
-    def _settled(self, spark: SparkSession, kind: str) -> str | None:
+    def _settled(self, spark: SparkSession, kind: str, low: str | None) -> str | None:
         """The highest watermark of rows that are older than all open transactions; ALL where that cannot be asked.
 
-        An open transaction may hold a lower watermark than rows that can be seen, so reading goes on from there.
+        An open transaction may hold a lower watermark than rows that can be seen, so reading goes on from there. Below
+        `low` all was settled before, and the table is not looked through for it again.
         Source: https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-SNAPSHOT
         """
         options = self._options
@@ -174,7 +175,10 @@ class Reader:
         tests = ["age(xmin) > age((pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text::xid)"]
         if kind != "number":
             tests.append(f"{watermark} <= {_literal(kind, _written(kind, _limit()))}")
-        return self._bounds(spark, _select(f"MAX({watermark}) AS highest", self._from, " AND ".join(tests)), kind)[0]
+        if low is not None:
+            tests.append(f"{watermark} >= {_literal(kind, low)}")
+        highest = _select(f"MAX({watermark}) AS highest", self._from, " AND ".join(tests))
+        return self._bounds(spark, highest, kind)[0] or low
 
     def _before(self, position: Position, kind: str) -> str | None:
         """The last watermark.

@@ -350,6 +350,20 @@ def test_a_long_transaction_is_not_passed_over(spark: Any, database: Database) -
     assert ids(run(spark, source, position)[0]) == [9000]
 
 
+def test_where_nothing_is_settled_reading_goes_on_from_the_same_place(spark: Any, database: Database) -> None:
+    """The row that reading went on from is gone, and a transaction is open: nothing is passed over, and the start is not."""
+    database.execute(TABLE, *(insert(number, "2024-01-01 10:00:00") for number in (1, 5)))
+    source = reader(database, watermark="id", overlap=0)
+    position = run(spark, source)[1]
+    with closing(database.connect()) as late:
+        late.cursor().execute(insert(7, "2024-01-01 10:01:00"))
+        database.execute("DELETE FROM orders WHERE id = 5", insert(9, "2024-01-01 10:02:00"))
+        rows, position = run(spark, source, position)
+        assert (ids(rows), position["settled"]) == ([9], "5")
+        late.commit()
+    assert ids(run(spark, source, position)[0]) == [7, 9]
+
+
 @pytest.mark.slow
 def test_an_unchanged_table_makes_no_batch(shop: Any, database: Database) -> None:
     """What lies in the overlap is read again by each run, and lands once; where nothing is new, nothing is committed."""
