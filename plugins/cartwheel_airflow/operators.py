@@ -39,7 +39,13 @@ def woken_by(asset: Asset, *, minute: int) -> AssetOrTimeSchedule:
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(f"{minute} * * * *", timezone="UTC"), assets=[asset])
 
 
-def step(task_id: str, *command: str, **options: Any) -> BashOperator:
+def _command(command: Sequence[str], pool_slots: int = 1) -> str:
+    # What keeps all cores busy for minutes gives way to what serves and lands beside it.
+    considerate = ["nice"] if pool_slots >= HEAVY_POOL_SLOTS else []
+    return shlex.join([*considerate, sys.executable, "-m", *command])
+
+
+def step(task_id: str, *command: str, pool_slots: int = 1, **options: Any) -> BashOperator:
     """A task that runs `python -m COMMAND`; exit status 99 shows as skipped. The last line printed is its result.
 
     Args:
@@ -48,18 +54,19 @@ def step(task_id: str, *command: str, **options: Any) -> BashOperator:
     """
     return BashOperator(
         task_id=task_id,
-        bash_command=shlex.join([sys.executable, "-m", *command]),
+        bash_command=_command(command, pool_slots),
         cwd=str(REPOSITORY),
         skip_on_exit_code=NOTHING_TO_DO,
+        pool_slots=pool_slots,
         **options,
     )
 
 
-def steps(task_id: str, commands: Iterable[Sequence[str]], **options: Any) -> MappedOperator:
+def steps(task_id: str, commands: Iterable[Sequence[str]], *, pool_slots: int = 1, **options: Any) -> MappedOperator:
     """A step for each command, side by side in Airflow's grid as one mapped task."""
     return BashOperator.partial(
-        task_id=task_id, cwd=str(REPOSITORY), skip_on_exit_code=NOTHING_TO_DO, **options
-    ).expand(bash_command=[shlex.join([sys.executable, "-m", *command]) for command in commands])
+        task_id=task_id, cwd=str(REPOSITORY), skip_on_exit_code=NOTHING_TO_DO, pool_slots=pool_slots, **options
+    ).expand(bash_command=[_command(command, pool_slots) for command in commands])
 
 
 def gate(task_id: str, *command: str, **options: Any) -> BashOperator:
@@ -71,7 +78,7 @@ def wait(task_id: str, *command: str, **options: Any) -> BashSensor:
     """A gate that asks again, as long as the command ends with status 99; in between it takes no slot."""
     return BashSensor(
         task_id=task_id,
-        bash_command=f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join([sys.executable, '-m', *command])}",
+        bash_command=f"cd {shlex.quote(str(REPOSITORY))} && {_command(command)}",
         retry_exit_code=NOTHING_TO_DO,
         mode="reschedule",
         poke_interval=POKE_S,
