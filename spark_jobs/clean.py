@@ -121,6 +121,8 @@ def clean_running(dataset: Dataset) -> None:
             return
         spark, version = session("clean"), int(bronze_state.partition("@")[2])
         record = storage.recorded(SILVER_EVENTS, "through") | {pending.RUNNING: bronze_state}
+        if not pending.clean():
+            record["bronze"] = bronze_state  # so that no log is read again from the last whole cleaning on
         added = [files for files in news.values() if files is not None]
         if len(added) == len(news):
             paths = frozenset[str]().union(*added)

@@ -109,7 +109,7 @@ def clean() -> list[int]:
     incomplete_then = {interval for interval in storage.files(BRONZE_EVENTS) if interval > last_through}
     as_declared = record.get("meaning") == meaning(load(settings().dataset_path))
     since = record.get("bronze", "") if as_declared else ""
-    changed = storage.changed(BRONZE_EVENTS, since) | incomplete_then
+    changed = {*storage.additions(BRONZE_EVENTS, since)} | incomplete_then
     if record.get("through", through - 1) < through:
         changed.add(through)
     return sorted(interval for interval in changed if interval <= through)

@@ -13,6 +13,7 @@ import pytest
 from contracts.errors import InputError
 from contracts.settings import settings
 from contracts.tables import (
+    BRONZE_EVENTS,
     CATEGORY_SHARES,
     ITEM_FEATURES,
     ITEM_INTERVALS,
@@ -77,6 +78,7 @@ def test_what_is_new_is_there_with_its_landing_and_nothing_is_made_of_it(live: A
     put(live, "2.csv", DAY_3 + bad[1])
     assert live.land(through=2) == 0
     assert running(live) == ([("ann", "bread", 5.0)], 1)
+    assert storage.recorded(SILVER_EVENTS)["bronze"] == storage.state(BRONZE_EVENTS)  # what is looked through is short
     first_files = storage.files(SILVER_EVENTS)[3]
     put(live, "3.csv", "".join([bad[0], *bad[2:]]))  # the first is known already, the last has no time
     put(live, "4.csv", DAY_3.replace("ann", "cem").replace("bread", "wine"))
