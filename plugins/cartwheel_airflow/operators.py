@@ -34,15 +34,20 @@ HEAVY_POOL_SLOTS = 2
 """Slots of Airflow's pool that a training or a Spark driver takes: of our three, so that no two run at once."""
 
 
+_GIVE_WAY = "{ echo 10 > /proc/self/autogroup; } 2> /dev/null; exec nice "
+"""What keeps all cores busy for minutes gives way to what serves and lands beside it. Where Linux shares its cores among
+sessions, as each task has one, niceness counts within a session only, and the session has one of its own.
+Source: https://man7.org/linux/man-pages/man7/sched.7.html
+"""
+
+
 def woken_by(asset: Asset, *, minute: int) -> AssetOrTimeSchedule:
     """Wake on the asset's event, and once an hour in case that event was lost; the reconcile task skips what is done."""
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(f"{minute} * * * *", timezone="UTC"), assets=[asset])
 
 
 def _command(command: Sequence[str], pool_slots: int = 1) -> str:
-    # What keeps all cores busy for minutes gives way to what serves and lands beside it.
-    considerate = ["nice"] if pool_slots >= HEAVY_POOL_SLOTS else []
-    return shlex.join([*considerate, sys.executable, "-m", *command])
+    return (_GIVE_WAY if pool_slots >= HEAVY_POOL_SLOTS else "") + shlex.join([sys.executable, "-m", *command])
 
 
 def step(task_id: str, *command: str, pool_slots: int = 1, **options: Any) -> BashOperator:

@@ -68,10 +68,10 @@ def test_every_command_is_one_its_program_accepts(dags, dag_id) -> None:
         if isinstance(task, BashOperator | BashSensor | MappedOperator):
             mapped = isinstance(task, MappedOperator)
             for text in task.expand_input.value["bash_command"] if mapped else [task.bash_command]:
-                command = rendered(text, dags[dag_id]).rpartition(" && ")[2]
-                *before, _, flag, module = (words := shlex.split(command))[: words.index("-m") + 2]
-                arguments = words[len(before) + 3 :]
-                assert (flag, before) == ("-m", ["nice"] if task.task_id in ("train", "trial") else [])
+                _, nice, command = rendered(text, dags[dag_id]).rpartition("exec nice ")
+                assert (nice != "") == (task.task_id in ("train", "trial"))
+                _, flag, module, *arguments = shlex.split(command.rpartition(" && ")[2])
+                assert flag == "-m"
                 parse(module, arguments)
         else:
             assert isinstance(task, SparkSubmitOperator)
