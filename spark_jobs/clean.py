@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Collection
 from itertools import chain
 from typing import Any
 
@@ -87,8 +88,7 @@ def _clean(dataset: Dataset) -> int:
         print("nothing to do: silver is made of all that landed")
         return 0
     spark = session("clean")
-    these = storage.ranges_predicate("interval", intervals)
-    version = int(bronze_state.partition("@")[2])
+    version = _version(bronze_state)
     bronze = storage.read(spark, BRONZE_EVENTS, version)
     complete = bronze.where(F.col("interval").between(UNTIMED + 1, through) & F.col("record").isNull())
     items.refresh_items(dataset, folder, complete, intervals)
@@ -100,12 +100,10 @@ def _clean(dataset: Dataset) -> int:
             "the dataset file gives types of events other weights, or has other targets: all intervals are cleaned again"
         )
     say(f"clean {pending.named(intervals)}")
-    rows_of = storage.rows(BRONZE_EVENTS, version)
-    num_read = sum(rows_of.get(interval, 0) for interval in intervals)
     record = {"bronze": bronze_state, "through": through, "meaning": meaning}
     if not is_same_meaning:
         record[pending.RUNNING] = ""  # the intervals that run are to be made anew, too
-    _take_in(judge(bronze.where(these), dataset), num_read, replace=intervals, record=record)
+    _take_in(dataset, version, intervals, record)
     return 0
 
 
@@ -119,28 +117,38 @@ def clean_running(dataset: Dataset) -> None:
         bronze_state, news = storage.state(BRONZE_EVENTS), pending.running()
         if not news:
             return
-        spark, version = session("clean"), int(bronze_state.partition("@")[2])
         record = storage.recorded(SILVER_EVENTS, "through") | {pending.RUNNING: bronze_state}
         if not pending.clean():
             record["bronze"] = bronze_state  # so that no log is read again from the last whole cleaning on
         added = [files for files in news.values() if files is not None]
-        if len(added) == len(news):
-            paths = frozenset[str]().union(*added)
-            num_read = sum(storage.rows(BRONZE_EVENTS, version, paths).values())
-            judged = judge(storage.read(spark, BRONZE_EVENTS, version, paths), dataset)
-            _take_in(judged, num_read, replace="nothing", record=record)
-        else:
-            rows_of = storage.rows(BRONZE_EVENTS, version)
-            num_read = sum(rows_of.get(interval, 0) for interval in news)
-            bronze = storage.read(spark, BRONZE_EVENTS, version).where(storage.ranges_predicate("interval", news))
-            _take_in(judge(bronze, dataset), num_read, replace=[*news], record=record)
+        paths = frozenset[str]().union(*added) if len(added) == len(news) else None
+        _take_in(dataset, _version(bronze_state), news, record, paths)
         for table in (SILVER_EVENTS, QUARANTINE):
             storage.compact(table)
 
 
-def _take_in(judged: DataFrame, num_read: int, *, replace: storage.Replaced, record: dict[str, Any]) -> None:
-    """Write judged rows to silver and quarantine, each in one commit."""
-    judged = judged.persist(StorageLevel.MEMORY_AND_DISK)
+def _version(state: str) -> int:
+    return int(state.partition("@")[2])
+
+
+def _take_in(
+    dataset: Dataset,
+    version: int,
+    intervals: Collection[int],
+    record: dict[str, Any],
+    paths: Collection[str] | None = None,
+) -> None:
+    """Clean rows of some intervals of a version of bronze, and write them to silver and quarantine, each in one commit.
+
+    Args:
+        paths: only these files of bronze, whose rows are added. None: all, in the place of what there is.
+    """
+    these = storage.ranges_predicate("interval", intervals)
+    bronze = storage.read(session("clean"), BRONZE_EVENTS, version, paths).where(these)
+    rows_of = storage.rows(BRONZE_EVENTS, version, paths)
+    num_read = sum(rows_of.get(interval, 0) for interval in intervals)
+    replace: storage.Replaced = intervals if paths is None else "nothing"
+    judged = judge(bronze, dataset).persist(StorageLevel.MEMORY_AND_DISK)
     try:
         aside = set_aside(judged)
         with (

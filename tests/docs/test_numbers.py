@@ -84,3 +84,20 @@ def test_a_week_costs_what_was_measured() -> None:
         of_stage = {record["scale"]: record for record in records if record["stage"] == stage}
         seconds, peaks = ([of_stage[scale][key] for scale in scales] for key in ("seconds", "peak_mib"))
         assert f"| {stage} | " + " | ".join(f"{each:,}" for each in [*seconds, *peaks]) + " |" in text
+
+
+def test_events_are_in_silver_as_soon_as_was_measured() -> None:
+    """The table in docs/sources.md is what `make bench-arrival` wrote: within two minutes, none lost, none twice."""
+    *records, total = json.loads((REPOSITORY / "docs" / "benchmarks" / "arrival.json").read_text())
+    text = (REPOSITORY / "docs" / "sources.md").read_text()
+    for each in records:
+        row = [
+            each["source"],
+            each["part"],
+            f"{each['events']:,}",
+            *(str(each[name]) for name in ("p50_s", "p95_s", "max_s")),
+        ]
+        assert f"| {' | '.join(row)} |" in text
+    assert max(each["p95_s"] for each in records) <= 120
+    assert (total["lost"], total["doubled"]) == (0, 0)
+    assert f"Lost: {total['lost']}; there twice: {total['doubled']}." in text
