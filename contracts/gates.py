@@ -13,6 +13,11 @@ def verdict_path(gate: str) -> Path:
     return settings().reports_dir / "gates" / f"{gate}.json"
 
 
+def verdict_paths() -> list[Path]:
+    """Of each gate that has one, in the order of their names."""
+    return sorted((settings().reports_dir / "gates").glob("*.json"))
+
+
 def data_verdict(gate: str) -> dict[str, Any]:
     """The last verdict of a gate; empty when there is none.
 
@@ -29,7 +34,7 @@ def data_verdicts() -> dict[str, dict[str, Any]]:
     Raises:
         InputError: see `read_json`.
     """
-    return {path.stem: read_json(path) for path in sorted(verdict_path("").parent.glob("*.json"))}
+    return {path.stem: read_json(path) for path in verdict_paths()}
 
 
 def has_passed(gate: str, table: str, version: int | None) -> bool:

@@ -33,6 +33,7 @@ from contracts.dataset import Dataset, load
 from contracts.errors import InputError, reported
 from contracts.exposures import admin_socket, finish_log, finished_logs
 from contracts.files import read_json, sync, write_bytes, write_json
+from contracts.gates import verdict_paths
 from contracts.pseudonyms import pseudonym
 from contracts.settings import settings
 from contracts.tables import (
@@ -358,7 +359,7 @@ def erase_reports(person: Person) -> int:
         num_changed += 1
     # Verdicts and validations quote a few values of a rule that failed. A gate without its verdict is simply asked again.
     results = home / "great_expectations" / "uncommitted" / "validations"
-    for path in [*(reports / "gates").glob("*.json"), *results.rglob("*.json")]:
+    for path in [*verdict_paths(), *results.rglob("*.json")]:
         if any(person.is_in(text) for text in _texts(read_json(path))):
             if path.is_relative_to(results):
                 page = reports / "data_docs" / "validations" / path.relative_to(results)

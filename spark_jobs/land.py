@@ -58,27 +58,24 @@ def main(
         InputError: the data cannot be read, or holds nothing in that range.
     """
     with lake.lock("land"):
-        failure = None
         with storage.writing():
             storage.require_layout(BRONZE_EVENTS)
             ledger.catch_up()
             for line in ledger.read_otherwise(dataset) if from_interval is None else ():
                 say(line)
-            try:
-                _land(dataset, folder, from_interval, through, now, allow_fewer=allow_fewer)
-            except InputError as error:  # what other sources brought is there all the same
-                failure = error
+            failures = _land(dataset, folder, from_interval, through, now, allow_fewer=allow_fewer)
         clean_running(dataset)
         with storage.writing():
             storage.compact(BRONZE_EVENTS)
-        if failure is not None:
-            raise failure
+    if failures:
+        raise failures[0]
     return 0
 
 
 def _land(
     dataset: Dataset, folder: Path, from_interval: int | None, through: int | None, now: datetime, *, allow_fewer: bool
-) -> None:
+) -> list[InputError]:
+    """Land; why some sources could not be read: what the others brought is there all the same."""
     other = storage.recorded(BRONZE_EVENTS).get("dataset", dataset.name)
     if other != dataset.name:
         raise InputError(
@@ -89,7 +86,8 @@ def _land(
     before = pending.landed_through()
     end = through if through is not None else dataset.interval.number(dataset.wall_clock(now)) - 1
     end = end if before is None else max(end, before)
-    waiting, failures = [], []
+    waiting = []
+    failures: list[InputError] = []
     for source in dataset.events:
         reader = sources.open_source(source, dataset, folder)
         replace = Range(from_interval, through) if from_interval is not None and reader.rereads else None
@@ -106,7 +104,7 @@ def _land(
         references.land_promotions(dataset, folder)
         references.land_users(dataset, folder)
         exposures.land(dataset)
-        return
+        return []
 
     say(f"land {dataset.name} through interval {end}")
     spark, num_landed = session("land"), 0  # before the threads, which share it
@@ -123,12 +121,13 @@ def _land(
             each.result()
     exposures.land(dataset)
     if failures:
-        raise failures[0]
+        return failures
     if through is not None and not num_landed:
         _refuse_empty_range(dataset, folder, from_interval, before, through)
     if lake.exists(BRONZE_EVENTS) and (before is None or end > before):
         storage.commit_metadata(BRONZE_EVENTS, {"dataset": dataset.name, "through": end})
     say(f"{BRONZE_EVENTS.name}: {num_landed:,} rows landed")
+    return []
 
 
 def _refuse_empty_range(

@@ -85,11 +85,11 @@ def build() -> list[int]:
     """
     todo = features()
     open_intervals = {*clean(), *todo.item_intervals, *todo.training_lists, *todo.item_features, *todo.outdated}
-    if open_intervals or not silver_files():
+    last = max(silver_files(silver_through()), default=None)
+    if open_intervals or last is None:
         return sorted(open_intervals)
     from spark_jobs import items  # which needs PySpark, though no Spark
 
-    last = max(silver_files())
     if todo.category_shares or items.is_outdated(load(settings().dataset_path), settings().data_path):
         return [last]
     return [] if has_passed("features", ITEM_FEATURES.name, lake.version_of(ITEM_FEATURES)) else [last]
@@ -120,8 +120,10 @@ def running() -> dict[int, frozenset[str] | None]:
 
     Nothing before there are complete ones, and in a replay, where time stands still: nobody may know what is to come.
     """
+    if not settings().ingest_schedule:
+        return {}
     through, complete = landed_through(), storage.recorded(SILVER_EVENTS, "through")
-    if through is None or not complete or not settings().ingest_schedule:
+    if through is None or not complete:
         return {}
     states = {storage.recorded(table, RUNNING).get(RUNNING, "") for table in (SILVER_EVENTS, QUARANTINE)}
     # Two, when a run was killed between its two commits.
@@ -137,15 +139,13 @@ def silver_through() -> float:
     return float(storage.recorded(SILVER_EVENTS, "through").get("through", math.inf))
 
 
-def silver_files() -> dict[int, frozenset[str]]:
-    """The files of each complete interval of silver: nothing is made of the others yet."""
-    through = silver_through()
+def silver_files(through: float) -> dict[int, frozenset[str]]:
+    """The files of each complete interval of silver (`silver_through`): nothing is made of the others yet."""
     return {interval: files for interval, files in storage.files(SILVER_EVENTS).items() if interval <= through}
 
 
-def silver_changes(made_of: dict[str, Any]) -> set[int]:
+def silver_changes(made_of: dict[str, Any], through: float) -> set[int]:
     """The complete intervals of silver that are others than a table was made of, by what its commit says (`silver`)."""
-    through = silver_through()
     return {each for each in storage.changed(SILVER_EVENTS, made_of.get("silver", "")) if each <= through}
 
 
@@ -177,9 +177,13 @@ class Features(NamedTuple):
 
 def features(coming: int | None = None) -> Features:
     """What the feature tables lack, for a model that is to recommend in `coming` (None: the interval after the clean ones)."""
-    intervals, horizon = sorted(silver_files()), load(settings().dataset_path).interval.horizon
+    through = silver_through()
+    intervals, horizon = sorted(silver_files(through)), load(settings().dataset_path).interval.horizon
     if not intervals:
         return Features([], [], [], [], [], [])
+
+    def since(made_of: dict[str, Any]) -> set[int]:
+        return silver_changes(made_of, through)
 
     def onwards(changed: set[int]) -> list[int]:
         with_data = {*intervals, *storage.files(ITEM_INTERVALS)}
@@ -187,25 +191,24 @@ def features(coming: int | None = None) -> Features:
         return sorted(interval for interval in with_data if min(changed) <= interval <= last) if changed else []
 
     if coming is None:
-        through = silver_through()
         coming = coming_interval(intervals[-1], intervals[-1] if through == math.inf else int(through))
     oldest = coming - max(settings().fold_offsets) - settings().training_intervals
     as_ofs = range(max(oldest, intervals[0] + 1), coming + 1)
     made_of = storage.recorded(CATEGORY_SHARES)
-    shares = silver_changes(made_of)
+    shares = since(made_of)
     if shares or made_of.get("items") != storage.state(ITEMS):
         shares |= {interval for interval in intervals if interval > intervals[-1] - horizon}
     record = storage.recorded(ITEM_FEATURES)
     present = storage.files(ITEM_FEATURES).keys()
-    changed = silver_changes(record)
+    changed = since(record)
     if record.get("promotions") != storage.state(PROMOTIONS):
         stale = set(present)
     else:
         stale = {as_of for as_of in present if changed and as_of > min(changed)}
     return Features(
-        onwards(silver_changes(storage.recorded(ITEM_INTERVALS))),
-        sorted(silver_changes(storage.recorded(USER_HISTORIES))),
-        sorted(silver_changes(storage.recorded(TRAINING_LISTS))),
+        onwards(since(storage.recorded(ITEM_INTERVALS))),
+        sorted(since(storage.recorded(USER_HISTORIES))),
+        sorted(since(storage.recorded(TRAINING_LISTS))),
         sorted(shares),
         [as_of for as_of in as_ofs if as_of not in present or as_of in stale],
         sorted(stale - set(as_ofs)),
@@ -214,16 +217,17 @@ def features(coming: int | None = None) -> Features:
 
 def attribution_states() -> dict[int, str]:
     """What the attributions of each interval with exposures are made of: its files of exposures and of silver."""
-    shown, silver = storage.files(EXPOSURES), silver_files()
+    shown, silver = storage.files(EXPOSURES), silver_files(silver_through())
     made_of = {interval: [sorted(files), sorted(silver.get(interval, ()))] for interval, files in shown.items()}
     return {interval: storage.digest(files) for interval, files in made_of.items()}
 
 
 def attribute() -> list[int]:
     """Intervals with exposures and silver events, and features of all before, whose attributions are missing or of others."""
-    silver, recorded = silver_files(), storage.recorded(ATTRIBUTIONS).get("intervals", {})
+    through = silver_through()
+    silver, recorded = silver_files(through), storage.recorded(ATTRIBUTIONS).get("intervals", {})
     featureless = set[int]().union(
-        *(silver_changes(storage.recorded(table)) for table in (ITEM_INTERVALS, USER_HISTORIES))
+        *(silver_changes(storage.recorded(table), through) for table in (ITEM_INTERVALS, USER_HISTORIES))
     )
     return sorted(
         interval

@@ -137,7 +137,7 @@ def total_rows(table: Table) -> int:
 def changed(table: Table, since: str) -> set[int]:
     """The intervals of `table` whose files are others than at `since` (a `state`), gone ones included.
 
-    Costs the same however many commits lie between. For tables whose files nobody puts together: see `additions`.
+    Costs the same however many commits lie between. Files that were put together are others, too: see `additions`.
     """
     opened = open_table(table)
     if opened is None:

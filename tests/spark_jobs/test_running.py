@@ -134,7 +134,7 @@ def test_a_landing_that_was_killed_is_made_good(live: Any, monkeypatch: pytest.M
 
 
 def test_what_was_taken_back_or_means_something_else_is_made_anew(live: Any) -> None:
-    """Rows that were taken out, other weights, files that were put together: silver has each row once, as it is now."""
+    """Rows that were taken out, or have another weight: silver has each row once, as it is now."""
     put(live, "2.csv", DAY_3 + DAY_3.replace("ann", "cem"))
     assert live.land(through=2) == 0
     put(live, "2.csv", DAY_3)
@@ -146,6 +146,22 @@ def test_what_was_taken_back_or_means_something_else_is_made_anew(live: Any) -> 
     live.write(shop__toml=(live.folder / "shop.toml").read_text().replace("purchase = 5.0", "purchase = 9.0"))
     assert (live.clean(), live.land(through=2)) == (0, 0)
     assert running(live) == ([("ann", "bread", 9.0)], 0)
+
+
+def test_a_dataset_file_of_another_shop_cleans_nothing(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before anything is read by its rules, also what waits to be cleaned."""
+    with monkeypatch.context() as patch:
+        patch.setenv("CARTWHEEL_INGEST_SCHEDULE", "")
+        settings.cache_clear()
+        put(live, "2.csv", DAY_3)
+        assert live.land(through=2) == 0
+    settings.cache_clear()
+    assert [*pending.running()] == [3]
+    state = storage.state(SILVER_EVENTS)
+    live.write(shop__toml=(live.folder / "shop.toml").read_text().replace('name = "tiny"', 'name = "other"'))
+    with pytest.raises(InputError, match="'tiny', not 'other'"):
+        live.land(through=2)
+    assert storage.state(SILVER_EVENTS) == state
 
 
 def test_small_files_are_put_together(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
