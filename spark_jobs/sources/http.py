@@ -6,7 +6,6 @@ asked for: a read that was killed goes on at the page it had reached. Batches of
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import re
@@ -126,8 +125,8 @@ class Options(_Part):
     oldest_first: bool = False
     """Whether new records only ever join at the end: the next read goes on at the last page. Else, and without
     `since`, each read asks for all pages."""
-    pages_a_batch: int = Field(100, ge=1)
-    """Pages landed in one commit."""
+    pages_a_batch: int = Field(500, ge=1)
+    """Pages landed in one commit, which waits in the spool until the last of them is there."""
     requests_per_second: float = Field(5.0, gt=0)
     """At most, retries included."""
     attempts: int = Field(6, ge=1)
@@ -549,11 +548,11 @@ class Reader:
         return json_rows(spark.read.text(files, lineSep="\n"), self._columns, with_paths=True)
 
 
-# The spool: page n is `n.jsonl.gz` with its records, then `n.json` (_Spooled), whose presence says that it is whole.
+# The spool: page n is `n.jsonl` with its records, then `n.json` (_Spooled), whose presence says that it is whole.
 
 
 def _file(spool: Path, number: int) -> Path:
-    return spool / f"{number:08d}.jsonl.gz"
+    return spool / f"{number:08d}.jsonl"
 
 
 def _spool(spool: Path, number: int, records: list[bytes], about: _Spooled) -> None:
@@ -562,7 +561,7 @@ def _spool(spool: Path, number: int, records: list[bytes], about: _Spooled) -> N
     target = _file(spool, number)
     beside = target.with_name(f".{target.name}")
     with beside.open("wb") as file:
-        file.write(gzip.compress(b"".join(b"%b\n" % record for record in records), compresslevel=1))
+        file.writelines(b"%b\n" % record for record in records)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(target)

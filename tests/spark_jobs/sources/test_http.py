@@ -510,7 +510,7 @@ def test_a_failed_landing_asks_for_nothing_twice(spark: Any, api: Api) -> None:
 
     with suppress(RuntimeError):
         source.run(spark, {}, land)
-    assert spooled() == ["00000001.json", "00000001.jsonl.gz", "00000002.json", "00000002.jsonl.gz"]
+    assert spooled() == ["00000001.json", "00000001.jsonl", "00000002.json", "00000002.jsonl"]
     assert ids(run(spark, source)[0]) == [[1, 2], [3]]
     assert len(api.requests) == 3
 
