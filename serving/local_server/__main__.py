@@ -32,7 +32,6 @@ IGNORED_FLAGS = (
     "num_unload_threads",
     "per_process_gpu_memory_fraction",
     "platform_config_file",
-    "prefer_tflite_model",
     "remove_unused_fields_from_bundle_metagraph",
     "rest_api_enable_cors_support",
     "rest_api_num_threads",
@@ -74,6 +73,14 @@ def arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--monitoring_config_file", type=Path, help="a MonitoringConfig in text format")
     parser.add_argument("--enable_batching", type=_flag, nargs="?", const=True, default=False)
     parser.add_argument("--batching_parameters_file", type=Path, help="BatchingParameters in text format")
+    parser.add_argument(
+        "--prefer_tflite_model",
+        type=_flag,
+        nargs="?",
+        const=True,
+        default=False,
+        help="model.tflite, where there is one",
+    )
     parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=2)
     parser.add_argument("--tensorflow_inter_op_parallelism", type=int, default=2)
     for name in IGNORED_FLAGS:
@@ -148,6 +155,7 @@ def serve(args: argparse.Namespace) -> None:
             intra_op_threads=args.tensorflow_intra_op_parallelism,
             inter_op_threads=args.tensorflow_inter_op_parallelism,
             batcher=batcher,
+            prefers_lite=args.prefer_tflite_model,
         ),
         max_num_load_retries=args.max_num_load_retries,
         load_retry_interval_s=max(args.load_retry_interval_micros, 0) / 1e6,

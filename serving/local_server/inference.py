@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tensorflow.core.example.example_pb2 import Example
 from tensorflow_serving.apis import classification_pb2, inference_pb2, input_pb2, regression_pb2
 
-from serving.local_server.saved_model import DEFAULT_SIGNATURE, Arrays, SavedModel
+from serving.local_server.saved_model import DEFAULT_SIGNATURE, Arrays, Model
 from serving.local_server.status import StatusError, invalid
 from serving.local_server.tensors import encoded, fits, json_object
 
@@ -21,7 +21,7 @@ METHODS = {"classify": CLASSIFY, "regress": REGRESS}
 """Method of a signature by the verb of REST."""
 
 
-def infer(model: SavedModel, method: str, signature_name: str, source: Any) -> Any:
+def infer(model: Model, method: str, signature_name: str, source: Any) -> Any:
     """`ClassificationResult` or `RegressionResult` of the examples in an `Input`.
 
     Raises:
@@ -40,7 +40,7 @@ def infer(model: SavedModel, method: str, signature_name: str, source: Any) -> A
     return (_classifications if method == CLASSIFY else _regressions)(outputs, len(examples))
 
 
-def multi_infer(model: SavedModel, request: Any) -> Any:
+def multi_infer(model: Model, request: Any) -> Any:
     """`MultiInferenceResponse` of a request whose tasks are all of this model.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One loaded SavedModel: its signatures, and how to run them."""
+"""One loaded model: its signatures, and how to run them. Here those of a SavedModel."""
 
 from __future__ import annotations
 
@@ -50,7 +50,30 @@ class Signature:
         return dict(zip(self.outputs, map(as_array, values), strict=True))
 
 
-class SavedModel:
+class Model:
+    """What is loaded of a version.
+
+    Attributes:
+        signature_defs: `SignatureDef` by name.
+    """
+
+    def __init__(self) -> None:
+        self.signature_defs: dict[str, Any] = {}
+        self._signatures: dict[str, Signature] = {}
+
+    def signature(self, name: str) -> Signature:
+        """The signature of that name, `serving_default` for an empty one."""
+        name = name or DEFAULT_SIGNATURE
+        if name not in self._signatures:
+            raise invalid(f'Serving signature name: "{name}" not found in signature def')
+        return self._signatures[name]
+
+    def close(self) -> None:
+        """Let go of all that it holds."""
+        self._signatures = {}
+
+
+class SavedModel(Model):
     """A SavedModel in a session of its own; the thread pools are shared by all of this process.
 
     The TF1 loader is used because it feeds and fetches by tensor name, as TF Serving does.
@@ -62,6 +85,7 @@ class SavedModel:
     def __init__(
         self, path: Path, *, intra_op_threads: int, inter_op_threads: int, batcher: Batcher | None = None
     ) -> None:
+        super().__init__()
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
         )
@@ -90,15 +114,8 @@ class SavedModel:
             call = BatchedCall(call, [info.name for info in inputs.values()], batcher)
         return Signature(inputs, outputs, call)
 
-    def signature(self, name: str) -> Signature:
-        """The signature of that name, `serving_default` for an empty one."""
-        name = name or DEFAULT_SIGNATURE
-        if name not in self._signatures:
-            raise invalid(f'Serving signature name: "{name}" not found in signature def')
-        return self._signatures[name]
-
     def close(self) -> None:
-        self._signatures = {}
+        super().close()
         self.session.close()
 
 

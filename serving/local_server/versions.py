@@ -17,7 +17,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from serving.local_server.saved_model import SavedModel
+from serving.local_server.saved_model import Model
 from serving.local_server.status import StatusError, invalid
 
 START, LOADING, AVAILABLE, UNLOADING, END = "START", "LOADING", "AVAILABLE", "UNLOADING", "END"
@@ -39,14 +39,14 @@ class Version:
     attempts: int = 0
     next_attempt_s: float = 0.0
     users: int = 0
-    model: SavedModel | None = None
+    model: Model | None = None
 
 
 class Versions:
     """All models of this server.
 
     Args:
-        load: makes a `SavedModel` of a version's folder.
+        load: makes a model of a version's folder.
         max_num_load_retries, load_retry_interval_s: attempts after the first failed one, and the wait before each.
         poll_wait_s: seconds between looks at the file system; zero looks once for each config.
         labels_for_unavailable: a label not in use may name a version that is not AVAILABLE.
@@ -54,7 +54,7 @@ class Versions:
 
     def __init__(
         self,
-        load: Callable[[Path], SavedModel],
+        load: Callable[[Path], Model],
         *,
         max_num_load_retries: int = 5,
         load_retry_interval_s: float = 60.0,
@@ -131,7 +131,7 @@ class Versions:
     # Serving
 
     @contextmanager
-    def use(self, name: str, number: int | None = None, label: str | None = None) -> Iterator[tuple[int, SavedModel]]:
+    def use(self, name: str, number: int | None = None, label: str | None = None) -> Iterator[tuple[int, Model]]:
         """Hold a version for one request: the numbered, the labelled, or the highest AVAILABLE one.
 
         Raises:

@@ -12,20 +12,37 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.local_server.batching import Batcher
 from serving.local_server.inference import CLASSIFY, REGRESS, infer, multi_infer
-from serving.local_server.saved_model import SavedModel, array_of
+from serving.local_server.saved_model import Model, SavedModel, array_of
 from serving.local_server.status import StatusError, status_of
 
 RECORDS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+LITE_FILE = "model.tflite"
 MAX_RECORDS = 1000
 
 
-def load(path: Path, *, intra_op_threads: int, inter_op_threads: int, batcher: Batcher | None = None) -> SavedModel:
+def load(
+    path: Path,
+    *,
+    intra_op_threads: int,
+    inter_op_threads: int,
+    batcher: Batcher | None = None,
+    prefers_lite: bool = False,
+) -> Model:
     """Load a version's folder and replay its records.
+
+    Args:
+        prefers_lite: whether a LiteRT file in it is loaded instead of the SavedModel.
 
     Raises:
         StatusError: it does not load, or a record fails.
     """
-    model = SavedModel(path, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads, batcher=batcher)
+    model: Model
+    if prefers_lite and (path / LITE_FILE).is_file():
+        from serving.local_server.lite_model import LiteModel
+
+        model = LiteModel(path / LITE_FILE, batcher=batcher)
+    else:
+        model = SavedModel(path, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads, batcher=batcher)
     try:
         if (path / RECORDS_FILE).is_file():
             for number, record in enumerate(
@@ -38,7 +55,7 @@ def load(path: Path, *, intra_op_threads: int, inter_op_threads: int, batcher: B
     return model
 
 
-def _replay(model: SavedModel, number: int, log: Any) -> None:
+def _replay(model: Model, number: int, log: Any) -> None:
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
         request = log.predict_log.request

@@ -186,8 +186,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def server(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that started with an empty config."""
-    running = Server(kind, tmp_path_factory.mktemp("server"))
+    """A server that started with an empty config, and takes LiteRT files where there are any."""
+    running = Server(kind, tmp_path_factory.mktemp("server"), "", "--prefer_tflite_model=true")
     try:
         yield running
     finally:

@@ -323,6 +323,20 @@ def test_label_moves(served: Any, tools: Any) -> None:
     assert served.predict("shop/labels/stable", {"instances": ["x"]}).status_code == 200
 
 
+def test_a_lite_file_answers(server: Any, lite_version: Path, tools: Any, tmp_path: Path) -> None:
+    """A LiteRT file beside a SavedModel is preferred by the flag; status, metadata and values are as of any model."""
+    (tmp_path / "5").symlink_to(lite_version)
+    server.configure(tools.model_text("lite", tmp_path))
+    server.wait_state("lite", 5, "AVAILABLE")
+    body = {"signature_name": "half", "instances": [{"x": 1.0}, {"x": 4.0}]}
+    answer = server.predict("lite/versions/5", body)
+    assert (answer.status_code, answer.json()) == (200, {"predictions": [3.5, 5.0]})
+    metadata = server.http.get("/v1/models/lite/versions/5/metadata").json()["metadata"]["signature_def"][
+        "signature_def"
+    ]
+    assert [*metadata["half"]["inputs"]] == ["x"]
+
+
 def test_file_is_polled(server: Any, base_of: Callable[..., Path], tools: Any) -> None:
     """A change of the config file alone is taken up, a broken file is not."""
     base = base_of(1, 2)
