@@ -12,6 +12,7 @@ import pytest
 
 from deploy.local.processes import MARKER, marked, sweep
 from deploy.local.resources import Sampler
+from tests.waiting import wait_until
 
 # A parent that leaves a child without the marker, that ignores SIGTERM, and says the child's id.
 FAMILY = """
@@ -67,6 +68,7 @@ def test_a_sweep_ends_an_orphan(tmp_path: Path) -> None:
     environment = {**os.environ, MARKER: str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     orphan = psutil.Process(int(result.stdout))
+    wait_until(lambda: MARKER in orphan.environ(), "the orphan to have begun")  # its environment is empty meanwhile
     assert sweep(tmp_path, grace_s=2.0) == 1
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
 
