@@ -65,7 +65,8 @@ def _teller() -> Say:
     started = time.monotonic()
 
     def say(line: str) -> None:
-        print(f"[{time.monotonic() - started:5.0f} s] {line}", flush=True)
+        # In one write: several models are trained side by side.
+        print(f"[{time.monotonic() - started:5.0f} s] {line}\n", end="", flush=True)
 
     return say
 

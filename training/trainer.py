@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -38,6 +40,9 @@ from training.workers import wait_for, workers
 
 LISTS_AT_ONCE = 64
 """Lists whose candidates are computed together."""
+
+AT_ONCE = min(4, os.cpu_count() or 1)
+"""How much is done side by side in one process: neither a step nor a few lists keep two cores busy by themselves."""
 
 Say = Callable[[str], None]
 
@@ -139,13 +144,17 @@ def sampled_examples(
 
 def write_part(shop: Shop, paths: Mapping[int, Path], config: RankerConfig, retrieve: Retrieval) -> None:
     """Write the shards of one part, by interval."""
-    for interval, path in paths.items():
+
+    def write(interval: int, path: Path) -> None:
         # By the name of the shard, so that it is the same whoever makes it, and however often.
         generator = np.random.default_rng([config.seed, *path.stem.encode()])
         lists = shop.lists.get(interval)
         examples = () if lists is None else sampled_examples(shop, interval, config, retrieve, generator)
         num_attainable = 0 if lists is None else len(attainable(shop, lists))
         write_shard(path, examples, num_attainable, len(feature_names(config)))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(write, paths.keys(), paths.values()))
 
 
 def write_examples(
@@ -270,9 +279,8 @@ def train(
     num_attainable = {
         interval: sum(shard.num_attainable_lists for shard in of_interval) for interval, of_interval in shards.items()
     }
-    rankers: dict[int, Ranker] = {}
-    losses: dict[int, dict[int, float]] = {}
-    for as_of in [*(fold for fold in folds if num_attainable[fold]), coming]:
+    models = [*(fold for fold in folds if num_attainable[fold]), coming]
+    for as_of in models:
         if not any(num_attainable[interval] for interval in learned[as_of]):
             raise InputError(
                 f"of what was taken in the {config.training_intervals} intervals before {as_of}, nothing could have "
@@ -280,23 +288,31 @@ def train(
                 where=f"table {TRAINING_LISTS.name}",
                 cure="land more intervals, or lower minimum_item_events or not_recommended in the dataset file",
             )
+    losses: dict[int, dict[int, float]] = {as_of: {} for as_of in models}
+
+    def fitted(as_of: int) -> Ranker:
         examples = [shard for interval in learned[as_of] for shard in shards[interval]]
         num_lists, num_candidates = (
             sum(getattr(each, name) for each in examples) for name in ("num_lists", "num_candidates")
         )
         say(f"as of {as_of}: {num_lists} lists of {len(learned[as_of])} intervals, {num_candidates} candidates")
 
-        def progress(epoch: int, loss: float, as_of: int = as_of) -> None:
+        def progress(epoch: int, loss: float) -> None:
             say(f"as of {as_of}: epoch {epoch}, loss {loss:.4f}")
-            losses.setdefault(as_of, {})[epoch] = loss
+            losses[as_of][epoch] = loss
 
-        rankers[as_of] = fit(
+        return fit(
             examples, config, len(shop.item_ids), progress, strategy=strategy,
-            checkpoints=folder / "checkpoints" / f"{as_of}-of-{workers().count}",
+            checkpoints=folder / "checkpoints" / f"{as_of}-of-{own.count}",
         )  # fmt: skip
+
+    own = workers()
+    # Where several devices or workers add up together, all must do so in one order.
+    is_one_device = own.count == 1 and (strategy is None or strategy.num_replicas_in_sync == 1)
+    with ThreadPoolExecutor(AT_ONCE if is_one_device else 1) as pool:
+        rankers = dict(zip(models, pool.map(fitted, models), strict=True))
     ranker = rankers.pop(coming)
-    is_chief = workers().is_chief
-    folds_scored = evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if is_chief else []
+    folds_scored = evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if own.is_chief else []
     return Trained(ranker, folds_scored, losses)
 
 
@@ -321,21 +337,25 @@ def evaluate(
         champion_ranker = champion.ranker_for(retrieve.shop.item_ids)
         retrieve_for_champion = Retrieval(retrieve.shop, champion.config)
     scores: dict[int, list[Fold]] = {as_of: [] for as_of in rankers}
+
+    def score(shop: Shop, first_user: int, as_of: int) -> None:
+        if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
+            return
+        shown = {MODEL: recommend(shop, lists, rankers[as_of], config, retrieve, num_places=K)}
+        shown |= {name: baseline(shop, lists, K) for name, baseline in BASELINES.items()}
+        if champion and champion.trained_as_of <= as_of:
+            shown[CHAMPION] = recommend(
+                shop, lists, champion_ranker, champion.config, retrieve_for_champion, num_places=K
+            )
+        whole = evaluation.scores(shop, lists, shown, first_user=first_user)
+        scores[as_of].append(Fold(as_of, whole, evaluation.scores_by_items(shop, lists, shown, whole)))
+
     num_users = 0
-    for part in parts:
-        shop = part()
-        for as_of, ranker in rankers.items():
-            if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
-                continue
-            shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
-            shown |= {name: baseline(shop, lists, K) for name, baseline in BASELINES.items()}
-            if champion and champion.trained_as_of <= as_of:
-                shown[CHAMPION] = recommend(
-                    shop, lists, champion_ranker, champion.config, retrieve_for_champion, num_places=K
-                )
-            whole = evaluation.scores(shop, lists, shown, first_user=num_users)
-            scores[as_of].append(Fold(as_of, whole, evaluation.scores_by_items(shop, lists, shown, whole)))
-        num_users += len(shop.user_ids)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for part in parts:
+            shop = part()
+            list(pool.map(partial(score, shop, num_users), rankers))
+            num_users += len(shop.user_ids)
     folds = []
     for as_of, of_parts in scores.items():
         lists_of_fold = evaluation.joined([each.lists for each in of_parts])
