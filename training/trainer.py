@@ -41,8 +41,8 @@ from training.workers import wait_for, workers
 LISTS_AT_ONCE = 64
 """Lists whose candidates are computed together."""
 
-AT_ONCE = min(4, os.cpu_count() or 1)
-"""How much is done side by side in one process: neither a step nor a few lists keep two cores busy by themselves."""
+MODELS_AT_ONCE = min(4, os.cpu_count() or 1)
+"""How many are trained side by side: the steps of one keep 1.3 cores busy."""
 
 Say = Callable[[str], None]
 
@@ -144,17 +144,13 @@ def sampled_examples(
 
 def write_part(shop: Shop, paths: Mapping[int, Path], config: RankerConfig, retrieve: Retrieval) -> None:
     """Write the shards of one part, by interval."""
-
-    def write(interval: int, path: Path) -> None:
+    for interval, path in paths.items():
         # By the name of the shard, so that it is the same whoever makes it, and however often.
         generator = np.random.default_rng([config.seed, *path.stem.encode()])
         lists = shop.lists.get(interval)
         examples = () if lists is None else sampled_examples(shop, interval, config, retrieve, generator)
         num_attainable = 0 if lists is None else len(attainable(shop, lists))
         write_shard(path, examples, num_attainable, len(feature_names(config)))
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(write, paths.keys(), paths.values()))
 
 
 def write_examples(
@@ -309,7 +305,7 @@ def train(
     own = workers()
     # Where several devices or workers add up together, all must do so in one order.
     is_one_device = own.count == 1 and (strategy is None or strategy.num_replicas_in_sync == 1)
-    with ThreadPoolExecutor(AT_ONCE if is_one_device else 1) as pool:
+    with ThreadPoolExecutor(MODELS_AT_ONCE if is_one_device else 1) as pool:
         rankers = dict(zip(models, pool.map(fitted, models), strict=True))
     ranker = rankers.pop(coming)
     folds_scored = evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if own.is_chief else []
@@ -337,25 +333,21 @@ def evaluate(
         champion_ranker = champion.ranker_for(retrieve.shop.item_ids)
         retrieve_for_champion = Retrieval(retrieve.shop, champion.config)
     scores: dict[int, list[Fold]] = {as_of: [] for as_of in rankers}
-
-    def score(shop: Shop, first_user: int, as_of: int) -> None:
-        if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
-            return
-        shown = {MODEL: recommend(shop, lists, rankers[as_of], config, retrieve, num_places=K)}
-        shown |= {name: baseline(shop, lists, K) for name, baseline in BASELINES.items()}
-        if champion and champion.trained_as_of <= as_of:
-            shown[CHAMPION] = recommend(
-                shop, lists, champion_ranker, champion.config, retrieve_for_champion, num_places=K
-            )
-        whole = evaluation.scores(shop, lists, shown, first_user=first_user)
-        scores[as_of].append(Fold(as_of, whole, evaluation.scores_by_items(shop, lists, shown, whole)))
-
     num_users = 0
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for part in parts:
-            shop = part()
-            list(pool.map(partial(score, shop, num_users), rankers))
-            num_users += len(shop.user_ids)
+    for part in parts:
+        shop = part()
+        for as_of, ranker in rankers.items():
+            if as_of not in shop.lists or not len(lists := attainable(shop, shop.lists[as_of])):
+                continue
+            shown = {MODEL: recommend(shop, lists, ranker, config, retrieve, num_places=K)}
+            shown |= {name: baseline(shop, lists, K) for name, baseline in BASELINES.items()}
+            if champion and champion.trained_as_of <= as_of:
+                shown[CHAMPION] = recommend(
+                    shop, lists, champion_ranker, champion.config, retrieve_for_champion, num_places=K
+                )
+            whole = evaluation.scores(shop, lists, shown, first_user=num_users)
+            scores[as_of].append(Fold(as_of, whole, evaluation.scores_by_items(shop, lists, shown, whole)))
+        num_users += len(shop.user_ids)
     folds = []
     for as_of, of_parts in scores.items():
         lists_of_fold = evaluation.joined([each.lists for each in of_parts])
