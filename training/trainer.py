@@ -42,7 +42,7 @@ LISTS_AT_ONCE = 64
 """Lists whose candidates are computed together."""
 
 MODELS_AT_ONCE = min(4, os.cpu_count() or 1)
-"""How many are trained side by side: the steps of one keep 1.3 cores busy."""
+"""How many are trained side by side: a step is too small to keep two cores busy."""
 
 Say = Callable[[str], None]
 
@@ -303,9 +303,9 @@ def train(
         )  # fmt: skip
 
     own = workers()
-    # Where several devices or workers add up together, all must do so in one order.
-    is_one_device = own.count == 1 and (strategy is None or strategy.num_replicas_in_sync == 1)
-    with ThreadPoolExecutor(MODELS_AT_ONCE if is_one_device else 1) as pool:
+    strategy = strategy or tf.distribute.get_strategy()
+    # Where several replicas add up together, all must do so in one order.
+    with ThreadPoolExecutor(MODELS_AT_ONCE if strategy.num_replicas_in_sync == 1 else 1) as pool:
         rankers = dict(zip(models, pool.map(fitted, models), strict=True))
     ranker = rankers.pop(coming)
     folds_scored = evaluate(rankers, parts, config, retrieve, champion=champion, say=say) if own.is_chief else []

@@ -53,6 +53,7 @@ def _flag(text: str) -> bool:
 def arg_parser() -> argparse.ArgumentParser:
     """The flags, named as those of `tensorflow_model_server`."""
     parser = argparse.ArgumentParser("cartwheel-model-server", description=NAME, allow_abbrev=False)
+    switch: dict[str, Any] = {"type": _flag, "nargs": "?", "const": True, "default": False}
     parser.add_argument("--version", action="version", version=NAME)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (not a flag of TF Serving)")
     parser.add_argument("--port", type=int, default=8500, help="gRPC port, 0 for none")
@@ -66,21 +67,12 @@ def arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1, help="0 looks once for each config")
     parser.add_argument("--max_num_load_retries", type=int, default=5)
     parser.add_argument("--load_retry_interval_micros", type=int, default=60_000_000)
-    parser.add_argument(
-        "--allow_version_labels_for_unavailable_models", type=_flag, nargs="?", const=True, default=False
-    )
+    parser.add_argument("--allow_version_labels_for_unavailable_models", **switch)
     parser.add_argument("--ssl_config_file", type=Path, help="an SSLConfig in text format: TLS for gRPC, not for REST")
     parser.add_argument("--monitoring_config_file", type=Path, help="a MonitoringConfig in text format")
-    parser.add_argument("--enable_batching", type=_flag, nargs="?", const=True, default=False)
+    parser.add_argument("--enable_batching", **switch)
     parser.add_argument("--batching_parameters_file", type=Path, help="BatchingParameters in text format")
-    parser.add_argument(
-        "--prefer_tflite_model",
-        type=_flag,
-        nargs="?",
-        const=True,
-        default=False,
-        help="model.tflite, where there is one",
-    )
+    parser.add_argument("--prefer_tflite_model", **switch, help="model.tflite, where there is one")
     parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=2)
     parser.add_argument("--tensorflow_inter_op_parallelism", type=int, default=2)
     for name in IGNORED_FLAGS:

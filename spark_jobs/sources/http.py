@@ -572,7 +572,7 @@ def _spool(spool: Path, number: int, records: list[bytes], about: _Spooled) -> N
 def _spooled(spool: Path, position: Position, options: str) -> list[_Spooled]:
     """The whole pages that follow `position` and were asked for with these options; others are removed."""
     pages: list[_Spooled] = []
-    while about := read_json(spool / f"{len(pages) + 1:08d}.json"):
+    while (about := read_json(spool / f"{len(pages) + 1:08d}.json")) and _file(spool, len(pages) + 1).exists():
         page = _Spooled(about["base"], about["options"], about["reached"])
         if (page.base, page.options) != (position, options):
             break

@@ -515,6 +515,22 @@ def test_a_failed_landing_asks_for_nothing_twice(spark: Any, api: Api) -> None:
     assert len(api.requests) == 3
 
 
+def test_a_page_without_its_records_is_asked_for_again(spark: Any, api: Api) -> None:
+    """A spool of an earlier version, which kept records in other files, stops nothing."""
+    api.answer = by_cursor([[record(1)], [record(2)]])
+    source = reader(api, **CURSOR)
+
+    def land(batch: Batch) -> None:
+        raise RuntimeError("killed")
+
+    with suppress(RuntimeError):
+        source.run(spark, {}, land)
+    for path in (settings().home_dir / "spool").rglob("*.jsonl"):
+        path.rename(path.with_suffix(".jsonl.gz"))
+    assert ids(run(spark, source)[0]) == [[1, 2]]
+    assert len(api.requests) == 4
+
+
 def test_what_has_landed_is_not_landed_from_the_spool_again(spark: Any, api: Api) -> None:
     """Killed after the commit and before the spool was cleared, a read goes on behind it."""
     api.answer = by_cursor([[record(1)], [record(2)], [record(3)]])
